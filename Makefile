@@ -1,0 +1,46 @@
+# Verbs: demo, test, test-full, lint, bench. Each sets up what it needs on a Debian 12 machine.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PACKAGES = packaging/debian-packages.sh
+STAMP := $(VENV)/.built
+NATIVE := $(shell find vmm/_native -name '*.py[xd]') setup.py pyproject.toml
+
+.PHONY: demo test test-full lint bench build clean
+
+build: $(STAMP)
+
+$(STAMP): $(NATIVE)
+	@$(PACKAGES)
+	@test -x $(BIN)/python || { echo "making the virtual environment $(VENV)"; $(PYTHON) -m venv $(VENV); }
+	@echo "installing Python packages and building the native modules (about a minute)"
+	@$(BIN)/python -m pip --quiet --disable-pip-version-check install --editable '.[dev]'
+	@touch $@
+
+demo: build
+	@$(BIN)/python -m tests.lab.demo
+
+test: build
+	@$(PACKAGES) test
+	VLLMD_TEST_KVM=$${VLLMD_TEST_KVM-1} VLLMD_TEST_LAB=$${VLLMD_TEST_LAB-1} \
+	    $(BIN)/python -m pytest --durations=10 $(PYTEST_ARGS)
+
+test-full: build
+	@$(PACKAGES) test
+	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 $(BIN)/python -m pytest --durations=20 $(PYTEST_ARGS)
+
+lint: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/cython-lint vmm/_native
+	$(BIN)/python -m pytest -q tests/style
+
+bench: build
+	@$(PACKAGES) test
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info $(STAMP)
+	find vmm -name '*.so' -delete

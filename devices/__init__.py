@@ -1,0 +1,1 @@
+"""Emulated devices: what the guest sees, given only handles (memory, interrupts, eventfds)."""

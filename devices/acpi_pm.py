@@ -1,0 +1,54 @@
+"""ACPI sleep and reset register, and the register behind the GED with the power button.
+
+Source: ACPI 6.5, 4.8.3.7 (sleep control), 4.8.3.6 (reset register), 5.6.9 (GED).
+"""
+
+from __future__ import annotations
+
+from vmm._native import bus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.irq import IrqLine
+
+RESET = 0x01
+# SLP_TYP 5 and SLP_EN.
+POWER_OFF = 5 << 2 | 1 << 5
+POWER_BUTTON = 8
+
+
+class AcpiRegisters:
+    """Port 0x600: sleep control, sleep status and reset register in one byte."""
+
+    def read(self, offset: int, size: int) -> int:
+        """Reads 0: the machine never wakes from a sleep state."""
+        return 0 if size == 1 else (1 << 8 * size) - 1
+
+    def write(self, offset: int, value: int, size: int) -> int:
+        """Power off (S5) or reset; other values do nothing."""
+        if size != 1:
+            return bus.CONTINUE
+        if value == POWER_OFF:
+            return bus.SHUTDOWN
+        return bus.RESET if value == RESET else bus.CONTINUE
+
+
+class Ged:
+    """The byte of pending events; reading clears it."""
+
+    def __init__(self, line: IrqLine) -> None:
+        self._line = line
+        self._pending = 0
+
+    def power_button(self) -> None:
+        """Press the button; any thread."""
+        self._pending |= POWER_BUTTON
+        self._line.pulse()
+
+    def read(self, offset: int, size: int) -> int:
+        """Pending events, which are forgotten."""
+        value, self._pending = self._pending, 0
+        return value
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """Nothing to write."""

@@ -1,0 +1,1 @@
+"""The PCI bus: configuration space, base address registers, host bridge, MSI-X."""

@@ -1,0 +1,74 @@
+"""The configuration space of one function: bytes, and which bits a guest may change.
+
+Source: PCI Local Bus Specification 3.0, chapter 6.
+"""
+
+from __future__ import annotations
+
+SIZE = 4096
+VENDOR_ID = 0x00
+DEVICE_ID = 0x02
+COMMAND = 0x04
+STATUS = 0x06
+REVISION = 0x08
+CLASS = 0x09
+CACHE_LINE = 0x0C
+HEADER_TYPE = 0x0E
+BAR0 = 0x10
+BAR_COUNT = 6
+SUBSYSTEM_VENDOR = 0x2C
+SUBSYSTEM_ID = 0x2E
+CAPABILITIES = 0x34
+INTERRUPT_LINE = 0x3C
+FIRST_CAPABILITY = 0x40
+STATUS_CAPABILITIES = 0x10
+COMMAND_MEMORY = 2
+
+
+class ConfigSpace:
+    """4096 bytes with a write mask of the same size; unmapped bytes read 0."""
+
+    def __init__(
+        self, vendor: int, device: int, class_code: int, revision: int, subsystem: tuple[int, int]
+    ) -> None:
+        self.data = bytearray(SIZE)
+        self.mask = bytearray(SIZE)
+        self.set(VENDOR_ID, vendor, 2)
+        self.set(DEVICE_ID, device, 2)
+        self.set(REVISION, revision, 1)
+        self.set(CLASS, class_code, 3)
+        self.set(SUBSYSTEM_VENDOR, subsystem[0], 2)
+        self.set(SUBSYSTEM_ID, subsystem[1], 2)
+        self.allow(COMMAND, 0xFFFF, 2)
+        self.allow(CACHE_LINE, 0xFF, 1)
+        self.allow(INTERRUPT_LINE, 0xFF, 1)
+        self._next_capability = FIRST_CAPABILITY
+        self._last_pointer = CAPABILITIES
+
+    def set(self, offset: int, value: int, size: int) -> None:
+        """Change a field regardless of the mask (device side)."""
+        self.data[offset : offset + size] = value.to_bytes(size, "little")
+
+    def get(self, offset: int, size: int) -> int:
+        """A field's value."""
+        return int.from_bytes(self.data[offset : offset + size], "little")
+
+    def allow(self, offset: int, mask: int, size: int) -> None:
+        """Let the guest change these bits."""
+        self.mask[offset : offset + size] = mask.to_bytes(size, "little")
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """A guest's write: only allowed bits change."""
+        for index, byte in enumerate(value.to_bytes(size, "little"), offset):
+            mask = self.mask[index]
+            self.data[index] = self.data[index] & ~mask & 0xFF | byte & mask
+
+    def add_capability(self, body: bytes) -> int:
+        """Append a capability (``body`` from its id on, next pointer left 0); its offset."""
+        offset = self._next_capability
+        self.data[offset : offset + len(body)] = body
+        self.data[self._last_pointer] = offset
+        self._last_pointer = offset + 1
+        self._next_capability = (offset + len(body) + 3) & ~3
+        self.set(STATUS, self.get(STATUS, 2) | STATUS_CAPABILITIES, 2)
+        return offset

@@ -1,0 +1,115 @@
+"""One PCI function: its configuration space, its BARs, and what happens when they move."""
+
+from __future__ import annotations
+
+from devices.pci.bar import Bar
+from devices.pci.config_space import BAR0, BAR_COUNT, COMMAND, COMMAND_MEMORY, ConfigSpace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class BarMapper(Protocol):
+        """Puts a BAR's range on the bus; given by the bus the function sits on."""
+
+        def map_bar(self, function: PciFunction, bar: Bar, address: int) -> bool:
+            """True when the range answers at ``address`` now."""
+
+        def unmap_bar(self, function: PciFunction, bar: Bar) -> None:
+            """The range answers nowhere any more."""
+
+
+_BAR_END = BAR0 + 4 * BAR_COUNT
+
+
+class PciFunction:
+    """Base of every function. Accesses come from vCPU threads, with the GIL held."""
+
+    def __init__(self, name: str, config: ConfigSpace) -> None:
+        self.name = name
+        self.config = config
+        self.bars: list[Bar] = []
+        self._registers: dict[int, tuple[Bar, int]] = {}
+        self.mapper: BarMapper | None = None
+        self.slot = 0
+
+    def add_bar(self, bar: Bar) -> None:
+        """Take the BAR's one or two registers."""
+        self.bars.append(bar)
+        self._registers[bar.index] = (bar, 0)
+        if bar.wide:
+            self._registers[bar.index + 1] = (bar, 1)
+
+    def bar_target(self, bar: Bar) -> object:
+        """The bus target behind a BAR; subclasses with BARs say."""
+        raise NotImplementedError(f"{self.name} has no BAR {bar.index}")
+
+    def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
+        """Called after a BAR's range moved, appeared (old None) or went (new None)."""
+
+    def enable(self) -> None:
+        """Switch memory decoding on, as a machine built by us hands it to the guest."""
+        self.config.set(COMMAND, COMMAND_MEMORY, 2)
+        self.update_bars()
+
+    def config_read(self, offset: int, size: int) -> int:
+        """Read ``size`` (1, 2, 4) bytes; ``offset`` + ``size`` lies inside one dword."""
+        if BAR0 <= offset < _BAR_END:
+            register = self._registers.get((offset - BAR0) >> 2)
+            value = register[0].read(register[1]) if register else 0
+            return value >> 8 * (offset & 3) & ((1 << 8 * size) - 1)
+        return self.config.get(offset, size)
+
+    def config_write(self, offset: int, value: int, size: int) -> None:
+        """Write ``size`` bytes inside one dword."""
+        if BAR0 <= offset < _BAR_END:
+            self._write_bar(offset, value, size)
+            return
+        self.config.write(offset, value, size)
+        if offset <= COMMAND < offset + size or offset <= COMMAND + 1 < offset + size:
+            self.update_bars()
+
+    def _write_bar(self, offset: int, value: int, size: int) -> None:
+        register = self._registers.get((offset - BAR0) >> 2)
+        if register is None:
+            return
+        bar, half = register
+        if size != 4:
+            # Read, modify, write of the dword; nobody does it, the specification allows it.
+            shift = 8 * (offset & 3)
+            mask = ((1 << 8 * size) - 1) << shift
+            value = bar.read(half) & ~mask | value << shift
+        bar.write(half, value)
+        # A 64-bit address is complete with its upper half.
+        if not bar.wide or half == 1:
+            self.update_bars()
+
+    @property
+    def decoding(self) -> bool:
+        """True while the function answers in memory space."""
+        return bool(self.config.get(COMMAND, 2) & COMMAND_MEMORY)
+
+    def update_bars(self) -> None:
+        """Make the bus agree with the registers."""
+        for bar in self.bars:
+            if not bar.settled:
+                continue
+            wanted = bar.value if self.decoding else None
+            if wanted != bar.mapped:
+                self._remap(bar, wanted)
+
+    def _remap(self, bar: Bar, wanted: int | None) -> None:
+        if self.mapper is None:
+            return
+        old = bar.mapped
+        if wanted is None:
+            self.mapper.unmap_bar(self, bar)
+            bar.mapped = None
+        elif self.mapper.map_bar(self, bar, wanted):
+            bar.mapped = wanted
+        elif old is not None:
+            # Refused: the register goes back, and the range stays where it was.
+            bar.value = old
+            return
+        if bar.mapped != old:
+            self.bar_moved(bar, old, bar.mapped)

@@ -1,0 +1,89 @@
+"""MSI-X: the table, the pending bits, and when a vector is connected.
+
+Source: PCI Local Bus Specification 3.0, 6.8.2.
+"""
+
+from __future__ import annotations
+
+import struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.irq import MsiVector
+
+CAPABILITY_ID = 0x11
+CAPABILITY_SIZE = 12
+CONTROL = 2
+CONTROL_ENABLE = 1 << 15
+CONTROL_MASK_ALL = 1 << 14
+ENTRY_SIZE = 16
+ENTRY_CONTROL = 12
+ENTRY_MASKED = 1
+
+
+class Msix:
+    """The vectors of one function. Accesses come from vCPU threads, with the GIL held."""
+
+    def __init__(self, vectors: list[MsiVector]) -> None:
+        self.vectors = vectors
+        self.enabled = False
+        self.masked = False
+        self._table = bytearray(ENTRY_SIZE * len(vectors))
+        self.reset()
+
+    def capability(self, bir: int, table_offset: int, pba_offset: int) -> bytes:
+        """The capability's 12 bytes, switched off."""
+        return struct.pack(
+            "<BBHII", CAPABILITY_ID, 0, len(self.vectors) - 1, table_offset | bir, pba_offset | bir
+        )
+
+    def reset(self) -> None:
+        """As after a bus reset: off, every entry masked, nothing pending."""
+        self.set_control(0)
+        for index, vector in enumerate(self.vectors):
+            entry = bytes(ENTRY_CONTROL) + struct.pack("<I", ENTRY_MASKED)
+            self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = entry
+            vector.clear()
+
+    def set_control(self, control: int) -> None:
+        """The guest wrote message control: enable and function mask."""
+        enabled = bool(control & CONTROL_ENABLE)
+        masked = bool(control & CONTROL_MASK_ALL)
+        if (enabled, masked) != (self.enabled, self.masked):
+            self.enabled = enabled
+            self.masked = masked
+            for index in range(len(self.vectors)):
+                self._apply(index)
+
+    def _apply(self, index: int) -> None:
+        """Connect or disconnect a vector, whichever its state now asks for."""
+        low, high, data, control = struct.unpack_from("<IIII", self._table, index * ENTRY_SIZE)
+        vector = self.vectors[index]
+        if self.enabled and not self.masked and not control & ENTRY_MASKED:
+            vector.unmask(high << 32 | low, data)
+        elif vector.unmasked:
+            vector.mask()
+
+    def table_read(self, offset: int, size: int) -> int:
+        """Read 4 or 8 bytes of the table; other widths are undefined and read 0."""
+        if size not in (4, 8) or offset % size or offset + size > len(self._table):
+            return 0
+        return int.from_bytes(self._table[offset : offset + size], "little")
+
+    def table_write(self, offset: int, value: int, size: int) -> None:
+        """Write 4 or 8 bytes of the table."""
+        if size not in (4, 8) or offset % size or offset + size > len(self._table):
+            return
+        index = offset // ENTRY_SIZE
+        old = bytes(self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE])
+        self._table[offset : offset + size] = value.to_bytes(size, "little")
+        if old != self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]:
+            self._apply(index)
+
+    def pba_read(self, offset: int, size: int) -> int:
+        """Pending bits: one for each vector, read only."""
+        value = 0
+        for index in range(8 * offset, min(8 * (offset + size), len(self.vectors))):
+            if self.vectors[index].pending:
+                value |= 1 << index - 8 * offset
+        return value

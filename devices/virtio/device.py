@@ -1,0 +1,112 @@
+"""What the transport and a virtio device agree on (virtio 1.2, chapters 2 and 3)."""
+
+from __future__ import annotations
+
+from vmm.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm._native.guestmem import GuestMemory
+    from vmm._native.virtqueue import VirtQueue
+
+F_INDIRECT_DESC = 1 << 28
+F_EVENT_IDX = 1 << 29
+F_VERSION_1 = 1 << 32
+
+
+class QueueConfig(Record):
+    """A queue as the driver set it up: guest addresses, and eventfds borrowed by the device.
+
+    ``kick_fd`` is written at a doorbell; ``call_fd`` raises the queue's interrupt, -1 without one.
+    """
+
+    __slots__ = ("call_fd", "desc_gpa", "device_gpa", "driver_gpa", "index", "kick_fd", "size")
+    index: int
+    size: int
+    desc_gpa: int
+    driver_gpa: int
+    device_gpa: int
+    kick_fd: int
+    call_fd: int
+
+    def __init__(
+        self,
+        index: int,
+        size: int,
+        desc_gpa: int,
+        driver_gpa: int,
+        device_gpa: int,
+        kick_fd: int,
+        call_fd: int,
+    ) -> None:
+        self._set(
+            index=index,
+            size=size,
+            desc_gpa=desc_gpa,
+            driver_gpa=driver_gpa,
+            device_gpa=device_gpa,
+            kick_fd=kick_fd,
+            call_fd=call_fd,
+        )
+
+    def open(self, memory: GuestMemory, features: int) -> VirtQueue:
+        """The native queue; ValueError when an area is misaligned or outside guest RAM."""
+        from vmm._native.virtqueue import VirtQueue
+
+        return VirtQueue(
+            memory,
+            self.size,
+            self.desc_gpa,
+            self.driver_gpa,
+            self.device_gpa,
+            event_idx=bool(features & F_EVENT_IDX),
+            indirect=bool(features & F_INDIRECT_DESC),
+        )
+
+
+class VirtioDevice:
+    """Base of the devices behind a transport.
+
+    activate(), reset() and the register calls come from vCPU threads with the GIL held;
+    close() and config changes from the control thread.
+    """
+
+    name: str
+    device_type: int
+    queue_sizes: Sequence[int]
+    # Offered feature bits; the transport adds VERSION_1.
+    features: int = 0
+    pci_class: int = 0xFFFF00
+    config_size: int = 0
+    # True where firmware must reach the registers below 4 GiB.
+    low_bar: bool = False
+    # Set by the transport: tells the driver that the configuration changed.
+    config_changed: Callable[[], None] | None = None
+
+    def read_config(self, offset: int, size: int) -> int:
+        """Device configuration; ``offset`` + ``size`` is inside config_size."""
+        return 0
+
+    def write_config(self, offset: int, value: int, size: int) -> None:
+        """A driver's write of device configuration; read-only unless a device says otherwise."""
+
+    def activate(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
+        """Start working on the enabled queues; ValueError when one cannot be used."""
+        raise NotImplementedError(self.name)
+
+    def reset(self) -> None:
+        """Stop working; when it returns no guest memory is in use. Idempotent."""
+
+    def broken(self) -> bool:
+        """True when a worker met a malformed ring and the device needs a reset."""
+        return False
+
+    def status(self) -> dict[str, object]:
+        """Facts for people: counters and the like."""
+        return {}
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self.reset()

@@ -1,0 +1,274 @@
+"""virtio over PCI, the modern transport (virtio 1.2, 4.1).
+
+All registers are in BAR 0; interrupts are MSI-X only; doorbells reach the device's thread as
+eventfds, without an exit to us.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from _thread import allocate_lock
+
+from devices.pci.bar import Bar
+from devices.pci.config_space import ConfigSpace
+from devices.pci.function import PciFunction
+from devices.pci.msix import CONTROL, Msix
+from devices.virtio.common_config import (
+    DRIVER_OK,
+    FEATURES_OK,
+    NEEDS_RESET,
+    NO_VECTOR,
+    CommonConfig,
+)
+from devices.virtio.common_config import SIZE as COMMON_SIZE
+from vmm.log import get_logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from devices.virtio.device import VirtioDevice
+    from vmm.irq import MsiVector
+    from vmm.vm import Doorbells
+
+log = get_logger(__name__)
+
+VENDOR = 0x1AF4
+DEVICE_BASE = 0x1040
+REVISION = 1
+BAR_SIZE = 0x80000
+ISR = 0x2000
+DEVICE = 0x4000
+NOTIFY = 0x6000
+NOTIFY_SIZE = 0x1000
+NOTIFY_MULTIPLIER = 4
+MSIX_TABLE = 0x8000
+MSIX_TABLE_SIZE = 0x40000
+MSIX_PBA = 0x48000
+MSIX_PBA_SIZE = 0x800
+VENDOR_CAPABILITY = 0x09
+CFG_COMMON, CFG_NOTIFY, CFG_ISR, CFG_DEVICE, CFG_PCI = 1, 2, 3, 4, 5
+
+
+class VirtioPciFunction(PciFunction):
+    """One virtio device as a PCI function.
+
+    The doorbell eventfds are blocking, as io_uring reads them; nobody else reads them.
+    """
+
+    def __init__(
+        self, device: VirtioDevice, vectors: list[MsiVector], doorbells: Doorbells
+    ) -> None:
+        identity = DEVICE_BASE + device.device_type
+        config = ConfigSpace(VENDOR, identity, device.pci_class, REVISION, (VENDOR, identity))
+        super().__init__(device.name, config)
+        self.device = device
+        self.msix = Msix(vectors)
+        self.common = CommonConfig(
+            device.features, device.queue_sizes, len(vectors), self._status_changed, device.broken
+        )
+        self._doorbells = doorbells
+        self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in device.queue_sizes]
+        self._belled: list[tuple[int, int]] = []
+        self._active = False
+        self._lock = allocate_lock()
+        self.bar = Bar(0, BAR_SIZE, wide=not device.low_bar)
+        self.add_bar(self.bar)
+        self._window = 0
+        self._msix_offset = 0
+        self._add_capabilities()
+        device.config_changed = self.config_interrupt
+
+    def _add_capabilities(self) -> None:
+        config = self.config
+
+        def vendor(kind: int, offset: int, length: int, extra: bytes = b"") -> int:
+            body = struct.pack(
+                "<BBBBB3xII", VENDOR_CAPABILITY, 0, 16 + len(extra), kind, 0, offset, length
+            )
+            return config.add_capability(body + extra)
+
+        vendor(CFG_COMMON, 0, COMMON_SIZE)
+        vendor(CFG_ISR, ISR, 1)
+        if self.device.config_size:
+            vendor(CFG_DEVICE, DEVICE, self.device.config_size)
+        vendor(CFG_NOTIFY, NOTIFY, NOTIFY_SIZE, struct.pack("<I", NOTIFY_MULTIPLIER))
+        self._window = vendor(CFG_PCI, 0, 0, bytes(4))
+        # The driver chooses bar, offset and length of the window.
+        config.allow(self._window + 4, 0xFF, 1)
+        config.allow(self._window + 8, (1 << 64) - 1, 8)
+        capability = self.msix.capability(0, MSIX_TABLE, MSIX_PBA)
+        self._msix_offset = config.add_capability(capability)
+        config.allow(self._msix_offset + CONTROL, 0xC000, 2)
+
+    def bar_target(self, bar: Bar) -> object:
+        """The registers themselves (see read() and write())."""
+        return self
+
+    def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
+        """Doorbells follow the BAR."""
+        if self._active:
+            self._detach_bells()
+            self._attach_bells()
+
+    # --- configuration space ---
+
+    def config_read(self, offset: int, size: int) -> int:
+        """As the base, with the window into BAR 0 (4.1.4.9)."""
+        if self._in_window(offset):
+            target, length = self._window_target()
+            if length in (1, 2, 4) and length == size and offset == self._window + 16:
+                return self.read(target, length)
+            return 0
+        return super().config_read(offset, size)
+
+    def config_write(self, offset: int, value: int, size: int) -> None:
+        """As the base, with the window into BAR 0 and MSI-X control."""
+        if self._in_window(offset):
+            target, length = self._window_target()
+            if length in (1, 2, 4) and length == size and offset == self._window + 16:
+                self.write(target, value, length)
+            return
+        super().config_write(offset, value, size)
+        control = self._msix_offset + CONTROL
+        if offset < control + 2 and control < offset + size:
+            with self._lock:
+                self.msix.set_control(self.config.get(control, 2))
+
+    def _in_window(self, offset: int) -> bool:
+        return self._window + 16 <= offset < self._window + 20
+
+    def _window_target(self) -> tuple[int, int]:
+        offset = self.config.get(self._window + 8, 4)
+        length = self.config.get(self._window + 12, 4)
+        return offset, length if offset + length <= BAR_SIZE else 0
+
+    # --- BAR 0 ---
+
+    def read(self, offset: int, size: int) -> int:
+        """A register read in BAR 0; what is not decoded reads 0."""
+        with self._lock:
+            if offset + size <= COMMON_SIZE:
+                return self.common.read(offset, size)
+            if DEVICE <= offset < DEVICE + self.device.config_size:
+                return self._read_device(offset - DEVICE, size)
+            if MSIX_TABLE <= offset < MSIX_TABLE + MSIX_TABLE_SIZE:
+                return self.msix.table_read(offset - MSIX_TABLE, size)
+            if MSIX_PBA <= offset < MSIX_PBA + MSIX_PBA_SIZE:
+                return self.msix.pba_read(offset - MSIX_PBA, size)
+        return 0
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """A register write in BAR 0; what is not decoded is ignored."""
+        with self._lock:
+            if offset + size <= COMMON_SIZE:
+                self.common.write(offset, value, size)
+            elif offset >= DEVICE and offset + size <= DEVICE + self.device.config_size:
+                self.device.write_config(offset - DEVICE, value, size)
+            elif NOTIFY <= offset < NOTIFY + NOTIFY_SIZE:
+                self._kick((offset - NOTIFY) // NOTIFY_MULTIPLIER)
+            elif MSIX_TABLE <= offset < MSIX_TABLE + MSIX_TABLE_SIZE:
+                self.msix.table_write(offset - MSIX_TABLE, value, size)
+
+    def _read_device(self, offset: int, size: int) -> int:
+        inside = min(size, self.device.config_size - offset)
+        if inside == size:
+            return self.device.read_config(offset, size)
+        value = 0
+        for index in range(inside):
+            value |= self.device.read_config(offset + index, 1) << 8 * index
+        return value
+
+    def _kick(self, index: int) -> None:
+        # Reached when the kernel has no doorbell for this address (a device not yet active).
+        if self._active and index < len(self._kick_fds):
+            os.eventfd_write(self._kick_fds[index], 1)
+
+    # --- life ---
+
+    def _status_changed(self, status: int) -> None:
+        if status == 0:
+            self._reset()
+        elif status & DRIVER_OK and status & FEATURES_OK:
+            self._activate()
+
+    def _activate(self) -> None:
+        queues = self.common.enabled_queues(self._kick_fds, self._call_fd)
+        try:
+            self.device.activate(
+                self.common.accepted, queues, self._call_fd(self.common.config_vector)
+            )
+        except ValueError as error:
+            log.warning(f"{self.name}: the driver's queues cannot be used: {error}")
+            self.common.status |= NEEDS_RESET
+            self._raise_config()
+            return
+        self._active = True
+        self._attach_bells()
+
+    def _reset(self) -> None:
+        self._detach_bells()
+        self._active = False
+        self.device.reset()
+        for fd in self._kick_fds:
+            _drain(fd)
+        self.common.reset()
+
+    def _attach_bells(self) -> None:
+        base = self.bar.mapped
+        if base is None:
+            return
+        for index, fd in enumerate(self._kick_fds):
+            if self.common.queues[index].enabled:
+                gpa = base + NOTIFY + index * NOTIFY_MULTIPLIER
+                self._doorbells.attach(gpa, fd)
+                self._belled.append((gpa, fd))
+
+    def _detach_bells(self) -> None:
+        for gpa, fd in self._belled:
+            self._doorbells.detach(gpa, fd)
+        self._belled.clear()
+
+    def _call_fd(self, vector: int) -> int:
+        return -1 if vector == NO_VECTOR else self.msix.vectors[vector].fd
+
+    def config_interrupt(self) -> None:
+        """The device's configuration changed; callable on the control thread."""
+        with self._lock:
+            self.common.generation = self.common.generation + 1 & 0xFF
+            if self._active:
+                self._raise_config()
+
+    def _raise_config(self) -> None:
+        fd = self._call_fd(self.common.config_vector)
+        if fd >= 0:
+            os.eventfd_write(fd, 1)
+
+    def status(self) -> dict[str, object]:
+        """Facts for `status`."""
+        return {
+            "name": self.name,
+            "slot": self.slot,
+            "active": self._active,
+            "bar": self.bar.mapped,
+            **self.device.status(),
+        }
+
+    def close(self) -> None:
+        """Stop the device and close the doorbells; the vCPUs have ended before."""
+        with self._lock:
+            self._detach_bells()
+            self._active = False
+            self.device.close()
+            for fd in self._kick_fds:
+                os.close(fd)
+            self._kick_fds = []
+
+
+def _drain(fd: int) -> None:
+    """Empty a blocking eventfd without waiting on it."""
+    import select
+
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    if poll.poll(0):
+        os.eventfd_read(fd)

@@ -1,0 +1,45 @@
+"""virtio-rng: the host's random numbers (virtio 1.2, 5.4)."""
+
+from __future__ import annotations
+
+from devices.virtio.device import VirtioDevice
+from vmm._native.rngpump import RngWorker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from devices.virtio.device import QueueConfig
+    from vmm._native.guestmem import GuestMemory
+
+QUEUE_SIZE = 256
+
+
+class Rng(VirtioDevice):
+    """Entropy from getrandom(2), always present."""
+
+    device_type = 4
+    queue_sizes = (QUEUE_SIZE,)
+
+    def __init__(self, name: str, memory: GuestMemory) -> None:
+        self.name = name
+        self._memory = memory
+        self._worker: RngWorker | None = None
+
+    def activate(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
+        """Start the worker; a driver without a queue gets none."""
+        for queue in queues:
+            self._worker = RngWorker(
+                queue.open(self._memory, features), queue.kick_fd, queue.call_fd, config_call_fd
+            )
+            self._worker.start(self.name)
+
+    def reset(self) -> None:
+        """Stop the worker."""
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    def broken(self) -> bool:
+        """True when the ring is malformed."""
+        return self._worker is not None and self._worker.broken != 0

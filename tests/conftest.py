@@ -1,0 +1,99 @@
+"""Gates with three positions, and a check that no test leaves descriptors or threads behind.
+
+VLLMD_TEST_KVM and VLLMD_TEST_LAB: unset = run when the machine can, else skip with the reason;
+1 = a missing piece is a failure; 0 = off.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+GATES = {"kvm": "VLLMD_TEST_KVM", "lab": "VLLMD_TEST_LAB"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "kvm: needs /dev/kvm (tiny guests)")
+    config.addinivalue_line("markers", "lab: boots the lab (real kernels)")
+    config.addinivalue_line("markers", "full: part of the longer matrix only")
+
+
+def kvm_problem() -> str | None:
+    if os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return None
+    return "/dev/kvm is missing or not permitted (remedy: load KVM, join the group kvm)"
+
+
+def lab_problem() -> str | None:
+    from tests.lab.lab import missing_for_lab
+
+    missing = missing_for_lab()
+    return (
+        f"the lab needs Debian packages: apt-get install {' '.join(missing)}" if missing else None
+    )
+
+
+PROBLEMS = {"kvm": kvm_problem, "lab": lab_problem}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        for name in GATES:
+            if here / name in Path(item.path).parents:
+                item.add_marker(name)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("full") and os.environ.get("VLLMD_TEST_FULL") != "1":
+        pytest.skip("part of the longer matrix (make test-full)")
+    for name, variable in GATES.items():
+        if not item.get_closest_marker(name):
+            continue
+        setting = os.environ.get(variable)
+        if setting == "0":
+            pytest.skip(f"{variable}=0")
+        problem = PROBLEMS[name]()
+        if problem and setting == "1":
+            pytest.fail(f"{variable}=1, but {problem}")
+        if problem:
+            pytest.skip(problem)
+
+
+def open_descriptors() -> dict[str, str]:
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[name] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+    return found
+
+
+def thread_count() -> int:
+    return len(os.listdir("/proc/self/task"))
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest):
+    """Fails a test after which more descriptors or threads are there than before."""
+    if request.node.get_closest_marker("lab"):
+        yield
+        return
+    fds = open_descriptors()
+    threads = thread_count()
+    yield
+    deadline = time.monotonic() + 1
+    while True:
+        gc.collect()
+        new = {k: v for k, v in open_descriptors().items() if k not in fds}
+        more = thread_count() - threads
+        if not new and more <= 0:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"left behind: descriptors {new}, {more} threads")
+        time.sleep(0.02)

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+
+from vmm._native import bus as native_bus
+from vmm._native.bus import Bus
+
+
+class Register:
+    def __init__(self, value=0):
+        self.value = value
+        self.seen = []
+
+    def read(self, offset, size):
+        self.seen.append(("r", offset, size))
+        return self.value & ((1 << 8 * size) - 1)
+
+    def write(self, offset, value, size):
+        self.seen.append(("w", offset, value, size))
+        self.value = value
+        return native_bus.RESET if value == 0xFE else None
+
+
+@pytest.fixture
+def bus():
+    return Bus("ports")
+
+
+def test_undecoded_reads_are_ones_and_writes_vanish(bus):
+    assert bus.read(0x100, 1) == 0xFF
+    assert bus.read(0x100, 4) == 0xFFFFFFFF
+    assert bus.write(0x100, 5, 2) == native_bus.CONTINUE
+
+
+def test_accesses_reach_the_device_with_its_offset(bus):
+    device = Register(0x1122334455667788)
+    bus.attach(0x3F8, 8, device, "com1")
+    assert bus.read(0x3FA, 2) == 0x7788
+    assert bus.write(0x3FF, 0x55, 1) == 0
+    assert device.seen == [("r", 2, 2), ("w", 7, 0x55, 1)]
+
+
+def test_access_across_the_end_is_nobodys(bus):
+    device = Register()
+    bus.attach(0x3F8, 8, device, "com1")
+    assert bus.read(0x3FF, 2) == 0xFFFF
+    assert bus.read(0x3F7, 2) == 0xFFFF
+    assert device.seen == []
+
+
+def test_outcome_comes_back(bus):
+    bus.attach(0x64, 1, Register(), "i8042")
+    assert bus.write(0x64, 0xFE, 1) == native_bus.RESET
+
+
+def test_overlap_names_both(bus):
+    bus.attach(0x60, 8, Register(), "first")
+    with pytest.raises(ValueError, match="second.*overlaps first"):
+        bus.attach(0x67, 1, Register(), "second")
+    bus.attach(0x68, 1, Register(), "third")
+
+
+def test_move_and_rollback(bus):
+    device = Register(7)
+    other = Register(9)
+    bus.attach(0x1000, 16, device, "a")
+    bus.attach(0x2000, 16, other, "b")
+    bus.move(0x1000, 0x3000)
+    assert bus.read(0x1000, 1) == 0xFF
+    assert bus.read(0x3000, 1) == 7
+    with pytest.raises(ValueError, match="overlaps b"):
+        bus.move(0x3000, 0x2008)
+    assert bus.read(0x3000, 1) == 7
+    bus.detach(0x3000)
+    assert bus.read(0x3000, 1) == 0xFF
+    with pytest.raises(KeyError):
+        bus.detach(0x3000)
+
+
+def test_many_ranges_stay_sorted(bus):
+    order = [(n * 7919) % 64 for n in range(64)]
+    for n in order:
+        bus.attach(0x1000 * n, 8, Register(n), f"d{n}")
+    for n in range(64):
+        assert bus.read(0x1000 * n, 1) == n
+    for n in order[:32]:
+        bus.detach(0x1000 * n)
+    for n in range(64):
+        assert bus.read(0x1000 * n, 1) == (0xFF if n in order[:32] else n)
+
+
+def test_a_raising_device_is_told_once(bus):
+    class Broken:
+        def read(self, offset, size):
+            raise RuntimeError("no luck")
+
+        def write(self, offset, value, size):
+            return None
+
+    bus.attach(0, 1, Broken(), "broken")
+    with pytest.raises(RuntimeError, match="no luck"):
+        bus.read(0, 1)
+    assert bus.error is None
+
+
+def test_a_value_too_wide_for_64_bits_is_an_error(bus):
+
+    class Wide:
+        def read(self, offset, size):
+            return 1 << 64
+
+        def write(self, offset, value, size):
+            return None
+
+    bus.attach(0x100, 8, Wide(), "too wide")
+    with pytest.raises(OverflowError):
+        bus.read(0x100, 8)
+
+
+@pytest.mark.parametrize("size", [0, 3, 5, 16])
+def test_odd_sizes_are_refused(bus, size):
+    with pytest.raises(ValueError):
+        bus.read(0, size)

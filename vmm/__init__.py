@@ -1,0 +1,26 @@
+"""A KVM virtual machine monitor: control plane in Python, hot half native.
+
+Importing this package costs nothing: names are resolved on first use, so that the command line
+starts fast and no import circle through ``devices`` can form.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Config": "vmm.config",
+    "GuestMemory": "vmm._native.guestmem",
+    "Machine": "vmm.machine",
+    "build_machine": "vmm.machine",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Resolve a public name of the package on first use."""
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'vmm' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(module), name)

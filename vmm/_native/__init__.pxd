@@ -1,0 +1,1 @@
+# Contracts of the native modules; see each .pxd.

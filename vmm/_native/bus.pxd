@@ -1,0 +1,46 @@
+"""The table that sends a port or MMIO access to a device.
+
+A target is native (a BusTarget with a C handler, run without the GIL) or a Python object with
+``read(offset, size)`` and ``write(offset, value, size)`` (run with the GIL: set-up time only).
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    OUTCOME_CONTINUE = 0     # back into the guest
+    OUTCOME_RESET = 1        # the guest asked for a reset
+    OUTCOME_SHUTDOWN = 2     # the guest powered itself off
+    OUTCOME_KICKED = 3       # the run was interrupted by kick()
+    OUTCOME_CRASH = 4        # the guest cannot go on (triple fault is a reset, not this)
+    OUTCOME_ERROR = 5        # a device raised, or KVM_RUN failed
+
+# `data` has `size` bytes (1, 2, 4 or 8), little endian, prefilled with 0xff for reads.
+ctypedef int (*bus_handler)(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
+                            int is_write) noexcept nogil
+
+cdef class BusTarget:
+    cdef bus_handler handler      # set by the subclass; opaque is the object itself
+
+cdef struct Entry:
+    uint64_t start
+    uint64_t length
+    bus_handler handler
+    void *opaque
+
+cdef class Bus:
+    cdef readonly str name
+    cdef Entry *entries
+    cdef int count
+    cdef int capacity
+    cdef void *lock               # pthread_rwlock_t
+    cdef dict owners              # start -> (target, name): keeps every opaque alive
+    cdef list retired             # targets detached while a vCPU may still be inside them
+    cdef public object error      # first exception a Python target raised, else None
+
+    # Sends one access; a miss leaves `data` untouched (all ones for a read). Any vCPU thread.
+    cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,
+                    int is_write) noexcept nogil
+    cdef int script_access(self, uint64_t address, int size, uint8_t *data, uint64_t value,
+                           int is_write) except -1
+    cdef int insert(self, Entry entry) except -1
+    cdef void remove(self, uint64_t start) noexcept

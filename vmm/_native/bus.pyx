@@ -1,0 +1,205 @@
+"""Port and MMIO buses: a sorted table that sends each access to its device."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy, memmove
+
+from cpython.ref cimport PyObject
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_rwlock_t:
+        pass
+    int pthread_rwlock_init(pthread_rwlock_t *lock, void *attributes)
+    int pthread_rwlock_destroy(pthread_rwlock_t *lock)
+    int pthread_rwlock_rdlock(pthread_rwlock_t *lock)
+    int pthread_rwlock_wrlock(pthread_rwlock_t *lock)
+    int pthread_rwlock_unlock(pthread_rwlock_t *lock)
+
+CONTINUE = OUTCOME_CONTINUE
+RESET = OUTCOME_RESET
+SHUTDOWN = OUTCOME_SHUTDOWN
+KICKED = OUTCOME_KICKED
+CRASH = OUTCOME_CRASH
+ERROR = OUTCOME_ERROR
+
+
+cdef class BusTarget:
+    """A native device: its subclass sets the C handler, which runs without the GIL."""
+
+
+cdef class PythonTarget(BusTarget):
+    """Carries accesses to a Python object's read() and write(), taking the GIL for each."""
+
+    cdef object device
+    cdef Bus bus
+
+    def __cinit__(self, device, Bus bus):
+        self.device = device
+        self.bus = bus
+        self.handler = python_access
+
+
+cdef int python_access(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
+                       int is_write) noexcept nogil:
+    with gil:
+        return python_access_gil(<PythonTarget><PyObject *>opaque, offset, data, size, is_write)
+
+
+cdef int python_access_gil(PythonTarget target, uint64_t offset, uint8_t *data, uint32_t size,
+                           int is_write) noexcept:
+    cdef uint64_t value = 0
+    try:
+        if is_write:
+            memcpy(&value, data, size)
+            outcome = target.device.write(offset, value, size)
+            return 0 if outcome is None else <int>outcome
+        value = target.device.read(offset, size)
+        memcpy(data, &value, size)
+        return OUTCOME_CONTINUE
+    except BaseException as error:
+        # The vCPU leaves its loop; the control thread reports the first error with its traceback.
+        if target.bus.error is None:
+            target.bus.error = error
+        return OUTCOME_ERROR
+
+
+cdef class Bus:
+    """One address space of devices (ports, or MMIO).
+
+    attach, detach and move may be called from any Python thread while vCPUs run. Overlap is an
+    error at once (ValueError names both). ``error`` is the first exception a device raised.
+    """
+
+    def __cinit__(self, str name):
+        self.name = name
+        self.owners = {}
+        self.retired = []
+        self.lock = malloc(sizeof(pthread_rwlock_t))
+        if self.lock == NULL:
+            raise MemoryError
+        pthread_rwlock_init(<pthread_rwlock_t *>self.lock, NULL)
+
+    def __dealloc__(self):
+        free(self.entries)
+        if self.lock != NULL:
+            pthread_rwlock_destroy(<pthread_rwlock_t *>self.lock)
+            free(self.lock)
+
+    cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,
+                    int is_write) noexcept nogil:
+        cdef int low = 0
+        cdef int high
+        cdef int middle
+        cdef Entry found
+        found.handler = NULL
+        pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
+        high = self.count
+        while low < high:
+            middle = (low + high) // 2
+            if self.entries[middle].start <= address:
+                low = middle + 1
+            else:
+                high = middle
+        # An access counts for the device it starts in, as long as it ends there too.
+        if low > 0 and address - self.entries[low - 1].start < self.entries[low - 1].length:
+            if size <= self.entries[low - 1].length - (address - self.entries[low - 1].start):
+                found = self.entries[low - 1]
+        # Unlocked before the device runs: it may itself move ranges (a BAR), and the owner of
+        # `opaque` lives in `owners` or `retired` until the bus itself goes.
+        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
+        if found.handler == NULL:
+            return OUTCOME_CONTINUE
+        return found.handler(found.opaque, address - found.start, data, size, is_write)
+
+    def attach(self, start, length, target, str name):
+        """Give [start, start + length) to ``target`` (a BusTarget or a Python device)."""
+        cdef BusTarget native
+        if length <= 0 or start < 0 or start + length > 1 << 64:
+            raise ValueError(f"{self.name}: {name}: no such range: {start:#x}, {length:#x} bytes")
+        for other, (_, other_name, other_length) in self.owners.items():
+            if start < other + other_length and other < start + length:
+                raise ValueError(
+                    f"{self.name}: {name} at [{start:#x}, {start + length:#x}) overlaps "
+                    f"{other_name} at [{other:#x}, {other + other_length:#x})")
+        native = target if isinstance(target, BusTarget) else PythonTarget(target, self)
+        if native.handler == NULL:
+            raise TypeError(f"{self.name}: {name}: a BusTarget without a handler")
+        self.owners[start] = (native, name, length)
+        self.insert(Entry(start, length, native.handler, <void *><PyObject *>native))
+
+    def detach(self, start):
+        """Take back the range that begins at ``start``; KeyError when there is none."""
+        target, _, _ = self.owners.pop(start)
+        if target not in self.retired:
+            self.retired.append(target)
+        self.remove(start)
+
+    def move(self, old, new):
+        """Move the range at ``old`` to ``new``; on a clash it stays and ValueError is raised."""
+        target, name, length = self.owners[old]
+        self.detach(old)
+        try:
+            self.attach(new, length, target, name)
+        except ValueError:
+            self.attach(old, length, target, name)
+            raise
+
+    def ranges(self):
+        """(start, length, name) of everything attached, ascending."""
+        return sorted([(start, length, name) for start, (_, name, length) in self.owners.items()])
+
+    def read(self, address, int size):
+        """What a guest would read at ``address``; for tests and scripts."""
+        cdef uint8_t data[8]
+        self.script_access(address, size, data, 0, 0)
+        return int.from_bytes(data[:size], "little")
+
+    def write(self, address, value, int size):
+        """Write as a guest would; returns the outcome; for tests and scripts."""
+        cdef uint8_t data[8]
+        return self.script_access(address, size, data, value, 1)
+
+    cdef int script_access(self, uint64_t address, int size, uint8_t *data, uint64_t value,
+                           int is_write) except -1:
+        cdef uint64_t buffer = value if is_write else <uint64_t>0xffffffffffffffff
+        cdef int outcome
+        if size not in (1, 2, 4, 8):
+            raise ValueError(f"an access of {size} bytes: 1, 2, 4 or 8 are possible")
+        memcpy(data, &buffer, 8)
+        with nogil:
+            outcome = self.access(address, data, size, is_write)
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return outcome
+
+    cdef int insert(self, Entry entry) except -1:
+        cdef Entry *grown
+        cdef int place = 0
+        pthread_rwlock_wrlock(<pthread_rwlock_t *>self.lock)
+        if self.count == self.capacity:
+            grown = <Entry *>realloc(self.entries, (self.capacity + 16) * sizeof(Entry))
+            if grown == NULL:
+                pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
+                raise MemoryError
+            self.entries = grown
+            self.capacity += 16
+        while place < self.count and self.entries[place].start < entry.start:
+            place += 1
+        memmove(&self.entries[place + 1], &self.entries[place],
+                (self.count - place) * sizeof(Entry))
+        self.entries[place] = entry
+        self.count += 1
+        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
+        return 0
+
+    cdef void remove(self, uint64_t start) noexcept:
+        cdef int place = 0
+        pthread_rwlock_wrlock(<pthread_rwlock_t *>self.lock)
+        while place < self.count and self.entries[place].start != start:
+            place += 1
+        if place < self.count:
+            self.count -= 1
+            memmove(&self.entries[place], &self.entries[place + 1],
+                    (self.count - place) * sizeof(Entry))
+        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)

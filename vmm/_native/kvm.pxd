@@ -1,0 +1,15 @@
+"""The KVM file descriptors: one class each, one method per ioctl."""
+
+from vmm._native.fd cimport OwnedFd
+from vmm._native.linux.kvm cimport kvm_run
+
+cdef class Kvm(OwnedFd):
+    pass
+
+cdef class VmFd(OwnedFd):
+    pass
+
+cdef class VcpuFd(OwnedFd):
+    cdef readonly int index
+    cdef kvm_run *run            # shared with the kernel; valid until close()
+    cdef size_t run_size

@@ -1,0 +1,1 @@
+# Kernel headers, extern only: no logic, no runtime module.

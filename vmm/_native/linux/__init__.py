@@ -1,0 +1,1 @@
+"""Declarations of kernel headers for Cython; nothing to import at run time."""

@@ -1,0 +1,8 @@
+# <linux/virtio_blk.h>, extern only.
+
+cdef extern from "<linux/virtio_blk.h>" nogil:
+    int VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID
+    int VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES
+    int VIRTIO_BLK_S_OK, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP
+    int VIRTIO_BLK_ID_BYTES
+    int VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP

@@ -1,0 +1,283 @@
+"""Runs a vCPU in a native thread until an outcome ends it.
+
+An exit whose device is native never touches the GIL. The thread keeps one Python thread state for
+its whole life, so that an exit to a Python device costs a GIL hand-over and no more.
+Source: Documentation/virt/kvm/api.rst, 5 (struct kvm_run), 4.10 (KVM_RUN).
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+from vmm._native.bus cimport (
+    OUTCOME_CONTINUE,
+    OUTCOME_CRASH,
+    OUTCOME_ERROR,
+    OUTCOME_KICKED,
+    OUTCOME_RESET,
+    Bus,
+)
+from vmm._native.kvm cimport VcpuFd
+from vmm._native.linux.kvm cimport *
+from vmm._native.thread cimport thread_join, thread_start
+
+from vmm._native.fd import IoctlError
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <pthread.h>
+    #include <signal.h>
+    #include <sys/eventfd.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static void vmm_kick_handler(int signal) { (void)signal; }
+    /* A handler that does nothing: the signal's only work is to end KVM_RUN with EINTR. */
+    static int vmm_kick_install(void) {
+        struct sigaction action = {0};
+        action.sa_handler = vmm_kick_handler;
+        sigfillset(&action.sa_mask);
+        return sigaction(SIGRTMIN, &action, NULL);
+    }
+    static void vmm_kick_unblock(void) {
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, SIGRTMIN);
+        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    }
+    static int vmm_gettid(void) { return (int)syscall(SYS_gettid); }
+    static int vmm_tgkill(int tid) { return (int)syscall(SYS_tgkill, getpid(), tid, SIGRTMIN); }
+    static void vmm_notify(int fd) {
+        unsigned long long one = 1;
+        ssize_t rc = write(fd, &one, sizeof one);
+        (void)rc;
+    }
+    #define vmm_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+    #define vmm_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
+    """
+    int vmm_kick_install() nogil
+    void vmm_kick_unblock() nogil
+    int vmm_gettid() nogil
+    int vmm_tgkill(int tid) nogil
+    void vmm_notify(int fd) nogil
+    int vmm_load(int *p) nogil
+    void vmm_store(int *p, int v) nogil
+
+EXIT_NAMES = {
+    KVM_EXIT_UNKNOWN: "unknown",
+    KVM_EXIT_EXCEPTION: "exception",
+    KVM_EXIT_IO: "io",
+    KVM_EXIT_HYPERCALL: "hypercall",
+    KVM_EXIT_DEBUG: "debug",
+    KVM_EXIT_HLT: "hlt",
+    KVM_EXIT_MMIO: "mmio",
+    KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
+    KVM_EXIT_SHUTDOWN: "shutdown",
+    KVM_EXIT_FAIL_ENTRY: "fail_entry",
+    KVM_EXIT_INTR: "intr",
+    KVM_EXIT_INTERNAL_ERROR: "internal_error",
+    KVM_EXIT_SYSTEM_EVENT: "system_event",
+}
+
+
+cdef void vcpu_main(void *arg) noexcept nogil:
+    # SAFETY: start() keeps the VcpuLoop alive until join(), as its owner must.
+    with gil:
+        vcpu_main_gil(<VcpuLoop>arg)
+
+
+cdef void vcpu_main_gil(VcpuLoop self) noexcept:
+    with nogil:
+        vmm_kick_unblock()
+        self.outcome = self.loop()
+        vmm_store(&self.tid, 0)
+        vmm_notify(self.done_fd)
+
+
+cdef class VcpuLoop:
+    """One vCPU's thread.
+
+    ``done_fd`` is an eventfd written once when the loop ends; ``outcome`` says why (a constant of
+    vmm._native.bus). start(), kick() and join() belong to the control thread.
+    """
+
+    def __cinit__(self, VcpuFd vcpu, Bus pio, Bus mmio, int done_fd):
+        self.vcpu = vcpu
+        self.pio = pio
+        self.mmio = mmio
+        self.done_fd = done_fd
+        self.thread.started = False
+        self.outcome = OUTCOME_CONTINUE
+        memset(self.counts, 0, sizeof(self.counts))
+        memset(self.trail, 0, sizeof(self.trail))
+
+    def __dealloc__(self):
+        # The thread uses this object without a reference; an owner that forgot join() must not
+        # free it under the thread.
+        if self.thread.started:
+            vmm_store(&self.stop, 1)
+            with nogil:
+                thread_join(&self.thread)
+
+    def start(self, str name):
+        """Start the thread; it runs the guest at once."""
+        if self.thread.started:
+            raise RuntimeError(f"{name}: already started")
+        vmm_kick_install()
+        self.thread_name = name.encode()
+        self.outcome = OUTCOME_CONTINUE
+        self.failure = 0
+        vmm_store(&self.stop, 0)
+        self.vcpu.run.immediate_exit = 0
+        cdef int rc = thread_start(&self.thread, self.thread_name, vcpu_main, <void *>self)
+        if rc:
+            raise IoctlError(rc, f"pthread_create for {name}")
+
+    def kick(self):
+        """Make the loop end with KICKED as soon as possible; safe at any time, any number."""
+        vmm_store(&self.stop, 1)
+        if self.vcpu.run != NULL:
+            # Closes the race of a signal that arrives just before KVM_RUN is entered.
+            self.vcpu.run.immediate_exit = 1
+        cdef int tid = vmm_load(&self.tid)
+        if tid:
+            vmm_tgkill(tid)
+
+    def join(self):
+        """Wait for the end of the thread (kick() first); returns the outcome."""
+        with nogil:
+            thread_join(&self.thread)
+        return self.outcome
+
+    def run_here(self):
+        """Run the guest on the calling thread until an outcome; for tests and scripts."""
+        vmm_kick_install()
+        vmm_store(&self.stop, 0)
+        self.vcpu.run.immediate_exit = 0
+        with nogil:
+            vmm_kick_unblock()
+            self.outcome = self.loop()
+            vmm_store(&self.tid, 0)
+        return self.outcome
+
+    @property
+    def running(self):
+        """True while the thread is inside its loop."""
+        return vmm_load(&self.tid) != 0
+
+    def counters(self):
+        """Exits by reason since the start, as {name: count}."""
+        found = {}
+        for reason in range(EXIT_KINDS):
+            if self.counts[reason]:
+                found[EXIT_NAMES.get(reason, f"exit_{reason}")] = self.counts[reason]
+        return found
+
+    def last_exits(self):
+        """Up to 32 newest exits, oldest first: (reason, address, size, is_write, data)."""
+        cdef uint64_t first = self.exits - TRAIL if self.exits > TRAIL else 0
+        found = []
+        for n in range(first, self.exits):
+            record = self.trail[n & (TRAIL - 1)]
+            name = EXIT_NAMES.get(record.reason, f"exit_{record.reason}")
+            found.append((name, record.address, record.size, bool(record.is_write), record.data))
+        return found
+
+    def stop_detail(self):
+        """What the kernel said of the exit that ended the loop, as text."""
+        cdef kvm_run *run = self.vcpu.run
+        if self.failure:
+            return str(IoctlError(self.failure, "KVM_RUN"))
+        if run.exit_reason == KVM_EXIT_INTERNAL_ERROR:
+            words = [f"{run.internal.data[i]:#x}" for i in range(min(run.internal.ndata, 16))]
+            return f"KVM internal error, suberror {run.internal.suberror}, data {' '.join(words)}"
+        if run.exit_reason == KVM_EXIT_FAIL_ENTRY:
+            return (f"VM entry failed, hardware reason "
+                    f"{run.fail_entry.hardware_entry_failure_reason:#x}")
+        if run.exit_reason == KVM_EXIT_SYSTEM_EVENT:
+            return f"system event {run.system_event.type}"
+        return EXIT_NAMES.get(run.exit_reason, f"exit reason {run.exit_reason}")
+
+    cdef int loop(self) noexcept nogil:
+        cdef int outcome
+        cdef int rc
+        vmm_store(&self.tid, vmm_gettid())
+        while not vmm_load(&self.stop):
+            rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
+            if rc < 0:
+                if errno == EINTR or errno == EAGAIN:
+                    continue
+                self.failure = errno
+                return OUTCOME_ERROR
+            outcome = self.dispatch()
+            if outcome != OUTCOME_CONTINUE:
+                # An interrupted port access is completed by the next KVM_RUN only; the guest
+                # executes nothing more, so nobody misses it.
+                return outcome
+        return OUTCOME_KICKED
+
+    cdef int dispatch(self) noexcept nogil:
+        cdef kvm_run *run = self.vcpu.run
+        cdef uint32_t reason = run.exit_reason
+        cdef ExitRecord *record = &self.trail[self.exits & (TRAIL - 1)]
+        self.exits += 1
+        self.counts[reason if reason < EXIT_KINDS else EXIT_KINDS - 1] += 1
+        record.reason = reason
+        if reason == <uint32_t>KVM_EXIT_IO:
+            return self.port_exit(record)
+        if reason == <uint32_t>KVM_EXIT_MMIO:
+            return self.mmio_exit(record)
+        record.address = 0
+        record.data = 0
+        record.size = 0
+        record.is_write = 0
+        if reason == <uint32_t>KVM_EXIT_SHUTDOWN:
+            return OUTCOME_RESET
+        if reason == <uint32_t>KVM_EXIT_INTR or reason == <uint32_t>KVM_EXIT_IRQ_WINDOW_OPEN:
+            return OUTCOME_CONTINUE
+        if reason == <uint32_t>KVM_EXIT_INTERNAL_ERROR:
+            record.address = run.internal.suberror
+        return OUTCOME_CRASH
+
+    cdef int port_exit(self, ExitRecord *record) noexcept nogil:
+        cdef kvm_run *run = self.vcpu.run
+        # SAFETY: data_offset, size and count come from the kernel and stay inside its mapping.
+        cdef uint8_t *data = <uint8_t *>run + run.io.data_offset
+        cdef uint32_t size = run.io.size
+        cdef uint32_t count = run.io.count
+        cdef int is_write = run.io.direction == KVM_EXIT_IO_OUT
+        cdef int outcome = OUTCOME_CONTINUE
+        cdef int one
+        record.address = run.io.port
+        record.size = size
+        record.is_write = is_write
+        record.data = 0
+        while count:
+            if not is_write:
+                memset(data, 0xff, size)
+            one = self.pio.access(record.address, data, size, is_write)
+            if one != OUTCOME_CONTINUE:
+                outcome = one
+            memcpy(&record.data, data, size)
+            data += size
+            count -= 1
+        return outcome
+
+    cdef int mmio_exit(self, ExitRecord *record) noexcept nogil:
+        cdef kvm_run *run = self.vcpu.run
+        cdef uint32_t size = run.mmio.len if run.mmio.len <= 8 else 8
+        record.address = run.mmio.phys_addr
+        record.size = size
+        record.is_write = run.mmio.is_write
+        if not run.mmio.is_write:
+            memset(run.mmio.data, 0xff, 8)
+        cdef int outcome = self.mmio.access(run.mmio.phys_addr, run.mmio.data, size,
+                                            run.mmio.is_write)
+        record.data = 0
+        memcpy(&record.data, run.mmio.data, size)
+        return outcome

@@ -1,0 +1,18 @@
+"""Native threads: named, with every signal blocked, so that the control thread gets them all."""
+
+from posix.types cimport pid_t
+
+cdef extern from "pthread.h" nogil:
+    ctypedef unsigned long pthread_t
+
+ctypedef void (*thread_main)(void *arg) noexcept nogil
+
+cdef struct Thread:
+    pthread_t handle
+    bint started
+
+# 0, or the errno of pthread_create. The name is cut to 15 bytes by the kernel's limit.
+cdef int thread_start(Thread *thread, const char *name, thread_main main, void *arg) noexcept nogil
+# Waits for the end of a started thread; does nothing for one that never started. Never call it
+# with the GIL held when the thread's main may want the GIL.
+cdef void thread_join(Thread *thread) noexcept nogil

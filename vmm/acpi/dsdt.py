@@ -1,0 +1,177 @@
+"""The DSDT: PCI root, power button, GED, serial port, processors.
+
+Source: ACPI 6.5, chapters 5 and 6; PCI Firmware Specification 3.3, 4.6 (_DSM of a root bridge).
+No hotplug is offered, so nothing of it is described.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from vmm.acpi import aml
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.acpi.tables import AcpiSpec
+
+PCI_DSM_UUID = "e5c937d0-3553-4d7a-9117-ea4d19c3434d"
+DSM_PRESERVE_BOOT_CONFIG = 5
+# Functions 0 and 5 of the _DSM exist.
+DSM_FUNCTIONS = bytes([1 << 0 | 1 << DSM_PRESERVE_BOOT_CONFIG])
+STA_PRESENT = 0xF
+GED_POWER_BUTTON = 8
+NOTIFY_POWER_BUTTON = 0x80
+SLEEP_TYPE_S5 = 5
+PCI_CONFIG_PORTS = (0xCF8, 8)
+IO_END = 0xFFFF
+MADT_X2APIC = 9
+
+
+def dsdt_terms(spec: AcpiSpec) -> bytes:
+    """Everything inside the DSDT behind its header."""
+    terms = [_pci_root(spec), _motherboard(spec)]
+    if spec.serial:
+        terms.append(_serial(spec))
+    terms += [_sleep(), _power_button(), *_event_device(spec), _processors(spec)]
+    return b"".join(terms)
+
+
+def _pci_root(spec: AcpiSpec) -> bytes:
+    routes = [
+        aml.package(
+            aml.integer(slot << 16 | 0xFFFF),
+            aml.integer(0),
+            aml.integer(0),
+            aml.integer(spec.intx_gsi + slot % spec.intx_count),
+        )
+        for slot in range(spec.slots)
+    ]
+    port, ports = PCI_CONFIG_PORTS
+    windows = aml.resources(
+        aml.word_bus_number(0, 0),
+        aml.io(port, ports),
+        aml.qword_memory(*spec.mmio32),
+        aml.qword_memory(*spec.mmio64),
+        aml.word_io(0, port - 1),
+        aml.word_io(port + ports, IO_END),
+    )
+    return aml.device(
+        "\\_SB.PC00",
+        aml.name("_HID", aml.eisa_id("PNP0A08")),
+        aml.name("_CID", aml.eisa_id("PNP0A03")),
+        aml.name("_SEG", aml.integer(0)),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CCA", aml.integer(1)),
+        aml.name("SUPP", aml.integer(0)),
+        _pci_dsm(),
+        aml.name("_CRS", windows),
+        aml.name("_PRT", aml.package(*routes)),
+    )
+
+
+def _pci_dsm() -> bytes:
+    """_DSM: function 5 returns 0: keep the resource assignment made before boot."""
+    return aml.method(
+        "_DSM",
+        4,
+        True,
+        aml.if_(
+            aml.equal(aml.ARG0, aml.uuid(PCI_DSM_UUID)),
+            aml.if_(aml.equal(aml.ARG2, aml.integer(0)), aml.return_(aml.buffer(DSM_FUNCTIONS))),
+            aml.if_(
+                aml.equal(aml.ARG2, aml.integer(DSM_PRESERVE_BOOT_CONFIG)),
+                aml.return_(aml.integer(0)),
+            ),
+        ),
+        aml.return_(aml.buffer(b"\0")),
+    )
+
+
+def _motherboard(spec: AcpiSpec) -> bytes:
+    """Reserves ECAM: Linux uses it only when some ACPI device claims it."""
+    return aml.device(
+        "\\_SB.MBRD",
+        aml.name("_HID", aml.eisa_id("PNP0C02")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resources(aml.memory32_fixed(*spec.ecam))),
+    )
+
+
+def _serial(spec: AcpiSpec) -> bytes:
+    return aml.device(
+        "\\_SB.COM1",
+        aml.name("_HID", aml.eisa_id("PNP0501")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_DDN", aml.string("COM1")),
+        aml.name(
+            "_CRS",
+            aml.resources(aml.interrupt(spec.serial_gsi), aml.io(spec.serial_port, 8)),
+        ),
+    )
+
+
+def _sleep() -> bytes:
+    kind = aml.integer(SLEEP_TYPE_S5)
+    return aml.name("\\_S5_", aml.package(kind, kind, aml.integer(0), aml.integer(0)))
+
+
+def _power_button() -> bytes:
+    return aml.device(
+        "\\_SB.PWRB",
+        aml.name("_HID", aml.eisa_id("PNP0C0C")),
+        aml.name("_UID", aml.integer(0)),
+    )
+
+
+def _event_device(spec: AcpiSpec) -> tuple[bytes, bytes]:
+    """The register of pending events, and the GED whose interrupt says that it changed."""
+    scan = aml.method(
+        "ESCN",
+        0,
+        True,
+        aml.store(aml.name_string("GDAT"), aml.LOCAL0),
+        aml.if_(
+            aml.equal(
+                aml.and_(aml.LOCAL0, aml.integer(GED_POWER_BUTTON)),
+                aml.integer(GED_POWER_BUTTON),
+            ),
+            aml.notify("\\_SB.PWRB", NOTIFY_POWER_BUTTON),
+        ),
+    )
+    registers = aml.device(
+        "\\_SB.GEC_",
+        aml.name("_HID", aml.eisa_id("PNP0A06")),
+        aml.name("_UID", aml.string("Generic Event Controller")),
+        aml.operation_region("GDST", aml.SYSTEM_MEMORY, spec.ged_gpa, 1),
+        aml.field("GDST", aml.BYTE_ACC, ("GDAT", 8)),
+        scan,
+    )
+    events = aml.device(
+        "\\_SB.GED_",
+        aml.name("_HID", aml.string("ACPI0013")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resources(aml.interrupt(spec.ged_gsi))),
+        aml.method("_EVT", 1, True, aml.call("\\_SB.GEC_.ESCN")),
+    )
+    return registers, events
+
+
+def _processors(spec: AcpiSpec) -> bytes:
+    devices = [_processor(index, apic_id) for index, apic_id in enumerate(spec.apic_ids)]
+    return aml.device(
+        "\\_SB.CPUS",
+        aml.name("_HID", aml.string("ACPI0010")),
+        aml.name("_CID", aml.eisa_id("PNP0A05")),
+        *devices,
+    )
+
+
+def _processor(index: int, apic_id: int) -> bytes:
+    madt = struct.pack("<BBHIII", MADT_X2APIC, 16, 0, apic_id, 1, index)
+    return aml.device(
+        f"C{index:03X}",
+        aml.name("_HID", aml.string("ACPI0007")),
+        aml.name("_UID", aml.integer(index)),
+        aml.name("_STA", aml.integer(STA_PRESENT)),
+        aml.name("_MAT", aml.buffer(madt)),
+    )

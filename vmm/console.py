@@ -1,0 +1,204 @@
+"""The host's end of a guest console: terminal, file, pseudo-terminal, socket, or nothing.
+
+It lives as long as the process, so that a guest's reboot keeps its console.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from vmm._native.byteport import BytePort
+from vmm.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+TTY = "tty"
+NULL = "null"
+FILE = "file"
+PTY = "pty"
+SOCKET = "socket"
+SUN_PATH_MAX = 107
+# termios attribute lists: indices of the flag words.
+IFLAG, OFLAG, CFLAG, LFLAG = range(4)
+
+
+class HostConsole:
+    """One console. Everything here belongs to the control thread.
+
+    ``port`` is what guest devices attach to; ``path`` names the pty, file or socket. With a
+    terminal as stdin the terminal is in raw mode from start() to close(), Ctrl-C goes to the
+    guest, and Ctrl-A x writes ``escape_fd`` (Ctrl-A Ctrl-A is one Ctrl-A).
+    """
+
+    def __init__(self, kind: str, path: str = "", escape_fd: int = -1) -> None:
+        self.kind = kind
+        self.path = path
+        self._fds: list[int] = []
+        self._saved: list[Any] | None = None
+        self._socket: Any = None
+        in_fd = out_fd = listen_fd = -1
+        if kind == TTY:
+            out_fd = 1
+            in_fd = 0 if _is_terminal(0) else -1
+        elif kind == FILE:
+            out_fd = self._keep(_open_file(path))
+        elif kind == PTY:
+            in_fd = out_fd = self._open_pty()
+        elif kind == SOCKET:
+            listen_fd = self._listen(path)
+        self._terminal = in_fd if kind == TTY else -1
+        escape = escape_fd if self._terminal >= 0 else -1
+        self.port = BytePort(in_fd, out_fd, listen_fd, escape)
+
+    def _keep(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def start(self, name: str) -> None:
+        """Switch the terminal to raw mode and start pumping."""
+        if self._terminal >= 0:
+            import atexit
+
+            self._saved = _set_raw(self._terminal)
+            atexit.register(self.restore)
+        self.port.start(name)
+
+    def size(self) -> tuple[int, int]:
+        """(columns, rows) of the terminal that shows it, (0, 0) when there is none."""
+        if self.kind != TTY or not _is_terminal(1):
+            return 0, 0
+        size = os.get_terminal_size(1)
+        return size.columns, size.lines
+
+    @property
+    def raw(self) -> bool:
+        """True while a terminal is in raw mode."""
+        return self._saved is not None
+
+    def reopen(self) -> None:
+        """Open a file anew (log rotation); an error leaves the old one in use."""
+        if self.kind == FILE:
+            fd = _open_file(self.path)
+            self.port.set_output(fd)
+            for old in self._fds:
+                os.close(old)
+            self._fds = [fd]
+
+    def restore(self) -> None:
+        """Give the terminal back as it was; idempotent."""
+        if self._saved is not None:
+            import termios
+
+            termios.tcsetattr(self._terminal, termios.TCSADRAIN, self._saved)
+            self._saved = None
+
+    def close(self) -> None:
+        """Write out what is left (for at most a second), restore the terminal; idempotent."""
+        self.port.stop()
+        self.restore()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            os.unlink(self.path)
+
+    def status(self) -> dict[str, object]:
+        """Facts for `status`."""
+        return {"kind": self.kind, "path": self.path, "dropped": self.port.dropped}
+
+    def _open_pty(self) -> int:
+        import pty
+
+        master, slave = pty.openpty()
+        # The slave stays open here: without any reader the master would report a hang-up.
+        self._keep(master)
+        self._keep(slave)
+        self.path = os.ttyname(slave)
+        _set_raw(slave)
+        fcntl.fcntl(master, fcntl.F_SETFL, fcntl.fcntl(master, fcntl.F_GETFL) | os.O_NONBLOCK)
+        return master
+
+    def _listen(self, path: str) -> int:
+        import _socket
+
+        if len(os.fsencode(path)) > SUN_PATH_MAX:
+            raise HostError(
+                f"the console socket {path} has a path of {len(os.fsencode(path))} bytes; "
+                f"{SUN_PATH_MAX} are possible",
+                "use a shorter path",
+            )
+        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+        try:
+            _remove_stale(path)
+            listener.bind(path)
+            listener.listen(1)
+        except OSError as error:
+            listener.close()
+            raise HostError(
+                f"cannot listen on the console socket {path}: {error.strerror}",
+                "check its directory, or that no other program uses it",
+            ) from error
+        listener.setblocking(False)
+        self._socket = listener
+        return listener.fileno()
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _open_file(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise HostError(
+            f"cannot open the console file {path}: {error.strerror}",
+            "check its directory and permissions",
+        ) from error
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody answers on; leave everything else alone."""
+    import _socket
+    import stat
+
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.connect(path)
+    except ConnectionRefusedError:
+        os.unlink(path)
+    finally:
+        probe.close()
+
+
+def _set_raw(fd: int) -> list[Any]:
+    """Raw mode as cfmakeraw(3), but with output processing left on; returns the old state.
+
+    Output processing keeps log lines readable on a terminal that the guest shares with us; a
+    guest's own line discipline sends carriage returns, to which it adds nothing.
+    """
+    import termios
+
+    old = termios.tcgetattr(fd)
+    new = termios.tcgetattr(fd)
+    new[IFLAG] &= ~(
+        termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
+        | termios.IGNCR | termios.ICRNL | termios.IXON
+    )  # fmt: skip
+    new[CFLAG] = new[CFLAG] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    new[LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    termios.tcsetattr(fd, termios.TCSADRAIN, new)
+    return old

@@ -1,0 +1,57 @@
+"""The errors people see: each names the thing, the value and the remedy, and has an exit code."""
+
+from __future__ import annotations
+
+
+class VmmError(Exception):
+    """Base: something failed at run time. ``remedy`` says what helps; exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        super().__init__(f"{problem} ({remedy})" if remedy else problem)
+        self.problem = problem
+        self.remedy = remedy
+
+
+class ConfigError(VmmError):
+    """Bad settings, all of them at once: one line a problem. Exit code 2."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[str] | tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class GuestError(VmmError):
+    """The payload cannot be booted (a bad kernel, too little RAM for it). Exit code 2."""
+
+    exit_code = 2
+
+
+class CrashError(VmmError):
+    """The guest cannot go on: triple fault outside a reset, internal error. Exit code 33."""
+
+    exit_code = 33
+
+
+class HostError(VmmError):
+    """The host cannot do it: no KVM, too little memory or huge pages. Exit code 38."""
+
+    exit_code = 38
+
+
+class BusyError(VmmError):
+    """A name, an image or a device is in use. Exit code 39."""
+
+    exit_code = 39
+
+
+def __getattr__(name: str) -> object:
+    """IoctlError on first use, so that importing this module loads nothing native."""
+    if name == "IoctlError":
+        from vmm._native.fd import IoctlError
+
+        return IoctlError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,343 @@
+"""The story of a VM, top to bottom: what it is made of and in which order it is put together."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from devices.acpi_pm import AcpiRegisters, Ged
+from devices.debugcon import FirmwareDebugPort
+from devices.i8042 import I8042
+from devices.pci.root import PciRoot
+from devices.rtc import Rtc
+from devices.virtio.block import Block
+from devices.virtio.console import Console
+from devices.virtio.pci import VirtioPciFunction
+from devices.virtio.rng import Rng
+from vmm import layout
+from vmm._native import bus as outcomes
+from vmm._native.bus import Bus
+from vmm._native.pmtimer import PmTimer
+from vmm._native.posix import host_cpuid
+from vmm._native.postport import PostPort
+from vmm._native.uart import Uart
+from vmm.acpi.tables import AcpiSpec, build_acpi
+from vmm.boot.image import BZIMAGE
+from vmm.boot.kernel import load_guest, open_plan
+from vmm.errors import HostError
+from vmm.log import get_logger
+from vmm.memory import allocate
+from vmm.smbios import build_smbios
+from vmm.vcpu import BootState, Vcpu
+from vmm.vm import Vm, max_vcpus, open_kvm
+from vmm.x86 import cpuid, lapic, msr, regs
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from devices.virtio.device import VirtioDevice
+    from vmm._native.guestmem import GuestMemory
+    from vmm.config import Config
+    from vmm.console import HostConsole
+    from vmm.disk import Disk
+
+log = get_logger(__name__)
+
+# 64-bit BARs of virtio devices are placed at multiples of this, as on Cloud Hypervisor.
+WIDE_BAR_ALIGNMENT = 8 * layout.MIB
+DISK_QUEUES_MAX = 4
+ADDRESS_BITS_LEAF = 0x80000008
+ADDRESS_BITS_DEFAULT = 36
+
+
+class Outcome:
+    """Why the guest stopped: ``kind`` is reset, shutdown, crash or error; ``report`` is for people."""
+
+    def __init__(self, kind: str, reason: str, report: str = "") -> None:
+        self.kind = kind
+        self.reason = reason
+        self.report = report
+
+
+class Machine:
+    """A built VM. Everything here belongs to the control thread.
+
+    ``outcome_fd`` becomes readable when a vCPU has left the guest for good; outcome() says why.
+    close() ends the vCPUs, the devices and the kernel's side, in this order, and may be called in
+    any state.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.outcome_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.pio = Bus("ports")
+        self.mmio = Bus("MMIO")
+        self.vcpus: list[Vcpu] = []
+        self.virtio: list[VirtioPciFunction] = []
+        self.phases: dict[str, float] = {}
+        self._started = time.monotonic()
+        self._closed = False
+        # Set while building, in this order.
+        self.memory: GuestMemory
+        self.vm: Vm
+        self.pci: PciRoot
+        self.ged: Ged
+        self.uart: Uart
+        self.console: Console
+
+    def mark(self, phase: str) -> None:
+        """Remember when a phase of the start ended, in ms since its beginning."""
+        self.phases[phase] = round((time.monotonic() - self._started) * 1000, 3)
+
+    def start(self) -> None:
+        """Let the guest run."""
+        for vcpu in self.vcpus:
+            vcpu.start()
+        self.mark("running")
+
+    def power_button(self) -> None:
+        """Press the ACPI power button."""
+        self.ged.power_button()
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell the guest the size of its console."""
+        self.console.resize(columns, rows)
+
+    def stop_vcpus(self) -> None:
+        """End all vCPU threads; the guest executes nothing more."""
+        for vcpu in self.vcpus:
+            vcpu.kick()
+        for vcpu in self.vcpus:
+            vcpu.join()
+
+    def outcome(self) -> Outcome:
+        """Stop the other vCPUs and tell why the first one left."""
+        ended = [vcpu for vcpu in self.vcpus if not vcpu.loop.running]
+        self.stop_vcpus()
+        for vcpu in ended:
+            kind = vcpu.loop.outcome
+            if kind == outcomes.RESET:
+                return Outcome("reset", f"vCPU {vcpu.index} reset the machine")
+            if kind == outcomes.SHUTDOWN:
+                return Outcome("shutdown", "the guest powered itself off")
+            if kind == outcomes.CRASH:
+                return Outcome("crash", vcpu.loop.stop_detail(), vcpu.report(self.memory))
+            if kind == outcomes.ERROR:
+                return self._error(vcpu)
+        return Outcome("error", "the vCPUs stopped without a reason")
+
+    def _error(self, vcpu: Vcpu) -> Outcome:
+        error = self.pio.error or self.mmio.error
+        if error is None:
+            return Outcome("error", vcpu.loop.stop_detail(), vcpu.report(self.memory))
+        import traceback
+
+        text = "".join(traceback.format_exception(error))
+        return Outcome("error", f"a device failed: {error!r}", text + vcpu.report(self.memory))
+
+    def status(self) -> dict[str, object]:
+        """Facts for `status`: memory, vCPUs, disks and devices, exits, phases of the start."""
+        exits: dict[str, int] = {}
+        for vcpu in self.vcpus:
+            for name, count in vcpu.loop.counters().items():
+                exits[name] = exits.get(name, 0) + count
+        memory = self.config.memory
+        return {
+            "memory": {
+                "size": self.memory.size,
+                "shared": memory.shared,
+                "hugepage_size": memory.hugepage_size if memory.hugepages else 0,
+            },
+            "vcpus": [{"index": vcpu.index, "running": vcpu.loop.running} for vcpu in self.vcpus],
+            "devices": [function.status() for function in self.virtio],
+            "exits": exits,
+            "boot": dict(self.phases),
+        }
+
+    def close(self) -> None:
+        """Take the machine apart in reverse order of building; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.stop_vcpus()
+        for function in reversed(self.virtio):
+            function.close()
+        if hasattr(self, "uart"):
+            self.uart.close()
+        if hasattr(self, "vm"):
+            self.vm.close()
+            self.vm.kvm.close()
+        if hasattr(self, "memory"):
+            self.memory.close()
+        os.close(self.outcome_fd)
+
+
+def build_machine(
+    config: Config,
+    disks: Sequence[Disk],
+    console: HostConsole,
+    serial: HostConsole,
+    cache_directory: str | None = None,
+) -> Machine:
+    """Build a machine by ``config``, paused at its entry point. Raises VmmError.
+
+    ``disks`` are the opened and locked images in the order of their slots; they and the consoles
+    outlive the machine, so that a guest's reboot can use them again.
+    """
+    machine = Machine(config)
+    try:
+        _build(machine, disks, console, serial, cache_directory)
+    except BaseException:
+        machine.close()
+        raise
+    return machine
+
+
+def _build(
+    machine: Machine,
+    disks: Sequence[Disk],
+    console: HostConsole,
+    serial: HostConsole,
+    cache_directory: str | None,
+) -> None:
+    config = machine.config
+    kernel_fd, plan = open_plan(config.kernel_path, cache_directory)
+    try:
+        topology = cpuid.flat_topology(config.cpu_count)
+        apic_ids = topology.apic_ids()
+        create_vm(machine, apic_ids)
+        machine.mark("vm")
+        attach_platform(machine, serial)
+        attach_pci(machine)
+        attach_virtio(machine, disks, console)
+        machine.mark("devices")
+        load_guest(
+            plan, kernel_fd, config.kernel_path, machine.memory, config.initramfs_path,
+            config.cmdline,
+        )  # fmt: skip
+        describe_platform(machine, apic_ids)
+        entry_regs = regs.bzimage_regs if plan.kind == BZIMAGE else regs.pvh_regs
+        configure_vcpus(machine, topology, entry_regs(plan.entry))
+        machine.mark("loaded")
+    finally:
+        os.close(kernel_fd)
+
+
+def create_vm(machine: Machine, apic_ids: list[int]) -> None:
+    """KVM, guest RAM and its slots, then the interrupt controllers, then the vCPUs."""
+    config = machine.config
+    kvm = open_kvm()
+    limit = max_vcpus(kvm)
+    if config.cpu_count > limit:
+        kvm.close()
+        raise HostError(
+            f"VLLMD_HYPERVISOR_CPU_COUNT={config.cpu_count}: this host's KVM allows {limit}",
+            f"use 1 to {limit}",
+        )
+    try:
+        machine.vm = Vm(kvm)
+    except BaseException:
+        kvm.close()
+        raise
+    machine.memory = allocate(config.memory)
+    machine.vm.map_memory(machine.memory)
+    machine.vm.create_irqchip(apic_ids)
+    machine.vm.create_vcpus(apic_ids)
+    for fd in machine.vm.vcpu_fds:
+        machine.vcpus.append(Vcpu(fd, machine.pio, machine.mmio, machine.outcome_fd))
+
+
+def attach_platform(machine: Machine, serial: HostConsole) -> None:
+    """The legacy ports and the GED."""
+    irq = machine.vm.irq
+    pio = machine.pio
+    low = min(machine.memory.size, layout.LOW_RAM_MAX)
+    machine.uart = Uart(serial.port, irq.line(layout.COM1_GSI).fd)
+    pio.attach(layout.COM1_PORT, layout.COM1_SIZE, machine.uart, "COM1")
+    pio.attach(layout.I8042_PORT, layout.I8042_SIZE, I8042(), "i8042")
+    rtc = Rtc(low, machine.memory.size - low)
+    pio.attach(layout.CMOS_PORT, layout.CMOS_SIZE, rtc, "CMOS")
+    pio.attach(layout.POST_PORT, 1, PostPort(), "POST code port")
+    pio.attach(layout.FIRMWARE_DEBUG_PORT, 1, FirmwareDebugPort(), "firmware debug port")
+    pio.attach(layout.ACPI_PORT, layout.ACPI_PORT_SIZE, AcpiRegisters(), "ACPI registers")
+    pio.attach(layout.PM_TIMER_PORT, layout.PM_TIMER_SIZE, PmTimer(), "PM timer")
+    machine.ged = Ged(irq.line(layout.GED_GSI))
+    machine.mmio.attach(ged_gpa(), 1, machine.ged, "GED")
+
+
+def ged_gpa() -> int:
+    """The GED's one register, in the last page of the VMM's own MMIO area."""
+    return layout.platform_mmio_gpa(phys_bits()) + layout.PLATFORM_MMIO_SIZE - layout.PAGE_SIZE
+
+
+def phys_bits() -> int:
+    """Physical address bits the guest sees."""
+    if host_cpuid(ADDRESS_BITS_LEAF & ~0xFF)[0] < ADDRESS_BITS_LEAF:
+        return ADDRESS_BITS_DEFAULT
+    return min(host_cpuid(ADDRESS_BITS_LEAF)[0] & 0xFF, layout.PHYS_BITS_MAX)
+
+
+def attach_pci(machine: Machine) -> None:
+    """The host bridge with both configuration mechanisms and the windows for BARs."""
+    window64 = layout.mmio64_window(machine.memory.regions, phys_bits())
+    machine.pci = PciRoot(machine.mmio, [(layout.MMIO32_GPA, layout.MMIO32_SIZE), window64])
+    machine.pio.attach(
+        layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE, machine.pci.ports, "PCI configuration"
+    )
+    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam, "ECAM")
+
+
+def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole) -> None:
+    """Console in slot 1, disks from slot 2 in their order, then the random number generator."""
+    memory = machine.memory
+    machine.console = Console("console", memory, console.port, console.size())
+    queues = min(machine.config.cpu_count, DISK_QUEUES_MAX)
+    devices: list[VirtioDevice] = [machine.console]
+    devices += [Block(f"disk{n}", memory, disk, queues) for n, disk in enumerate(disks)]
+    devices.append(Rng("rng", memory))
+    if len(devices) >= layout.PCI_SLOTS:
+        raise HostError(
+            f"{len(disks)} disks need more than the {layout.PCI_SLOTS} slots of the PCI bus",
+            f"use at most {layout.PCI_SLOTS - 3}",
+        )
+    window32 = layout.TopDownAllocator("32-bit window", layout.MMIO32_GPA, layout.MMIO32_SIZE)
+    start, size = layout.mmio64_window(memory.regions, phys_bits())
+    window64 = layout.TopDownAllocator("64-bit window", start, size)
+    for slot, device in enumerate(devices, 1):
+        vectors = machine.vm.irq.msi_vectors(len(device.queue_sizes) + 1)
+        function = VirtioPciFunction(device, vectors, machine.vm.doorbells)
+        bar = function.bar
+        window = window64 if bar.wide else window32
+        alignment = max(bar.size, WIDE_BAR_ALIGNMENT) if bar.wide else bar.size
+        bar.value = window.allocate(bar.size, alignment)
+        machine.pci.add(slot, function)
+        machine.virtio.append(function)
+        function.enable()
+
+
+def describe_platform(machine: Machine, apic_ids: list[int]) -> None:
+    """ACPI and SMBIOS, last because they list what exists; and the boot GDT and IDT."""
+    memory = machine.memory
+    window64 = layout.mmio64_window(memory.regions, phys_bits())
+    memory.write(layout.RSDP_GPA, build_acpi(AcpiSpec(apic_ids, window64, ged_gpa())))
+    memory.write(layout.SMBIOS_GPA, build_smbios())
+    memory.write(layout.BOOT_GDT_GPA, regs.gdt_bytes())
+    memory.write(layout.BOOT_IDT_GPA, regs.idt_bytes())
+
+
+def configure_vcpus(machine: Machine, topology: cpuid.Topology, entry: dict[str, int]) -> None:
+    """CPUID, MSRs, registers and LAPIC of every vCPU. Only number 0 runs until it wakes others."""
+    common = cpuid.common_cpuid(
+        machine.vm.kvm.get_supported_cpuid(),
+        host_cpuid,
+        phys_bits=phys_bits(),
+        tsc_khz=machine.vcpus[0].fd.get_tsc_khz(),
+        topology=topology,
+    )
+    state = BootState(
+        msr.boot_msrs(), entry, regs.boot_sregs(), (regs.FCW_DEFAULT, regs.MXCSR_DEFAULT)
+    )
+    for vcpu in machine.vcpus:
+        vcpu.configure(cpuid.vcpu_cpuid(common, vcpu.index, topology), state)
+        vcpu.patch_lapic(lapic.set_lint)

@@ -1,0 +1,121 @@
+"""vCPUs: their state at boot, their threads, and what to say when one cannot go on."""
+
+from __future__ import annotations
+
+from vmm._native.runloop import VcpuLoop
+from vmm.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+    from vmm._native.bus import Bus
+    from vmm._native.guestmem import GuestMemory
+    from vmm._native.kvm import CpuidEntry, VcpuFd
+
+GENERAL = (
+    ("rip", "rflags", "rsp", "rbp"),
+    ("rax", "rbx", "rcx", "rdx"),
+    ("rsi", "rdi", "r8", "r9"),
+    ("r10", "r11", "r12", "r13"),
+    ("r14", "r15"),
+)
+CODE_BYTES = 16
+
+
+class BootState:
+    """What every vCPU gets before it first runs."""
+
+    def __init__(
+        self,
+        msrs: Sequence[tuple[int, int]],
+        regs: Mapping[str, int],
+        sregs: Mapping[str, Any],
+        fpu: tuple[int, int],
+    ) -> None:
+        self.msrs = msrs
+        self.regs = regs
+        self.sregs = sregs
+        self.fpu = fpu
+
+
+class Vcpu:
+    """One vCPU and its thread. All methods belong to the control thread."""
+
+    def __init__(self, fd: VcpuFd, pio: Bus, mmio: Bus, done_fd: int) -> None:
+        self.fd = fd
+        self.index = fd.index
+        self.loop = VcpuLoop(fd, pio, mmio, done_fd)
+
+    def configure(self, cpuid: Sequence[CpuidEntry], state: BootState) -> None:
+        """CPUID first (MSRs depend on it), then MSRs, registers, FPU."""
+        self.fd.set_cpuid2(cpuid)
+        done = self.fd.set_msrs(state.msrs)
+        if done != len(state.msrs):
+            raise HostError(
+                f"vCPU {self.index}: KVM refuses MSR {state.msrs[done][0]:#x}",
+                "use a kernel whose KVM offers it",
+            )
+        self.fd.set_regs(state.regs)
+        self.fd.set_sregs(state.sregs)
+        self.fd.set_fpu(*state.fpu)
+
+    def patch_lapic(self, patch: Any) -> None:
+        """Let ``patch`` change the LAPIC's register page (a bytearray) in place."""
+        page = self.fd.get_lapic()
+        patch(page)
+        self.fd.set_lapic(page)
+
+    def start(self) -> None:
+        """Run the guest on a thread of its own."""
+        self.loop.start(f"vcpu{self.index}")
+
+    def kick(self) -> None:
+        """Ask the thread to leave the guest for good."""
+        self.loop.kick()
+
+    def join(self) -> int:
+        """Wait for the thread's end (kick() first); returns its outcome."""
+        return self.loop.join()
+
+    def report(self, memory: GuestMemory) -> str:
+        """Registers, code and last exits as text, for a vCPU that stopped."""
+        lines = [f"vCPU {self.index}: {self.loop.stop_detail()}"]
+        try:
+            lines += self._registers(memory)
+        except OSError as error:
+            lines.append(f"  registers cannot be read: {error}")
+        lines.append("  last exits, oldest first:")
+        for name, address, size, is_write, data in self.loop.last_exits()[-16:]:
+            if name in ("io", "mmio"):
+                arrow = "<-" if is_write else "->"
+                lines.append(f"    {name} {address:#x} {arrow} {data:#0{2 + 2 * size}x}")
+            else:
+                lines.append(f"    {name} {address:#x}")
+        return "\n".join(lines)
+
+    def _registers(self, memory: GuestMemory) -> list[str]:
+        regs = self.fd.get_regs()
+        sregs = self.fd.get_sregs()
+        lines = ["  " + "  ".join([f"{n:>6}={regs[n]:016x}" for n in row]) for row in GENERAL]
+        lines.append("  " + "  ".join([f"{n:>6}={sregs[n]:016x}" for n in ("cr0", "cr2", "cr3")]))
+        lines.append("  " + "  ".join([f"{n:>6}={sregs[n]:016x}" for n in ("cr4", "efer")]))
+        for name in ("cs", "ss", "tr"):
+            s = sregs[name]
+            lines.append(
+                f"  {name:>6}={s['selector']:04x} base={s['base']:x} limit={s['limit']:x} "
+                f"type={s['type']:x} l={s['l']} db={s['db']}"
+            )
+        linear = regs["rip"] + (sregs["cs"]["base"] if not sregs["cs"]["l"] else 0)
+        lines.append(f"  code at rip: {self._code(linear & (1 << 64) - 1, memory)}")
+        return lines
+
+    def _code(self, linear: int, memory: GuestMemory) -> str:
+        gpa = self.fd.translate(linear)
+        if gpa is None:
+            return "not mapped"
+        try:
+            return memory.read(gpa, CODE_BYTES).hex(" ")
+        except ValueError:
+            return f"outside RAM ({gpa:#x})"
