@@ -70,9 +70,9 @@ cdef extern from *:
 cdef enum:
     IOV_MAX_ENTRIES = 1024
     # Completions of the two eventfds; requests have their index.
-    TAG_KICK = 1 << 32
-    TAG_STOP = 1 << 33
-    TAG_CANCEL = 1 << 34
+    TAG_KICK = 0x100000000
+    TAG_STOP = 0x200000000
+    TAG_CANCEL = 0x400000000
 
 
 def supported():
