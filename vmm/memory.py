@@ -12,7 +12,7 @@ from vmm.log import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.config import MemoryConfig
+    from vmm.config_memory import MemoryConfig
 
 log = get_logger(__name__)
 
