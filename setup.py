@@ -41,7 +41,7 @@ def extensions() -> list[Extension]:
         if source.stem in NEED_LIBURING and not uring:
             print(
                 f"WARNING: liburing.h not found: building without {source},"
-                " the io_uring disk engine. Remedy: apt-get install liburing-dev, then build again.",
+                " the io_uring disk engine. Remedy: apt-get install liburing-dev, and build again.",
                 file=sys.stderr,
             )
             continue

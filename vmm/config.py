@@ -185,15 +185,31 @@ class Config(Record):
             raise ConfigError(problems)
         return cls(warnings=tuple(warnings), **values)
 
-    def sources(self, environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
-        """(variable, value as used, "environment" or "default") of every setting."""
-        rows = []
-        for setting in SETTINGS:
-            name = PREFIX + setting.name
-            given = environment.get(name, "")
-            value = given or ("" if setting.default == REQUIRED else setting.default)
-            rows.append((name, value, "environment" if given else "default"))
-        return rows
+
+def settings_in_use(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(variable, value, "environment", "default" or "missing") of every setting."""
+    rows = []
+    for setting in SETTINGS:
+        name = PREFIX + setting.name
+        given = environment.get(name, "")
+        if given:
+            rows.append((name, given, "environment"))
+        elif setting.default == REQUIRED:
+            rows.append((name, "", "missing"))
+        else:
+            rows.append((name, setting.default, "default"))
+    return rows
+
+
+def identity(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """(name, first system image) as far as they are set: what `stop` and `status` need."""
+    name = environment.get(f"{PREFIX}NAME", "")
+    images = environment.get(f"{PREFIX}SYSTEM_IMAGE_FILEPATH", "")
+    try:
+        found = _parse_name(name) if name else None
+        return found, parse_paths(_unquote(images))[0] if images else None
+    except BadValue as error:
+        raise ConfigError([f"{PREFIX}NAME or {PREFIX}SYSTEM_IMAGE_FILEPATH: {error}"]) from None
 
 
 def _unknown_names(environment: Mapping[str, str]) -> list[str]:
@@ -213,13 +229,20 @@ def _unwrap(name: str, text: str, setting: Setting, warnings: list[str]) -> str:
         if text[:1] == text[-1:] and text[:1] in "\"'" and len(text) > 1:
             warnings.append(f"{name}: the value is quoted; the quotes are passed on as they are")
         return text
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
+    if _unquote(text) != text:
         warnings.append(f"{name}: quotes around the value were removed (docker keeps them)")
-        text = text[1:-1]
+        text = _unquote(text)
     if " #" in text:
         warnings.append(f"{name}: ' #' in a value starts no comment; it is part of the value")
     if text != text.strip():
         warnings.append(f"{name}: the value has blanks at its ends")
+    return text
+
+
+def _unquote(text: str) -> str:
+    """Without one pair of quotes around all of it."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
+        return text[1:-1]
     return text
 
 

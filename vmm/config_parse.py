@@ -110,7 +110,9 @@ def check_path(path: str) -> str:
     if "\0" in path:
         raise BadValue("a path cannot contain a NUL character")
     if "$" in path:
-        raise BadValue(f"{path!r} contains '$': variables are not expanded here; write the path out")
+        raise BadValue(
+            f"{path!r} contains '$': variables are not expanded here; write the path out"
+        )
     if path.startswith(("%h", "%i")):
         raise BadValue(
             f"{path!r} starts with {path[:2]!r}: systemd expands it in units, not in the "

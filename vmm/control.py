@@ -63,13 +63,13 @@ class ControlServer:
         import _socket
 
         try:
-            fd, _ = self._listener._accept()
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return
         link = _socket.socket(fileno=fd)
         link.setblocking(False)
         credentials = link.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, UCRED.size)
-        pid, uid, _ = UCRED.unpack(credentials)
+        pid, uid, _gid = UCRED.unpack(credentials)
         if uid not in (0, os.geteuid()) or len(self._connections) >= CONNECTIONS_MAX:
             log.warning(f"control connection of process {pid} (user {uid}) refused")
             link.close()

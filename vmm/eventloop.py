@@ -1,4 +1,4 @@
-"""The control thread's loop: descriptors and timers by epoll; it sleeps until one of them speaks."""
+"""The control thread's loop: descriptors and timers by epoll; it sleeps in between."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class FdSink:
             self.lost += 1
 
     def _send(self, data: bytes) -> bool:
-        """False when it cannot be delivered now; a reader that stopped reading is not waited for."""
+        """False when it cannot be delivered now; a reader that sleeps is not waited for."""
         try:
             poll = select.poll()
             poll.register(self._fd, select.POLLOUT)

@@ -49,10 +49,15 @@ WIDE_BAR_ALIGNMENT = 8 * layout.MIB
 DISK_QUEUES_MAX = 4
 ADDRESS_BITS_LEAF = 0x80000008
 ADDRESS_BITS_DEFAULT = 36
+# The name of KVM_EXIT_SHUTDOWN, which is how KVM reports a triple fault.
+TRIPLE_FAULT_EXIT = "shutdown"
 
 
 class Outcome:
-    """Why the guest stopped: ``kind`` is reset, shutdown, crash or error; ``report`` is for people."""
+    """Why the guest stopped: ``kind`` is reset, shutdown, crash or error.
+
+    ``report`` holds registers and last exits, where something went wrong.
+    """
 
     def __init__(self, kind: str, reason: str, report: str = "") -> None:
         self.kind = kind
@@ -118,7 +123,7 @@ class Machine:
         for vcpu in ended:
             kind = vcpu.loop.outcome
             if kind == outcomes.RESET:
-                return Outcome("reset", f"vCPU {vcpu.index} reset the machine")
+                return self._reset(vcpu)
             if kind == outcomes.SHUTDOWN:
                 return Outcome("shutdown", "the guest powered itself off")
             if kind == outcomes.CRASH:
@@ -126,6 +131,11 @@ class Machine:
             if kind == outcomes.ERROR:
                 return self._error(vcpu)
         return Outcome("error", "the vCPUs stopped without a reason")
+
+    def _reset(self, vcpu: Vcpu) -> Outcome:
+        if vcpu.loop.stop_detail() == TRIPLE_FAULT_EXIT:
+            return Outcome("reset", "the guest triple-faulted", vcpu.report(self.memory))
+        return Outcome("reset", "the guest reset the machine")
 
     def _error(self, vcpu: Vcpu) -> Outcome:
         error = self.pio.error or self.mmio.error
@@ -145,7 +155,7 @@ class Machine:
         memory = self.config.memory
         return {
             "memory": {
-                "size": self.memory.size,
+                "size": memory.size,
                 "shared": memory.shared,
                 "hugepage_size": memory.hugepage_size if memory.hugepages else 0,
             },

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 
-
 class Notifier:
     """Sends state to the service manager; without a socket it does nothing. Control thread."""
 

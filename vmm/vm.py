@@ -1,4 +1,4 @@
-"""One KVM virtual machine: RAM slots, interrupt controller, vCPUs, doorbells, in the right order."""
+"""One KVM virtual machine: RAM slots, interrupt controller, vCPUs, doorbells, in that order."""
 
 from __future__ import annotations
 

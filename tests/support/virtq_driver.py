@@ -30,7 +30,8 @@ class DriverQueue:
 
     def descriptor(self, index: int, gpa: int, length: int, flags: int, next_: int = 0) -> None:
         self.memory.write(
-            self.desc_gpa + 16 * index, struct.pack("<QIHH", gpa & (1 << 64) - 1, length, flags, next_)
+            self.desc_gpa + 16 * index,
+            struct.pack("<QIHH", gpa & (1 << 64) - 1, length, flags, next_),
         )
 
     def add(self, buffers: list[tuple[int, int, bool]]) -> int:

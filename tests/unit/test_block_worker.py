@@ -120,7 +120,9 @@ def test_scattered_segments(rig, image):
     pieces = [(DATA_GPA + n * 0x1001, 1 + n * 13, True) for n in range(8)]
     total = sum(length for _, length, _ in pieces)
     pieces.append((DATA_GPA + 0x20000, 1024 - total, True))
-    rig.driver.add([(HEADER_GPA, 5, False), (HEADER_GPA + 5, 11, False), *pieces, (STATUS_GPA, 1, True)])
+    rig.driver.add(
+        [(HEADER_GPA, 5, False), (HEADER_GPA + 5, 11, False), *pieces, (STATUS_GPA, 1, True)]
+    )
     rig.ring()
     assert rig.wait()[1] == 1025
     got = b"".join(rig.memory.read(gpa, length) for gpa, length, _ in pieces)
@@ -137,7 +139,9 @@ def test_status_in_the_data_descriptor(rig, image):
 
 def test_indirect(rig, image):
     rig.header(IN, 2)
-    rig.driver.add_indirect(0x8000, [(HEADER_GPA, 16, False), (DATA_GPA, 512, True), (STATUS_GPA, 1, True)])
+    rig.driver.add_indirect(
+        0x8000, [(HEADER_GPA, 16, False), (DATA_GPA, 512, True), (STATUS_GPA, 1, True)]
+    )
     rig.ring()
     rig.wait()
     assert rig.memory.read(DATA_GPA, 512) == image.read_bytes()[1024:1536]
@@ -168,7 +172,8 @@ def test_discard_and_write_zeroes(rig, image, kind, flags, status):
 @pytest.mark.parametrize(
     ("kind", "sector", "amount"),
     [(IN, SECTORS, 512), (IN, SECTORS - 1, 1024), (IN, (1 << 64) - 1, 512), (IN, 1 << 55, 512),
-     (IN, 0, 511), (OUT, SECTORS, 512), (OUT, 0, 100), (DISCARD, SECTORS, 1), (DISCARD, 1, SECTORS)],
+     (IN, 0, 511), (OUT, SECTORS, 512), (OUT, 0, 100), (DISCARD, SECTORS, 1),
+     (DISCARD, 1, SECTORS)],
 )  # fmt: skip
 def test_requests_outside_the_disk_fail_alone(rig, image, kind, sector, amount):
     before = image.read_bytes()

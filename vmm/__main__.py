@@ -1,0 +1,9 @@
+"""`python -m vmm` is the command `vllmd-hypervisor`."""
+
+from __future__ import annotations
+
+import sys
+
+from vmm.cli import main
+
+sys.exit(main())

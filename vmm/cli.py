@@ -1,0 +1,241 @@
+"""The command line: start, stop, status, env. The only module that prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from vmm.config import PREFIX, Config, read_environment
+from vmm.errors import ConfigError, VmmError
+from vmm.log import get_logger, hub
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from vmm.instance import Instance
+
+log = get_logger(__name__)
+
+PROGRAM = "vllmd-hypervisor"
+EXIT_INTERRUPTED = 130
+ERROR_PRIORITY = 3
+EPILOG = """\
+Settings come from the environment; `vllmd-hypervisor env` shows all of them. Required:
+VLLMD_HYPERVISOR_KERNEL_FILEPATH, VLLMD_HYPERVISOR_SYSTEM_IMAGE_FILEPATH and
+VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH. Exit codes: 0 done, 1 the VMM failed, 2 bad settings,
+3 not running (status), 4 unknown (status), 33 the guest crashed, 37 the guest was killed,
+38 this host cannot, 39 something is in use."""
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    argv = sys.argv[1:]
+    try:
+        # Without options nothing needs to be parsed, and argparse takes 7 ms to import.
+        if argv == ["start"]:
+            return start()
+        return run_verb(argv)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return VmmError.exit_code
+    except VmmError as error:
+        report(error)
+        return error.exit_code
+
+
+def report(error: VmmError) -> None:
+    """Tell what failed: in the log, and on stderr unless the log goes there."""
+    from vmm.log_sinks import FdSink, stream_is_journal
+
+    problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+    for problem in problems:
+        log.error(problem)
+    if any(type(sink) is FdSink for sink in hub.sinks):
+        return
+    journal = stream_is_journal(2, read_environment().get("JOURNAL_STREAM", ""))
+    prefix = f"<{ERROR_PRIORITY}>" if journal else f"{PROGRAM}: error: "
+    for problem in problems:
+        for line in problem.split("\n"):
+            print(prefix + line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def start() -> int:
+    """Run an instance in the foreground until its guest ends."""
+    from vmm._native.posix import set_process_name
+
+    set_process_name(PROGRAM.encode(), [PROGRAM.encode(), b"start"])
+    environment = read_environment()
+    config = Config.from_env(environment)
+    from vmm.instance import Instance, name_of
+    from vmm.lifecycle import Lifecycle
+    from vmm.log_sinks import open_sinks
+    from vmm.notify import Notifier
+    from vmm.preflight import check_host
+
+    journal_stream = environment.get("JOURNAL_STREAM", "")
+    hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
+    for warning in config.warnings:
+        log.warning(warning)
+    check_host(config)
+    instance = Instance(name_of(config), environment)
+    instance.acquire()
+    try:
+        notifier = Notifier(environment.get("NOTIFY_SOCKET", ""))
+        life = Lifecycle(config, instance, notifier, cache_directory(environment))
+        try:
+            return life.run()
+        finally:
+            life.close()
+    finally:
+        instance.release()
+
+
+def cache_directory(environment: dict[str, str]) -> str | None:
+    """Where load plans are kept (XDG base directories; systemd.exec(5) under a unit)."""
+    if environment.get("CACHE_DIRECTORY"):
+        return environment["CACHE_DIRECTORY"]
+    base = environment.get("XDG_CACHE_HOME") or os.path.join(environment.get("HOME", ""), ".cache")
+    return os.path.join(base, PROGRAM) if os.path.isabs(base) else None
+
+
+def run_verb(argv: list[str]) -> int:
+    """Everything but a plain start."""
+    options = build_parser().parse_args(argv)
+    environment = read_environment()
+    if options.verb == "start":
+        return dry_run(environment, options.json) if options.dry_run else start()
+    if options.verb == "env":
+        return show_settings(environment, options.json)
+    from vmm import client
+
+    if options.verb == "stop":
+        code, text = client.stop(find_instance(environment, options.name), options.now)
+        print(text)
+        return code
+    code, facts = client.status(find_instance(environment, options.name))
+    if options.json:
+        print_json(facts)
+    else:
+        print(client.describe(facts))
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The grammar of the command line."""
+    import argparse
+
+    from vmm import __version__
+
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="A KVM virtual machine monitor for inference VMs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="start | stop | status | env")
+    verb = verbs.add_parser("start", help="run the VM in the foreground")
+    verb.add_argument("--dry-run", action="store_true", help="check the settings, start nothing")
+    verb.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+    verb = verbs.add_parser("stop", help="shut the guest down, and wait for it")
+    verb.add_argument("name", nargs="?", help="instance name (else found from the environment)")
+    verb.add_argument("--now", action="store_true", help="do not wait for the guest: kill it")
+    verb = verbs.add_parser("status", help="tell how the VM does, or how it ended")
+    verb.add_argument("name", nargs="?", help="instance name (else found from the environment)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb = verbs.add_parser("env", help="show every setting, its value and where it came from")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def find_instance(environment: dict[str, str], name: str | None) -> Instance:
+    """The instance meant: by name, by the environment, or the only one there is."""
+    from vmm.config import identity
+    from vmm.instance import Instance, instance_names, name_from_image, runtime_directory
+
+    if name is not None:
+        identity({f"{PREFIX}NAME": name})  # refuses what cannot be a name
+    else:
+        name, image = identity(environment)
+        if name is None and image is not None:
+            name = name_from_image(image)
+    if name is None:
+        known = instance_names(runtime_directory(environment))
+        if len(known) != 1:
+            listed = f"; known: {', '.join(known)}" if known else ""
+            raise ConfigError(
+                [
+                    f"which instance? give its name, or set {PREFIX}NAME or "
+                    f"{PREFIX}SYSTEM_IMAGE_FILEPATH{listed}"
+                ]
+            )
+        name = known[0]
+    return Instance(name, environment)
+
+
+def gather_settings(environment: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """(settings with sources, problems), for people and for JSON."""
+    from vmm.config import settings_in_use
+    from vmm.instance import name_of
+
+    rows = [
+        {"variable": variable, "value": value, "source": source}
+        for variable, value, source in settings_in_use(environment)
+    ]
+    try:
+        config = Config.from_env(environment)
+    except ConfigError as error:
+        return {"name": None, "settings": rows, "warnings": []}, list(error.problems)
+    return {"name": name_of(config), "settings": rows, "warnings": list(config.warnings)}, []
+
+
+def print_settings(facts: dict[str, Any], as_json: bool) -> None:
+    """The table of settings on stdout."""
+    if as_json:
+        print_json(facts)
+        return
+    width = max([len(row["variable"]) for row in facts["settings"]])
+    for row in facts["settings"]:
+        print(f"{row['variable']:{width}}  {row['source']:11}  {row['value']}")
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")
+
+
+def show_settings(environment: dict[str, str], as_json: bool) -> int:
+    """`env`: all settings; problems go to stderr and make the exit code 2."""
+    facts, problems = gather_settings(environment)
+    print_settings({**facts, "problems": problems} if as_json else facts, as_json)
+    if problems:
+        raise ConfigError(problems)
+    return 0
+
+
+def dry_run(environment: dict[str, str], as_json: bool) -> int:
+    """`start --dry-run`: the settings, then what the host says to them."""
+    from vmm.preflight import check_host
+
+    facts, problems = gather_settings(environment)
+    failure: VmmError | None = ConfigError(problems) if problems else None
+    if failure is None:
+        try:
+            check_host(Config.from_env(environment))
+        except VmmError as error:
+            failure = error
+    told = str(failure).split("\n") if failure else []
+    print_settings({**facts, "problems": told} if as_json else facts, as_json)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """JSON on stdout."""
+    import json
+
+    print(json.dumps(facts, indent=2))

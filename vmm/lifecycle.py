@@ -1,0 +1,319 @@
+"""The life of an instance in this process: starting, running, stopping, stopped or failed.
+
+One thread, the control thread, sleeps in an event loop and decides; vCPUs and I/O run on native
+threads and only report. A guest's reboot builds a fresh machine over the same disks and consoles.
+"""
+
+from __future__ import annotations
+
+import _signal
+import os
+import time
+
+from vmm import __version__
+from vmm._native.posix import read_signalfd, signalfd
+from vmm.console import HostConsole
+from vmm.control import ControlServer
+from vmm.disk import open_disks
+from vmm.errors import VmmError
+from vmm.eventloop import EventLoop
+from vmm.instance import process_start_time
+from vmm.log import get_logger, hub
+from vmm.log_sinks import time_stamp
+from vmm.machine import build_machine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from vmm.config import Config
+    from vmm.disk import Disk
+    from vmm.eventloop import Timer
+    from vmm.instance import Instance
+    from vmm.machine import Machine, Outcome
+    from vmm.notify import Notifier
+
+log = get_logger(__name__)
+
+SCHEMA_VERSION = 1
+STARTING = "starting"
+RUNNING = "running"
+STOPPING = "stopping"
+STOPPED = "stopped"
+FAILED = "failed"
+SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGWINCH)
+# A guest that is still booting misses the button, so it is pressed again until it is heard.
+BUTTON_SECONDS = 1.0
+EXIT_CRASH = 33
+EXIT_KILLED = 37
+# A machine that resets sooner than this after its start makes the next start wait, ever longer.
+EARLY_SECONDS = 2.0
+RESET_DELAYS = (0.0, 0.0, 0.1, 0.5, 1.0, 5.0)
+# So many triple faults right after the start in a row: this guest cannot run.
+EARLY_FAULTS_MAX = 3
+
+
+class Ending:
+    """How the run ends: exit code, and the reason in words."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code = code
+        self.reason = reason
+
+
+class Lifecycle:
+    """One run of one instance, from open disks to the exit code. Control thread only.
+
+    The caller has taken the instance's lock and releases it after close().
+    """
+
+    def __init__(
+        self, config: Config, instance: Instance, notifier: Notifier, cache_directory: str | None
+    ) -> None:
+        self.config = config
+        self.instance = instance
+        self.notifier = notifier
+        self.cache_directory = cache_directory
+        self.state = STARTING
+        self.machine: Machine | None = None
+        self.reboots = 0
+        self.started = time.monotonic()
+        self.started_at = time_stamp()
+        self._machine_started = self.started
+        self._machine_left = False
+        self._early_resets = 0
+        self._early_faults = 0
+        self._ending: Ending | None = None
+        self._stop_reason = ""
+        self._button: Timer | None = None
+        self._loop = EventLoop()
+        self._signals = signalfd(SIGNALS)
+        self._escape = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._loop.add(self._signals, self._on_signal)
+        self._loop.add(self._escape, self._on_escape)
+        self._disks: list[Disk] = []
+        self._consoles: list[HostConsole] = []
+        self._control: ControlServer | None = None
+
+    def run(self) -> int:
+        """Run the guest until it ends or is told to; returns the exit code. Raises VmmError."""
+        try:
+            self._open()
+            while self._ending is None:
+                self._boot()
+                self._loop.run_until(lambda: self._machine_left or self._ending is not None)
+                self._leave()
+        except VmmError as error:
+            self._ending = Ending(error.exit_code, str(error))
+            raise
+        return self._ending.code
+
+    def _open(self) -> None:
+        config = self.config
+        self._disks = open_disks(config.system_images, config.config_images)
+        ends = ((config.console, "console"), (config.serial, "serial"))
+        for end, name in ends:
+            self._consoles.append(HostConsole(end.kind, end.path, self._escape))
+            self._consoles[-1].start(name)
+        self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
+
+    def _boot(self) -> None:
+        """Build a machine and let it run."""
+        console, serial = self._consoles
+        self._machine_left = False
+        machine = build_machine(self.config, self._disks, console, serial, self.cache_directory)
+        self.machine = machine
+        self._loop.add(machine.outcome_fd, self._on_outcome)
+        machine.start()
+        self._machine_started = time.monotonic()
+        if self.state == STARTING:
+            self.state = RUNNING
+        self.notifier.send(READY=1, STATUS=f"{self.instance.name}: running")
+        if self.reboots == 0:
+            self._announce(machine)
+        self._save()
+
+    def _announce(self, machine: Machine) -> None:
+        config = self.config
+        log.info(
+            f"instance {self.instance.name} runs as process {os.getpid()}: {config.kernel_path}, "
+            f"{config.cpu_count} vCPUs, {config.memory.size >> 20} MiB, "
+            f"{len(self._disks)} disks; guest entered after {machine.phases['running']} ms"
+        )
+        for console, name in zip(self._consoles, ("console", "serial port"), strict=True):
+            if console.path:
+                log.info(f"{name} at {console.path}")
+        if log.debugging:
+            log.debug(f"phases of the start, ms: {machine.phases}")
+
+    def _on_outcome(self) -> None:
+        self._machine_left = True
+
+    def _leave(self) -> None:
+        """Take the machine apart and decide what comes next."""
+        machine = self.machine
+        if machine is None:
+            return
+        outcome = machine.outcome() if self._ending is None else None
+        lived = time.monotonic() - self._machine_started
+        self._loop.remove(machine.outcome_fd)
+        machine.close()
+        if outcome is not None:
+            self._decide(outcome, lived)
+
+    def _decide(self, outcome: Outcome, lived: float) -> None:
+        if outcome.kind == "reset" and self.state != STOPPING:
+            self._reset(outcome, lived)
+        elif outcome.kind in ("reset", "shutdown"):
+            log.info(f"{outcome.reason} after {lived:.1f} s")
+            self._ending = Ending(0, outcome.reason)
+        else:
+            log.error(f"the guest cannot go on: {outcome.reason}\n{outcome.report}")
+            code = EXIT_CRASH if outcome.kind == "crash" else VmmError.exit_code
+            self._ending = Ending(code, outcome.reason)
+
+    def _reset(self, outcome: Outcome, lived: float) -> None:
+        """Go on with a fresh machine, unless this guest does nothing but fault."""
+        early = lived < EARLY_SECONDS
+        self._early_resets = self._early_resets + 1 if early else 0
+        self._early_faults = self._early_faults + 1 if early and outcome.report else 0
+        if self._early_faults >= EARLY_FAULTS_MAX:
+            log.error(
+                f"the guest cannot run: {outcome.reason} within {EARLY_SECONDS:.0f} s of its "
+                f"start, {self._early_faults} times in a row\n{outcome.report}"
+            )
+            self._ending = Ending(EXIT_CRASH, f"{outcome.reason}, right after each start")
+            return
+        self.reboots += 1
+        log.info(f"{outcome.reason} after {lived:.1f} s; reboot {self.reboots}")
+        if outcome.report:
+            log.debug(outcome.report)
+        delay = RESET_DELAYS[min(self._early_resets, len(RESET_DELAYS) - 1)]
+        if delay:
+            waited: list[bool] = []
+            self._loop.call_later(delay, lambda: waited.append(True))
+            self._loop.run_until(lambda: bool(waited) or self._stop_reason != "")
+        if self._stop_reason:
+            self._ending = Ending(0, f"{outcome.reason}; not started again: {self._stop_reason}")
+
+    def request_stop(self, reason: str, now: bool = False) -> None:
+        """Ask the guest to shut down; asked again, or with ``now``, end it at once."""
+        if now or self.state == STOPPING:
+            self._kill(f"the guest was killed: {reason}")
+            return
+        self._stop_reason = reason
+        self.state = STOPPING
+        log.info(
+            f"stopping ({reason}): power button pressed; the guest has "
+            f"{self.config.stop_timeout_seconds:g} s"
+        )
+        self.notifier.send(STOPPING=1, STATUS="stopping: waiting for the guest to shut down")
+        self._loop.call_later(self.config.stop_timeout_seconds, self._on_stop_timeout)
+        self._press_button()
+        self._save()
+
+    def _press_button(self) -> None:
+        if self.machine is not None and self._ending is None:
+            self.machine.power_button()
+            self._button = self._loop.call_later(BUTTON_SECONDS, self._press_button)
+
+    def _on_stop_timeout(self) -> None:
+        self._kill(
+            f"the guest did not shut down within {self.config.stop_timeout_seconds:g} s and "
+            "was killed"
+        )
+
+    def _kill(self, reason: str) -> None:
+        if self._ending is None:
+            log.warning(reason)
+            self._ending = Ending(EXIT_KILLED, reason)
+
+    def _on_signal(self) -> None:
+        for number in read_signalfd(self._signals):
+            if number == _signal.SIGHUP:
+                self._reopen()
+            elif number == _signal.SIGWINCH:
+                if self.machine is not None:
+                    self.machine.resize(*self._consoles[0].size())
+            else:
+                name = "SIGTERM" if number == _signal.SIGTERM else "SIGINT"
+                self.request_stop(f"{name} received")
+
+    def _reopen(self) -> None:
+        hub.reopen()
+        for console in self._consoles:
+            try:
+                console.reopen()
+            except VmmError as error:
+                log.warning(str(error))
+        log.info("SIGHUP received: logs reopened")
+
+    def _on_escape(self) -> None:
+        os.eventfd_read(self._escape)
+        self.request_stop("Ctrl-A x typed on the console")
+
+    def _on_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request of the control socket."""
+        command = request.get("command")
+        if command == "status":
+            return self.status()
+        if command == "stop":
+            if self.state != STOPPING or request.get("now") is True:
+                self.request_stop("stop requested", now=request.get("now") is True)
+            return {"state": self.state, "timeout_s": self.config.stop_timeout_seconds}
+        return {"error": f"unknown command {command!r}; known: status, stop"}
+
+    def status(self) -> dict[str, Any]:
+        """Everything `status` shows."""
+        config = self.config
+        facts: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "version": __version__,
+            "name": self.instance.name,
+            "state": self.state,
+            "pid": os.getpid(),
+            "start_time": process_start_time(os.getpid()),
+            "started_at": self.started_at,
+            "uptime_s": round(time.monotonic() - self.started, 3),
+            "kernel": config.kernel_path,
+            "initramfs": config.initramfs_path,
+            "cmdline": config.cmdline,
+            "disks": [disk.status() for disk in self._disks],
+            "consoles": [console.status() for console in self._consoles],
+            "sockets": {"control": self.instance.socket_path},
+            "reboots": self.reboots,
+            "last_exit": self._last_exit(),
+        }
+        if self.machine is not None:
+            facts.update(self.machine.status())
+        return facts
+
+    def _last_exit(self) -> dict[str, Any] | None:
+        if self._ending is None:
+            return None
+        return {"code": self._ending.code, "reason": self._ending.reason, "time": time_stamp()}
+
+    def _save(self) -> None:
+        try:
+            self.instance.write_state(self.status())
+        except OSError as error:
+            log.warning(f"cannot write {self.instance.state_path}: {error.strerror}")
+
+    def close(self) -> None:
+        """Close everything in reverse order, with the final state written; idempotent."""
+        if self._ending is None:
+            self._ending = Ending(VmmError.exit_code, "the VMM failed")
+        self.state = FAILED if self._ending.code else STOPPED
+        self.notifier.send(STOPPING=1, STATUS=f"{self.state}: {self._ending.reason}")
+        if self.machine is not None:
+            self.machine.close()
+        for console in reversed(self._consoles):
+            console.close()
+        self._save()
+        if self._control is not None:
+            self._control.close()
+        for disk in reversed(self._disks):
+            disk.close()
+        self._loop.close()
+        os.close(self._escape)
+        os.close(self._signals)
