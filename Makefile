@@ -34,7 +34,7 @@ lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/cython-lint vmm/_native
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint vmm/_native
 	$(BIN)/python -m pytest -q tests/style
 
 bench: build
