@@ -3,9 +3,9 @@
 # Prints what it installs; without root it prints the one command to run, and fails.
 set -euo pipefail
 build="gcc libc6-dev python3-dev python3-venv liburing-dev"
-demo="busybox-static kmod e2fsprogs dosfstools mtools xz-utils"
+demo="busybox-static kmod e2fsprogs dosfstools mtools"
 lab="qemu-system-x86"
-test="acpica-tools debootstrap fio strace procps"
+test="acpica-tools debootstrap fio strace procps lz4 zstd xz-utils"
 
 wanted=$build
 for group in "$@"; do

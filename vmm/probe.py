@@ -128,7 +128,8 @@ def _try_guest() -> tuple[bool, str]:
         outcome = loop.join()
         if outcome == SHUTDOWN:
             return True, ""
-        return False, f"this KVM does not execute kernel code: {loop.stop_detail()}"
+        detail = loop.stop_detail().partition(", data")[0]
+        return False, f"its KVM does not execute kernel code: {detail}"
     finally:
         vm.close()
         memory.close()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import lzma
-
 import subprocess
 from pathlib import Path
 
@@ -13,13 +10,12 @@ from tests.lab.cache import cached
 from tests.lab.packages import run, unpacked
 from tests.lab.progress import step
 
-DECOMPRESS = {
-    b"\x1f\x8b\x08": gzip.decompress,
-    b"\xfd7zXZ\x00": lambda data: lzma.LZMADecompressor().decompress(data),
-    b"BZh": bz2.decompress,
-    b"\x28\xb5\x2f\xfd": lambda data: subprocess.run(
-        ["zstd", "-dcq"], input=data, stdout=subprocess.PIPE, check=False
-    ).stdout,
+# How kernels are packed (scripts/Makefile.lib): all but gzip have their size appended, 4 bytes.
+COMMANDS = {
+    b"\x1f\x8b\x08": (["gzip", "-dc"], 0),
+    b"\xfd7zXZ\x00": (["xz", "-dc"], 4),
+    b"\x28\xb5\x2f\xfd": (["zstd", "-dcq"], 4),
+    b"\x02\x21\x4c\x18": (["lz4", "-dcq"], 4),
 }
 
 
@@ -83,12 +79,11 @@ def extract_vmlinux(image: bytes) -> bytes:
     start = (setup_sectors + 1) * 512 + int.from_bytes(image[0x248:0x24C], "little")
     length = int.from_bytes(image[0x24C:0x250], "little")
     payload = image[start : start + length]
-    for magic, decompress in DECOMPRESS.items():
+    for magic, (command, extra) in COMMANDS.items():
         if payload.startswith(magic):
-            found = decompress(payload)
+            packed = payload[: len(payload) - extra]
+            found = subprocess.run(command, input=packed, stdout=subprocess.PIPE, check=True).stdout
             if not found.startswith(b"\x7fELF"):
                 raise ValueError("the payload is no ELF file")
             return found
     raise ValueError(f"unknown compression: {payload[:6].hex(' ')}")
-
-

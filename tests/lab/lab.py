@@ -36,6 +36,8 @@ TOOLS = {
     "mcopy": "mtools",
     "strace": "strace",
     "fio": "fio",
+    "lz4": "lz4",
+    "zstd": "zstd",
 }
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm-amd",

@@ -1,0 +1,73 @@
+"""`make demo`: a real VM on a default guest, on this host or, where it cannot, in the lab."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.lab.default_guest import DefaultGuest
+from tests.lab.lab import ROOT, Lab
+from tests.lab.packages import run
+from tests.lab.progress import say, step
+from vmm.probe import can_run_kernels
+
+LAB_MEMORY = "3G"
+COMMAND = Path(sys.executable).with_name("vllmd-hypervisor")
+
+
+def settings(guest: DefaultGuest, system: Path) -> dict[str, str]:
+    values = {
+        "KERNEL_FILEPATH": guest.kernel.image,
+        "INITRAMFS_FILEPATH": guest.initramfs,
+        "SYSTEM_IMAGE_FILEPATH": system,
+        "CONFIG_IMAGE_FILEPATH": guest.config,
+        "CPU_COUNT": 2,
+        "MEMORY_CONFIG": "size=512M,shared=on",
+        "CONSOLE": "null",
+        "SERIAL": "tty",
+        "CMDLINE": "console=ttyS0 panic=-1",
+    }
+    return {f"VLLMD_HYPERVISOR_{name}": str(value) for name, value in values.items()}
+
+
+def show(values: dict[str, str]) -> None:
+    for name, value in values.items():
+        say(f"    {name}={value!r}" if " " in value else f"    {name}={value}")
+    say(f"==> {COMMAND} start")
+
+
+def run_here(guest: DefaultGuest) -> int:
+    values = settings(guest, guest.system)
+    say("==> starting the guest with")
+    show(values)
+    return subprocess.run(
+        [str(COMMAND), "start"], env={**os.environ, **values}, check=False
+    ).returncode
+
+
+def run_in_lab(guest: DefaultGuest) -> int:
+    # The lab sees this machine's files read-only; a write goes to its memory.
+    with step("installing what the lab needs, where it is missing"):
+        run([str(ROOT / "packaging/debian-packages.sh"), "lab"])
+    say("==> starting the lab")
+    with Lab(memory=LAB_MEMORY) as lab:
+        values = settings(guest, guest.system)
+        say("==> starting the guest in the lab with")
+        show(values)
+        return lab.run([str(COMMAND), "start"], env=values, echo=True).status
+
+
+def main() -> int:
+    guest = DefaultGuest()
+    able, reason = can_run_kernels()
+    if not able:
+        say(f"==> this host cannot run an unmodified kernel ({reason}): using the lab")
+    status = run_here(guest) if able else run_in_lab(guest)
+    say(f"==> the guest has ended; exit code {status}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Inside the lab: an instance of the real command, with what it printed and how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+COMMAND = os.environ.get("VLLMD_TEST_COMMAND") or str(
+    Path(sys.executable).with_name("vllmd-hypervisor")
+)
+WORK = Path("/dev/shm")
+
+
+class Guest:
+    """`vllmd-hypervisor start` with settings by their short names, e.g. ``CPU_COUNT=2``.
+
+    Its stdout and stderr go to a file; ``text`` is what is there by now.
+    """
+
+    def __init__(self, **settings: object) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="guest-", dir=WORK))
+        self.output = self.folder / "output"
+        self.env = {**os.environ, "HOME": "/root"}
+        for name, value in settings.items():
+            self.env[f"VLLMD_HYPERVISOR_{name}"] = str(value)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Guest:
+        """Start it in the background."""
+        with open(self.output, "ab") as output:
+            self.process = subprocess.Popen(
+                [COMMAND, "start"], env=self.env, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=output,
+            )  # fmt: skip
+        return self
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text(errors="replace").replace("\r", "")
+
+    def wait(self, timeout: float = 300) -> int:
+        """Its exit code; everything it printed when it does not end."""
+        assert self.process is not None
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise AssertionError(f"no end after {timeout} s:\n{self.text}") from None
+
+    def run(self, timeout: float = 300) -> int:
+        """Start it and wait for its end."""
+        return self.start().wait(timeout)
+
+    def until(self, words: str, timeout: float = 300) -> str:
+        """Wait for ``words`` in the output; returns all of it."""
+        assert self.process is not None
+        deadline = time.monotonic() + timeout
+        while words not in self.text:
+            if self.process.poll() is not None:
+                raise AssertionError(f"ended before {words!r}:\n{self.text}")
+            if time.monotonic() > deadline:
+                self.process.kill()
+                raise AssertionError(f"no {words!r} after {timeout} s:\n{self.text}")
+            time.sleep(0.1)
+        return self.text
+
+    def verb(self, *arguments: str, timeout: float = 120) -> tuple[int, str]:
+        """Run another verb under the same environment: (exit code, output)."""
+        done = subprocess.run(
+            [COMMAND, *arguments], env=self.env, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.verb("status", "--json")[1])
+        return found
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def close(self) -> None:
+        """End it, however it is."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def expect(condition: object, text: str) -> None:
+    """AssertionError with the guest's output, so that a failure in the lab can be understood."""
+    if not condition:
+        raise AssertionError(text)
