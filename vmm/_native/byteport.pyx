@@ -43,7 +43,8 @@ cdef extern from *:
         clock_gettime(CLOCK_MONOTONIC, &now);
         return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
     }
-    static void vmm_ring_copy(uint8_t *to, const uint8_t *ring, uint64_t at, size_t n, size_t size) {
+    static void vmm_ring_copy(uint8_t *to, const uint8_t *ring, uint64_t at, size_t n,
+                              size_t size) {
         size_t start = at & (size - 1);
         size_t first = size - start < n ? size - start : n;
         memcpy(to, ring + start, first);

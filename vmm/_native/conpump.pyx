@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free
 from posix.unistd cimport close as c_close
 
 from vmm._native.byteport cimport BytePort
-from vmm._native.virtqueue cimport Segment, VirtQueue
+from vmm._native.virtqueue cimport Segment
 from vmm._native.worker cimport Worker, drain_fd, signal_fd
 
 import os

@@ -1,12 +1,9 @@
 """The few Linux calls that Python has no module for."""
 
-from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
 from vmm._native.fd cimport check
-
-import os
 
 cdef extern from *:
     """
