@@ -58,7 +58,6 @@ mkdir -p /new/dev/shm /new/dev/pts
 mount -t tmpfs -o size=90% tmpfs /new/dev/shm
 mount -t devpts devpts /new/dev/pts
 mount -t tmpfs tmpfs /new/run
-mount -t tmpfs tmpfs /new/tmp
 cat >/new/run/start <<'START'
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 for word in $(cat /proc/cmdline); do
@@ -96,7 +95,7 @@ def lab_initramfs(kernel: Kernel) -> Path:
     def make(path: Path) -> None:
         path.write_bytes(build_initramfs(kernel, MODULES, INIT, ARGUMENTS))
 
-    return cached(f"lab-initramfs-1-{kernel.root.name}", make)
+    return cached(f"lab-initramfs-2-{kernel.root.name}", make)
 
 
 class Lab:
