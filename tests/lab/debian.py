@@ -1,0 +1,108 @@
+"""A whole Debian 12 as a guest: systemd, the cloud kernel with Debian's own initramfs, ext4 root.
+
+After multi-user.target a service runs the script ``run`` of the config disk, with its output on
+the console. That script is how a test says what the guest shall do.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.lab.cache import cached
+from tests.lab.images import make_ext4
+from tests.lab.packages import MIRROR, PackageError, newest, run
+from tests.lab.progress import step
+
+VERSION = "1"
+GIB = 1 << 30
+IMAGE_BYTES = 4 * GIB
+INCLUDE = "systemd,systemd-sysv,udev,dbus,kmod,procps,fio,initramfs-tools,e2fsprogs,dosfstools"
+KERNEL = "linux-image-cloud-amd64"
+SERVICE = """[Unit]
+Description=What the config disk asks for
+After=multi-user.target
+
+[Service]
+Type=simple
+ExecStart=/usr/local/sbin/run-config-disk
+
+[Install]
+WantedBy=multi-user.target
+"""
+RUNNER = """#!/bin/sh
+mkdir -p /run/config
+mount -o ro LABEL=cidata /run/config
+exec >/dev/console 2>&1
+echo "guest: multi-user reached"
+exec sh /run/config/run
+"""
+FILES = {
+    "etc/fstab": "LABEL=root / ext4 errors=remount-ro 0 1\n",
+    "etc/hostname": "guest\n",
+    "etc/initramfs-tools/initramfs.conf": "MODULES=list\nBUSYBOX=n\nCOMPRESS=gzip\n",
+    "etc/initramfs-tools/modules": "virtio_pci\nvirtio_blk\nvirtio_console\next4\n",
+    "etc/systemd/system/config-disk.service": SERVICE,
+    "usr/local/sbin/run-config-disk": RUNNER,
+    "usr/sbin/policy-rc.d": "#!/bin/sh\nexit 101\n",
+}
+EXECUTABLE = ("usr/local/sbin/run-config-disk", "usr/sbin/policy-rc.d")
+
+
+class DebianGuest:
+    """Paths: ``kernel``, ``initramfs``, ``image``; made once, which takes a few minutes."""
+
+    def __init__(self) -> None:
+        _, version = newest(KERNEL)
+        self.folder = cached(f"debian-12-{VERSION}-{version}", build)
+        self.kernel = self.folder / "vmlinuz"
+        self.initramfs = self.folder / "initrd.img"
+        self.image = self.folder / "system.img"
+
+
+def build(target: Path) -> None:
+    if os.geteuid() != 0:
+        raise PackageError("making a Debian image needs root: debootstrap runs in a chroot")
+    root = target.parent / "root"
+    target.mkdir()
+    with step("making a Debian 12 with debootstrap (a few minutes)"):
+        run(["debootstrap", "--variant=minbase", f"--include={INCLUDE}", "bookworm", str(root), MIRROR])
+        for name, content in FILES.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+            path.chmod(0o755 if name in EXECUTABLE else 0o644)
+        security = MIRROR.replace("/debian", "/debian-security", 1)
+        with open(root / "etc/apt/sources.list", "a") as sources:
+            sources.write(f"deb {security} bookworm-security main\n")
+    with step("installing its kernel"):
+        install_kernel(root)
+    with step("making its disk image"):
+        shutil.copy(root / "vmlinuz", target / "vmlinuz")
+        shutil.copy(root / "initrd.img", target / "initrd.img")
+        make_ext4(target / "system.img", root, IMAGE_BYTES, "root")
+
+
+def install_kernel(root: Path) -> None:
+    """In a chroot with /proc, which the kernel's scripts need."""
+    for name in ("resolv.conf", "hosts"):
+        if Path("/etc", name).exists():
+            shutil.copy(Path("/etc", name), root / "etc" / name)
+    for name in ("apt.conf.d",):
+        for path in Path("/etc/apt", name).glob("*proxy*"):
+            shutil.copy(path, root / "etc/apt" / name)
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    run(["mount", "-t", "proc", "proc", str(root / "proc")])
+    try:
+        inside = ["chroot", str(root)]
+        run([*inside, "apt-get", "-q", "update"], env=env)
+        run([*inside, "apt-get", "-qy", "--no-install-recommends", "install", KERNEL], env=env)
+        run([*inside, "systemctl", "enable", "config-disk.service"], env=env)
+        run([*inside, "systemctl", "mask", "apt-daily.timer", "apt-daily-upgrade.timer"], env=env)
+        run([*inside, "passwd", "-d", "root"], env=env)
+        run([*inside, "apt-get", "clean"], env=env)
+    finally:
+        subprocess.run(["umount", str(root / "proc")], check=True)
+    (root / "usr/sbin/policy-rc.d").unlink()
