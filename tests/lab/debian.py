@@ -68,7 +68,16 @@ def build(target: Path) -> None:
     root = target.parent / "root"
     target.mkdir()
     with step("making a Debian 12 with debootstrap (a few minutes)"):
-        run(["debootstrap", "--variant=minbase", f"--include={INCLUDE}", "bookworm", str(root), MIRROR])
+        run(
+            [
+                "debootstrap",
+                "--variant=minbase",
+                f"--include={INCLUDE}",
+                "bookworm",
+                str(root),
+                MIRROR,
+            ]
+        )
         for name, content in FILES.items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ class Lab:
     def __init__(
         self,
         memory: str = "9G",
-        cpus: int = 2,
+        cpus: int = 1,
         drives: list[Path] | None = None,
         extra: list[str] | None = None,
         suite: str | None = None,
@@ -116,7 +116,7 @@ class Lab:
     ) -> None:
         missing = [tool for tool in (QEMU, "depmod") if shutil.which(tool) is None]
         if missing:
-            packages = " ".join(TOOLS[tool] for tool in missing)
+            packages = " ".join(TOOLS.get(tool, tool) for tool in missing)
             raise LabError(f"the lab cannot start: apt-get install {packages}")
         kernel = Kernel("linux-image-amd64", suite)
         self.verbose = verbose
@@ -131,7 +131,7 @@ class Lab:
             QEMU, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35", "-cpu", "max",
             "-smp", str(cpus), "-m", memory, "-device", "amd-iommu",
             "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel)),
-            "-append", "console=ttyS0 panic=-1 mitigations=off nokaslr iommu=on quiet "
+            "-append", "console=ttyS0 panic=-1 mitigations=off nokaslr iommu=on intremap=off quiet "
             f"lab.root={ROOT} lab.python={sys.executable}",
             "-virtfs", "local,path=/,security_model=none,mount_tag=host,readonly=on,"
             "multidevs=remap",

@@ -1,0 +1,111 @@
+"""A whole Debian as the guest: what it sees of its machine, and its way through a life."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from tests.lab.guest_run import Guest, expect
+from tests.lab.images import make_fat
+
+SYSTEM_DISK = "/dev/vda"
+MIB = 1 << 20
+# Everything a test wants to know of a guest, in lines that begin with "guest:".
+INSPECT = """
+echo "guest: cpus $(grep -c ^processor /proc/cpuinfo)"
+echo "guest: siblings $(awk '/^siblings/ {print $3; exit}' /proc/cpuinfo)"
+echo "guest: cores $(awk '/^cpu cores/ {print $4; exit}' /proc/cpuinfo)"
+echo "guest: memory $(free -m | awk '/^Mem:/ {print $2}')"
+echo "guest: high $(awk '/System RAM/ && length($1) > 17 {print $1}' /proc/iomem)"
+lsblk -b -d -n -o NAME,SIZE,RO | sed 's/^/guest: disk /'
+echo "guest: rng $(cat /sys/class/misc/hw_random/rng_available)"
+echo "guest: clock $(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+echo "guest: dmesg begins"
+dmesg --level emerg,alert,crit,err,warn
+echo "guest: dmesg ends"
+systemctl --failed --no-legend --plain | sed 's/^/guest: failed /'
+systemctl poweroff
+"""
+BAD = re.compile(
+    r"BUG|WARNING|ACPI (Error|Exception|BIOS Error|Warning)|I/O error|"
+    r"(virtio|vd[a-z]|hvc|ttyS|8250|pci|rtc).*(fail|error|invalid|timeout)",
+    re.IGNORECASE,
+)
+# The emulated processor lets XSETBV past KVM; every VMM's guest prints this in the lab.
+LAB_OWN = re.compile(r"arch/x86/kernel/fpu/xstate\.c|XSAVE consistency")
+
+
+def guest_of(kernel: str, initramfs: str, script: str, console: str, **settings: object) -> Guest:
+    """A Debian guest on the lab's first disk whose config disk holds ``script``."""
+    ends = {"CONSOLE": "tty", "SERIAL": "null"}
+    if console == "ttyS0":
+        ends = {"CONSOLE": "null", "SERIAL": "tty"}
+    guest = Guest(
+        KERNEL_FILEPATH=kernel, INITRAMFS_FILEPATH=initramfs, SYSTEM_IMAGE_FILEPATH=SYSTEM_DISK,
+        CMDLINE=f"console={console} root=LABEL=root ro quiet panic=-1", **ends,
+    )  # fmt: skip
+    config = guest.folder / "config.img"
+    make_fat(config, {"run": script.encode()})
+    guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"] = str(config)
+    for name, value in settings.items():
+        guest.env[f"VLLMD_HYPERVISOR_{name}"] = str(value)
+    return guest
+
+
+def facts(text: str, name: str) -> list[str]:
+    """The lines ``guest: NAME …`` without their beginning."""
+    return re.findall(rf"^guest: {name} ?(.*)$", text, re.MULTILINE)
+
+
+def boots(kernel: str, initramfs: str, vcpus: int, memory_mib: int, console: str) -> None:
+    """Reaches multi-user, sees what was configured, complains about nothing, powers off."""
+    with guest_of(
+        kernel, initramfs, INSPECT, console,
+        CPU_COUNT=vcpus, MEMORY_CONFIG=f"size={memory_mib}M,shared=on",
+    ) as guest:  # fmt: skip
+        code = guest.run(timeout=600)
+        text = guest.text
+    expect(code == 0, f"exit code {code}\n{text}")
+    expect("guest: multi-user reached" in text, text)
+    expect(facts(text, "cpus") == [str(vcpus)], text)
+    expect(facts(text, "cores") == [str(vcpus)], text)
+    seen = int(facts(text, "memory")[0])
+    expect(memory_mib * 0.85 - 64 < seen <= memory_mib, text)
+    expect(bool(facts(text, "high")[0]) == (memory_mib > 3072), text)
+    disks = dict(line.split(None, 1) for line in facts(text, "disk"))
+    expect(disks["vda"].split()[1] == "0" and disks["vdb"].split() == [str(MIB), "1"], text)
+    expect("virtio_rng.0" in facts(text, "rng")[0], text)
+    expect(not facts(text, "failed"), text)
+    complaints = [
+        line
+        for line in text.partition("dmesg begins")[2].partition("guest: dmesg ends")[0].split("\n")
+        if BAD.search(line) and not LAB_OWN.search(line)
+    ]
+    expect(not complaints, "\n".join([*complaints, text]))
+
+
+READY = 'echo "guest: ready"; sleep 1000\n'
+CHECK_CLEAN = 'dmesg | grep -E "recovery|orphan" | sed "s/^/guest: unclean /"\n'
+
+
+def stopped_by_another_process(kernel: str, initramfs: str) -> None:
+    """`stop`: systemd shuts the guest down, its file system is clean, both exit with 0."""
+    script = CHECK_CLEAN + READY
+    with guest_of(
+        kernel, initramfs, script, "hvc0", CPU_COUNT=1, MEMORY_CONFIG="size=512M",
+        STOP_TIMEOUT_SECONDS=90,
+    ) as guest:  # fmt: skip
+        guest.start().until("guest: ready")
+        code, told = guest.verb("stop", timeout=120)
+        expect(code == 0, f"{code} {told}\n{guest.text}")
+        expect("powered itself off" in told, told)
+        expect(guest.wait(10) == 0, guest.text)
+        state = guest.status()
+        expect(state["state"] == "stopped" and state["last_exit"]["code"] == 0, str(state))
+        # What the next boot says shows whether the file systems were left clean.
+        guest.output.unlink()
+        guest.start().until("guest: ready")
+        text = guest.text
+        expect(not facts(text, "unclean"), text)
+        expect(guest.verb("stop", timeout=120)[0] == 0, guest.text)
+    expect(Path(SYSTEM_DISK).exists(), "the lab's disk went away")

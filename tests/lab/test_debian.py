@@ -1,0 +1,65 @@
+"""Debian 12 as the guest, with systemd, on its own disk with a read-only config disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.debian import DebianGuest
+from tests.lab.lab import Lab
+
+SCENARIO = "tests.lab.scenarios"
+BIG_MIB = 5 * 1024
+MATRIX = [(v, m, c) for v in (1, 2, 4) for m in (512, BIG_MIB) for c in ("hvc0", "ttyS0")]
+# Every value of each column at least once; the rest belongs to the longer matrix.
+SHORT = [(1, 512, "ttyS0"), (2, 512, "hvc0"), (4, BIG_MIB, "hvc0")]
+
+
+@pytest.fixture(scope="module")
+def debian() -> DebianGuest:
+    return DebianGuest()
+
+
+@pytest.fixture(scope="module")
+def debian_lab(debian: DebianGuest) -> Iterator[Lab]:
+    """A lab whose /dev/vda is the Debian image (a throw-away copy)."""
+    with Lab(drives=[debian.image]) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("vcpus", "memory_mib", "console"),
+    [
+        pytest.param(
+            *row, marks=() if row in SHORT else pytest.mark.full, id="-".join(map(str, row))
+        )
+        for row in MATRIX
+    ],
+)
+def test_reaches_multi_user(debian_lab, debian, vcpus, memory_mib, console):
+    debian_lab.call(
+        f"{SCENARIO}.debian:boots", kernel=str(debian.kernel), initramfs=str(debian.initramfs),
+        vcpus=vcpus, memory_mib=memory_mib, console=console,
+    )  # fmt: skip
+
+
+def test_stop_shuts_systemd_down(debian_lab, debian):
+    debian_lab.call(
+        f"{SCENARIO}.debian:stopped_by_another_process", kernel=str(debian.kernel),
+        initramfs=str(debian.initramfs),
+    )  # fmt: skip
+
+
+def test_data_survives_a_reboot(debian_lab, debian):
+    debian_lab.call(
+        f"{SCENARIO}.disks:data_survives", timeout=880, kernel=str(debian.kernel),
+        initramfs=str(debian.initramfs), mib=1024,
+    )  # fmt: skip
+
+
+def test_fio_verifies(debian_lab, debian):
+    debian_lab.call(
+        f"{SCENARIO}.disks:fio_verifies", timeout=880, kernel=str(debian.kernel),
+        initramfs=str(debian.initramfs), mib=32,
+    )  # fmt: skip

@@ -1,0 +1,63 @@
+"""Starting, stopping, rebooting and killing, with small guests on real kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.job_guest import JobGuest
+
+SCENARIO = "tests.lab.scenarios.lifecycle"
+BACKPORTS = "bookworm-backports"
+
+
+@pytest.fixture(scope="module")
+def job() -> JobGuest:
+    return JobGuest()
+
+
+def call(lab, job: JobGuest, name: str, **more: object) -> None:
+    lab.call(f"{SCENARIO}:{name}", kernel=str(job.image), initramfs=str(job.initramfs), **more)
+
+
+@pytest.mark.parametrize("suite", [None, BACKPORTS], ids=["stable", "backports"])
+@pytest.mark.parametrize("form", ["bzimage", "pvh"])
+def test_kernels_run(lab, suite, form):
+    guest = JobGuest(suite)
+    kernel = guest.image if form == "bzimage" else guest.kernel.vmlinux()
+    lab.call(
+        f"{SCENARIO}:runs_a_kernel", kernel=str(kernel), initramfs=str(guest.initramfs),
+        release=guest.kernel.release,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["acpi", "kbd", pytest.param("triple", marks=pytest.mark.full)])
+def test_reboots_three_times(lab, job, how):
+    call(lab, job, "reboots_three_times", how=how)
+
+
+def test_panic_reboots(lab, job):
+    call(lab, job, "panic_reboots")
+
+
+def test_deaf_guest_is_killed_at_the_timeout(lab, job):
+    call(lab, job, "deaf_guest_is_killed")
+
+
+def test_stop_during_boot_and_of_nothing(lab, job):
+    call(lab, job, "stop_during_boot_and_of_nothing")
+
+
+def test_second_stop_kills_at_once(lab, job):
+    call(lab, job, "second_stop_kills_at_once")
+
+
+def test_kill_and_start_again(lab, job):
+    call(lab, job, "killed_and_started_again")
+
+
+def test_one_process_of_one_name(lab, job):
+    call(lab, job, "one_process_of_one_name")
+
+
+def test_log_rotation_and_full_disk(lab, job):
+    call(lab, job, "log_survives_rotation_and_a_full_disk")
