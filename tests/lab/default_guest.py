@@ -15,7 +15,7 @@ from tests.lab.initramfs import build_initramfs, busybox
 from tests.lab.kernels import Kernel
 from tests.lab.progress import step
 
-VERSION = "2"
+VERSION = "3"
 SYSTEM_BYTES = 32 * MIB
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "ext4", "vfat", "nls_cp437",
@@ -24,6 +24,8 @@ MODULES = [
 APPLETS = "sh mount umount findfs grep awk uname cat sync poweroff echo sleep"
 # In the initramfs: find the system disk and go there.
 FIND_ROOT = """
+# Until its driver was loaded, this console could not show what the kernel said.
+dmesg >/dev/console
 for try in 1 2 3 4 5 6 7 8 9 10; do
   root=$(findfs LABEL=system 2>/dev/null) && break
   sleep 1

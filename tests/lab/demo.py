@@ -25,9 +25,7 @@ def settings(guest: DefaultGuest, system: Path) -> dict[str, str]:
         "CONFIG_IMAGE_FILEPATH": guest.config,
         "CPU_COUNT": 2,
         "MEMORY_CONFIG": "size=512M,shared=on",
-        "CONSOLE": "null",
-        "SERIAL": "tty",
-        "CMDLINE": "console=ttyS0 panic=-1",
+        "CMDLINE": "console=hvc0 panic=-1",
     }
     return {f"VLLMD_HYPERVISOR_{name}": str(value) for name, value in values.items()}
 

@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.lab.flaw import FlawWatch
+
 COMMAND = os.environ.get("VLLMD_TEST_COMMAND") or str(
     Path(sys.executable).with_name("vllmd-hypervisor")
 )
@@ -48,11 +50,19 @@ class Guest:
     def wait(self, timeout: float = 300) -> int:
         """Its exit code; everything it printed when it does not end."""
         assert self.process is not None
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise AssertionError(f"no end after {timeout} s:\n{self.text}") from None
+        deadline = time.monotonic() + timeout
+        watch = FlawWatch()
+        while (code := self.process.poll()) is None:
+            self._tick(watch, deadline, f"no end after {timeout} s")
+        return code
+
+    def _tick(self, watch: FlawWatch, deadline: float, complaint: str) -> None:
+        watch.check()
+        if time.monotonic() > deadline:
+            status = self.verb("status", "--json")[1]
+            self.close()
+            raise AssertionError(f"{complaint}:\n{self.text}\n{status}")
+        time.sleep(0.1)
 
     def run(self, timeout: float = 300) -> int:
         """Start it and wait for its end."""
@@ -62,13 +72,11 @@ class Guest:
         """Wait for ``words`` in the output; returns all of it."""
         assert self.process is not None
         deadline = time.monotonic() + timeout
+        watch = FlawWatch()
         while words not in self.text:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended before {words!r}:\n{self.text}")
-            if time.monotonic() > deadline:
-                self.process.kill()
-                raise AssertionError(f"no {words!r} after {timeout} s:\n{self.text}")
-            time.sleep(0.1)
+            self._tick(watch, deadline, f"no {words!r} after {timeout} s")
         return self.text
 
     def verb(self, *arguments: str, timeout: float = 120) -> tuple[int, str]:

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.lab import flaw
 from tests.lab.cache import cached
 from tests.lab.initramfs import build_initramfs
 from tests.lab.kernels import Kernel
@@ -108,7 +109,7 @@ class Lab:
     def __init__(
         self,
         memory: str = "9G",
-        cpus: int = 1,
+        cpus: int = 2,
         drives: list[Path] | None = None,
         extra: list[str] | None = None,
         suite: str | None = None,
@@ -211,6 +212,8 @@ class Lab:
         """Call ``module:name`` in a process of its own; AssertionError with its output."""
         job = {"function": function, "arguments": arguments, "timeout": timeout}
         result = self._perform(job, echo=False)
+        if result.status == flaw.STATUS:
+            raise LabError(f"{function}({arguments}): {result.output}")
         if result.status:
             raise AssertionError(
                 f"{function}({arguments}) in the lab: status {result.status}\n{result.output}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.lab.debian import DebianGuest
-from tests.lab.lab import Lab
 
 SCENARIO = "tests.lab.scenarios"
 BIG_MIB = 5 * 1024
@@ -19,13 +16,6 @@ SHORT = [(1, 512, "ttyS0"), (2, 512, "hvc0"), (4, BIG_MIB, "hvc0")]
 @pytest.fixture(scope="module")
 def debian() -> DebianGuest:
     return DebianGuest()
-
-
-@pytest.fixture(scope="module")
-def debian_lab(debian: DebianGuest) -> Iterator[Lab]:
-    """A lab whose /dev/vda is the Debian image (a throw-away copy)."""
-    with Lab(drives=[debian.image]) as running:
-        yield running
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The few Linux calls that Python has no module for."""
 
+from libc.errno cimport EACCES, EAGAIN, errno
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
@@ -87,8 +88,11 @@ def read_signalfd(int fd):
 def ofd_lock(int fd, bint exclusive, off_t start, off_t length):
     """Take an open-file-description lock (fcntl(2), F_OFD_SETLK); BlockingIOError when held."""
     cdef int holder = 0
-    check(vmm_ofd_lock(fd, F_OFD_SETLK, F_WRLCK if exclusive else F_RDLCK, start, length,
-                       &holder), b"fcntl(F_OFD_SETLK)")
+    cdef int rc = vmm_ofd_lock(fd, F_OFD_SETLK, F_WRLCK if exclusive else F_RDLCK, start, length,
+                               &holder)
+    if rc < 0 and (errno == EAGAIN or errno == EACCES):
+        raise BlockingIOError(errno, "fcntl(F_OFD_SETLK): locked by another open file")
+    check(rc, b"fcntl(F_OFD_SETLK)")
 
 
 def ofd_lock_blocked(int fd, bint exclusive, off_t start, off_t length):

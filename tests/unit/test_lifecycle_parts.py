@@ -1,0 +1,270 @@
+"""Event loop, instance folder, control socket, log sinks, systemd notification."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from vmm.control import ControlServer, ask
+from vmm.errors import BusyError, ConfigError, HostError
+from vmm.eventloop import EventLoop
+from vmm.instance import Instance, name_from_image, runtime_directory
+from vmm.log_sinks import FdSink, FileSink, JournalSink, SyslogSink, open_sinks, stream_is_journal
+from vmm.notify import Notifier
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return {"XDG_RUNTIME_DIR": str(tmp_path)}
+
+
+@pytest.fixture
+def loop():
+    running = EventLoop()
+    yield running
+    running.close()
+
+
+def test_descriptors_and_timers(loop):
+    seen: list[str] = []
+    reader, writer = os.pipe()
+
+    def on_byte() -> None:
+        os.read(reader, 1)
+        seen.append("byte")
+
+    loop.add(reader, on_byte)
+    loop.call_later(0.02, lambda: seen.append("late"))
+    loop.call_later(0.0, lambda: os.write(writer, b"x") and None)
+    loop.call_later(0.01, lambda: seen.append("never")).cancel()
+    loop.run_until(lambda: len(seen) == 2)
+    assert seen == ["byte", "late"]
+    loop.remove(reader)
+    loop.remove(reader)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_callback_may_remove_another(loop):
+    first, second = os.eventfd(1), os.eventfd(1)
+    calls: list[int] = []
+
+    def both(me: int, other: int) -> None:
+        calls.append(me)
+        loop.remove(other)
+        loop.remove(me)
+
+    loop.add(first, lambda: both(first, second))
+    loop.add(second, lambda: both(second, first))
+    loop.run_until(lambda: bool(calls))
+    assert len(calls) == 1
+    os.close(first)
+    os.close(second)
+
+
+def test_one_owner_at_a_time(environment):
+    first = Instance("vm", environment)
+    first.acquire()
+    second = Instance("vm", environment)
+    with pytest.raises(BusyError, match=f"process {os.getpid()}"):
+        second.acquire()
+    assert second.holder().pid == os.getpid()
+    first.release()
+    first.release()
+    assert second.holder() is None
+    second.acquire()
+    second.release()
+    assert os.stat(first.directory).st_mode & 0o777 == 0o700
+
+
+def test_a_killed_owner_leaves_no_lock(environment):
+    code = (
+        "import sys, os; from vmm.instance import Instance; "
+        "i = Instance('vm', {'XDG_RUNTIME_DIR': sys.argv[1]}); i.acquire(); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, environment["XDG_RUNTIME_DIR"]], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert child.stdout.readline() == b"held\n"
+    assert Instance("vm", environment).holder().pid == child.pid
+    child.kill()
+    child.wait()
+    child.stdin.close()
+    child.stdout.close()
+    assert Instance("vm", environment).holder() is None
+
+
+def test_state_survives_and_damage_is_ignored(environment):
+    instance = Instance("vm", environment)
+    assert instance.read_state() is None
+    instance.acquire()
+    instance.write_state({"state": "stopped"})
+    assert instance.read_state() == {"state": "stopped"}
+    with open(instance.state_path, "w") as file:
+        file.write("{half")
+    assert instance.read_state() is None
+    instance.release()
+
+
+def test_a_folder_of_somebody_else_is_refused(environment, tmp_path):
+    (tmp_path / "vllmd-hypervisor").symlink_to("/tmp")
+    with pytest.raises(HostError, match="not a folder of this user's"):
+        Instance("vm", environment).acquire()
+
+
+def test_names(tmp_path):
+    image = tmp_path / "my disk.img"
+    image.touch()
+    link = tmp_path / "link"
+    link.symlink_to(image)
+    assert name_from_image(str(image)).startswith("my_disk-")
+    assert name_from_image(str(link)) == name_from_image(str(image))
+    assert name_from_image("/a/x.img") != name_from_image("/b/x.img")
+
+
+def test_long_paths_and_odd_folders_are_refused():
+    with pytest.raises(ConfigError, match="107 are possible"):
+        Instance("vm", {"XDG_RUNTIME_DIR": "/" + "x" * 100})
+    with pytest.raises(ConfigError, match="not an absolute path"):
+        runtime_directory({"XDG_RUNTIME_DIR": "relative"})
+
+
+@pytest.fixture
+def server(loop, tmp_path):
+    path = str(tmp_path / "control")
+    control = ControlServer(path, loop, lambda request: {"got": request})
+    stop: list[bool] = []
+    thread = threading.Thread(target=lambda: loop.run_until(lambda: bool(stop)))
+    wake = os.eventfd(0)
+    loop.add(wake, lambda: stop.append(True))
+    thread.start()
+    yield path
+    os.eventfd_write(wake, 1)
+    thread.join()
+    control.close()
+    os.close(wake)
+    assert not os.path.exists(path)
+
+
+def test_requests_and_answers(server):
+    assert ask(server, {"command": "status"}) == {"got": {"command": "status"}}
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\n", b"[1]\n", b"\n", b"\xff\xfe\n"])
+def test_nonsense_gets_an_error(server, sent):
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(5)
+        link.connect(server)
+        link.sendall(sent)
+        assert "error" in json.loads(link.makefile().readline())
+
+
+def test_silence_and_floods_do_not_block_others(server):
+    links = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+    for link in links:
+        link.connect(server)
+    links[0].sendall(b"{")
+    flood = links[1]
+    flood.settimeout(5)
+    try:
+        flood.sendall(b"x" * 100_000)
+        assert flood.recv(1) == b""
+    except OSError:
+        pass
+    for link in links:
+        link.close()
+    assert ask(server, {}) == {"got": {}}
+
+
+def test_lines_of_a_stream(capfd):
+    FdSink(1).write(6, "vmm.lifecycle", "hello\nworld \x1b[31m")
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[0].endswith(" info lifecycle: hello")
+    assert lines[1].endswith(" info lifecycle: world \\x1b[31m")
+    FdSink(1, priority_prefix=True).write(3, "vmm.x", "bad")
+    assert capfd.readouterr().out == "<3>bad\n"
+
+
+def test_a_reader_that_sleeps_is_not_waited_for():
+    reader, writer = os.pipe()
+    sink = FdSink(writer)
+    for _ in range(3000):
+        sink.write(6, "x", "y" * 100)
+    assert sink.lost > 0
+    while len(os.read(reader, 1 << 16)) == 1 << 16:
+        pass
+    sink.write(6, "x", "again")
+    assert b"log lines were lost here" in os.read(reader, 1 << 16)
+    os.close(reader)
+    sink.write(6, "x", "gone")
+    assert sink.lost == 1
+    os.close(writer)
+
+
+def test_files_are_made_and_reopened(tmp_path):
+    path = tmp_path / "a" / "b.log"
+    sink = FileSink(str(path))
+    sink.write(6, "x", "one")
+    path.rename(tmp_path / "old")
+    sink.reopen()
+    sink.write(6, "x", "two")
+    assert "one" not in path.read_text()
+    assert "two" in path.read_text()
+    sink.close()
+
+
+def test_a_full_disk_loses_lines_only():
+    sink = FileSink("/dev/full")
+    sink.write(6, "x", "one")
+    assert sink.lost == 1
+    sink.close()
+
+
+def test_destinations_that_cannot_be_opened_are_errors(tmp_path):
+    with pytest.raises(HostError, match="LOG_FILEPATH"):
+        open_sinks((str(tmp_path / "good"), "/proc/nowhere/log"))
+
+
+@pytest.mark.parametrize("kind", [JournalSink, SyslogSink])
+def test_datagrams(tmp_path, kind):
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
+        daemon.bind(path)
+        sink = kind(path)
+        sink.write(4, "vmm.x", "two\nlines")
+        data = daemon.recv(1 << 16)
+    if kind is JournalSink:
+        assert b"PRIORITY=4\n" in data
+        assert data.endswith(b"MESSAGE\n" + (9).to_bytes(8, "little") + b"two\nlines\n")
+    else:
+        assert data.startswith(b"<28>")
+        assert data.endswith(b"two | lines")
+    sink.write(4, "vmm.x", "nobody listens")
+    assert sink.lost == 1
+    sink.close()
+
+
+def test_journal_stream_is_recognised(tmp_path):
+    with open(tmp_path / "x", "w") as file:
+        stat = os.fstat(file.fileno())
+        assert stream_is_journal(file.fileno(), f"{stat.st_dev}:{stat.st_ino}")
+        assert not stream_is_journal(file.fileno(), "1:2")
+    assert not stream_is_journal(999, "1:2")
+
+
+def test_notifications(tmp_path):
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(path)
+        Notifier(path).send(READY=1, STATUS="running")
+        assert manager.recv(4096) == b"READY=1\nSTATUS=running"
+    Notifier(path).status("nobody listens")
+    Notifier().status("nobody asked")
