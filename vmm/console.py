@@ -97,7 +97,7 @@ class HostConsole:
 
     def close(self) -> None:
         """Write out what is left (for at most a second), restore the terminal; idempotent."""
-        self.port.stop()
+        self.port.close()
         self.restore()
         for fd in self._fds:
             os.close(fd)

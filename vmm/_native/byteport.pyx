@@ -118,10 +118,16 @@ cdef class BytePort:
         self.discard = out_fd < 0 and listen_fd < 0
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
-    def __dealloc__(self):
+    def close(self):
+        """stop(), and give the wake-up descriptor back; later bytes are discarded. Idempotent."""
         self.stop()
+        self.discard = True
         if self.wake_fd >= 0:
             c_close(self.wake_fd)
+            self.wake_fd = -1
+
+    def __dealloc__(self):
+        self.close()
         free(self.output)
         free(self.input)
         free(self.ring_lock)

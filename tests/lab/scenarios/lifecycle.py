@@ -18,7 +18,8 @@ def job_guest(kernel: str, initramfs: str, script: str, cmdline: str = "", **mor
     """A job guest with a fresh system disk of 16 MiB."""
     guest = Guest(
         KERNEL_FILEPATH=kernel, INITRAMFS_FILEPATH=initramfs, CPU_COUNT=1,
-        MEMORY_CONFIG="size=256M", CMDLINE=f"console=hvc0 quiet panic=-1 {cmdline}", **more,
+        MEMORY_CONFIG="size=256M", SERIAL="tty", **more,
+        CMDLINE=f"console=ttyS0 console=hvc0 quiet panic=-1 {cmdline}",
     )  # fmt: skip
     system = guest.folder / "system.img"
     with open(system, "wb") as file:
@@ -90,7 +91,7 @@ def stop_during_boot_and_of_nothing(kernel: str, initramfs: str) -> None:
         while guest.verb("status")[0] != 0:
             time.sleep(0.1)
         code, told = guest.verb("stop")
-        expect(code == 37, f"{code} {told}")
+        expect(code == 37, f"{code} {told}\n{guest.text}")
         expect(guest.wait(10) == 37, guest.text)
         expect(guest.verb("stop")[0] == 0, "a second stop")
         expect(guest.verb("status")[0] == 3, "status of a stopped instance")
