@@ -19,8 +19,13 @@ DATA = 1
 REGISTER_MASK = 0x7F
 SIZE = 128
 STATUS_A = 0x0A
+STATUS_B = 0x0B
 STATUS_D = 0x0D
 STATUS_D_VALID = 0x80
+# Hours run from 0 to 23 in BCD, whatever is written. Cloud Hypervisor shows 0 here, a 12-hour
+# clock, which Linux's driver refuses with an error.
+STATUS_B_24_HOURS = 0x02
+STATUS_B_FORMAT = 0x06
 STATUS_A_DIVIDER = 0x20
 UPDATE_IN_PROGRESS = 0x80
 # The clock is being updated during the last 244 us of each second.
@@ -66,6 +71,8 @@ class Rtc:
         if register == STATUS_A:
             busy = self._now_ns() % 1_000_000_000 >= UPDATE_START_NS
             return STATUS_A_DIVIDER | (UPDATE_IN_PROGRESS if busy else 0)
+        if register == STATUS_B:
+            return self._ram[STATUS_B] & ~STATUS_B_FORMAT | STATUS_B_24_HOURS
         if register == STATUS_D:
             return STATUS_D_VALID
         clock = self._clock(register)

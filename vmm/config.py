@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 PREFIX = "VLLMD_HYPERVISOR_"
-CPU_MAX = 8192
+# The most that a kernel can be built for (CONFIG_KVM_MAX_NR_VCPUS).
+CPU_MAX = 4096
 CMDLINE_MAX = 0xFFFF
 NAME_MAX = 64
 NAME_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"

@@ -136,7 +136,9 @@ def _edit(
         edx |= 1 << 12
     elif function == 4 and eax & 0x1F:
         eax = _share(eax, topology)
-        eax = eax & 0x03FFFFFF | ((1 << topology.package_width - topology.thread_width) - 1) << 26
+        # Bits 31..26 number the cores of the package, as far as six bits do.
+        cores = 1 << topology.package_width - topology.thread_width
+        eax = eax & 0x03FFFFFF | (min(cores, 64) - 1) << 26
     elif function == 7 and index == 0:
         edx = _clear(edx, 22, 24, 25)
     elif function == 7 and index == 1:
