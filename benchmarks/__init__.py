@@ -1,0 +1,1 @@
+"""What is measured, always beside others in one run; see README.md."""

@@ -1,0 +1,39 @@
+"""`python -m benchmarks`: prints tables, and writes the figures with the host's facts as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from benchmarks.hostinfo import host_facts
+from benchmarks.peers import find_peers
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("what", nargs="*", default=["start", "lab"], help="start, lab")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
+    parser.add_argument("--output", help="write JSON here")
+    options = parser.parse_args()
+    facts = host_facts()
+    print(", ".join(f"{name}: {value}" for name, value in facts.items()))
+    peers = find_peers(options.peer)
+    results: dict[str, object] = {"host": facts}
+    if "start" in options.what:
+        from benchmarks import bench_start
+
+        results["start"] = bench_start.main(peers, options.rounds)
+    if "lab" in options.what:
+        from benchmarks import bench_lab
+
+        results["lab"] = bench_lab.main(peers)
+    if options.output:
+        with open(options.output, "w") as file:
+            json.dump(results, file, indent=1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

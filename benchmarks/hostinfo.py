@@ -1,0 +1,30 @@
+"""The machine that a figure belongs to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+
+def host_facts() -> dict[str, str]:
+    """CPU, kernel, KVM module, revision: what a figure is worth nothing without."""
+    model = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(": ")[2]
+            break
+    modules = [
+        name for name in ("kvm_intel", "kvm_amd", "kvm_pvm") if Path("/sys/module", name).exists()
+    ]
+    revision = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "cpu": f"{model} x {os.cpu_count()}",
+        "kernel": platform.release(),
+        "kvm": " ".join(modules) or "unknown",
+        "python": platform.python_version(),
+        "revision": revision,
+    }

@@ -1,0 +1,130 @@
+"""Inside the lab: one guest under one VMM; prints its figures as a JSON line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.peers import own_command
+from tests.lab.flaw import FlawWatch
+from tests.lab.images import make_fat
+from tests.lab.job_guest import write_job
+
+SYSTEM_DISK = "/dev/vda"
+SECONDS = 400
+MIB = 1 << 20
+# Fields 7 and 8 of fio's terse output: read bandwidth in KiB/s, reads a second.
+FIO = """
+for test in "randread 4k 32" "read 1M 8"; do
+  set -- $test
+  fio --name=x --filename=/dev/vdb --rw=$1 --bs=$2 --iodepth=$3 --ioengine=libaio --direct=1 \\
+    --time_based --runtime=8 --size=256M --minimal 2>/dev/null | tail -n 1 |
+    awk -F';' -v t=$1 '{print "figure " t " " $7 " " $8}'
+done
+"""
+
+
+def command(
+    vmm: str, path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str]
+) -> tuple:
+    """(arguments, environment) with the console hvc0 of ours, a virtio console of the others."""
+    if not path:
+        values = {
+            "KERNEL_FILEPATH": kernel, "INITRAMFS_FILEPATH": initramfs, "CMDLINE": cmdline,
+            "SYSTEM_IMAGE_FILEPATH": ",".join(disks[:-1]), "CONFIG_IMAGE_FILEPATH": disks[-1],
+            "CPU_COUNT": "1", "MEMORY_CONFIG": "size=512M,shared=on", "CONSOLE": "tty",
+            "LOG_FILEPATH": "/dev/shm/bench.log",
+        }  # fmt: skip
+        env = {f"VLLMD_HYPERVISOR_{name}": value for name, value in values.items()}
+        return [own_command(), "start"], env
+    if "qemu" in path:
+        arguments = [
+            path, "-accel", "kvm", "-cpu", "host", "-M", "microvm,acpi=on,pcie=on,pic=off,pit=off",
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "512M",
+            "-smp", "1", "-kernel", kernel, "-initrd", initramfs, "-append", cmdline,
+            "-object", "memory-backend-memfd,id=m,size=512M,share=on", "-machine",
+            "memory-backend=m", "-device", "virtio-serial-pci", "-chardev", "stdio,id=c",
+            "-device", "virtconsole,chardev=c",
+        ]  # fmt: skip
+        for number, disk in enumerate(disks):
+            arguments += [
+                "-object", f"iothread,id=t{number}", "-drive",
+                f"file={disk},if=none,id=d{number},format=raw,aio=io_uring,cache=none",
+                "-device", f"virtio-blk-pci,drive=d{number},iothread=t{number}",
+            ]  # fmt: skip
+        return arguments, {}
+    arguments = [
+        path, "--kernel", kernel, "--initramfs", initramfs, "--cmdline", cmdline, "--cpus",
+        "boot=1", "--memory", "size=512M,shared=on", "--serial", "off", "--console", "tty",
+        "--disk",
+    ]  # fmt: skip
+    return arguments + [f"path={disk},image_type=raw" for disk in disks], {}
+
+
+def run(what: str, vmm: str, path: str, kernel: str, initramfs: str) -> None:
+    """Start the guest and print ``{"seconds": …}``, or fio's figures."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        folder = Path(name)
+        config = folder / "config.img"
+        if what == "linux":
+            write_job(config, "poweroff -f\n")
+            (folder / "system.img").write_bytes(bytes(MIB))
+            disks = [str(folder / "system.img"), str(config)]
+            cmdline, awaited = "console=hvc0 quiet panic=-1", "guest: user space reached"
+        else:
+            script = "systemctl poweroff\n"
+            disks = [SYSTEM_DISK, str(config)]
+            if what == "fio":
+                script = FIO + script
+                data = folder / "data.img"
+                data.write_bytes(os.urandom(MIB) * 256)
+                disks.insert(1, str(data))
+            make_fat(config, {"run": script.encode()})
+            cmdline = "console=hvc0 root=LABEL=root ro quiet panic=-1"
+            awaited = "guest: multi-user reached"
+        arguments, env = command(vmm, path, kernel, initramfs, cmdline, disks)
+        seconds, text = watch(arguments, env, awaited)
+    if what == "fio":
+        figures = re.findall(r"figure (\w+) (\d+) (\d+)", text)
+        found = {test: (float(rate), float(iops)) for test, rate, iops in figures}
+        rows = {"randread iops": found["randread"][1], "read MB/s": found["read"][0] * 1024 / 1e6}
+        print(json.dumps(rows))
+    else:
+        print(json.dumps({"seconds": seconds}))
+
+
+def watch(arguments: list[str], env: dict[str, str], awaited: str) -> tuple[float, str]:
+    """Seconds from exec to ``awaited``, and all output once the VMM has ended."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        arguments, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    flaw = FlawWatch()
+    text = ""
+    reached = 0.0
+    try:
+        while time.monotonic() - started < SECONDS:
+            flaw.check()
+            if not select.select([process.stdout], [], [], 0.5)[0]:
+                continue
+            data = os.read(process.stdout.fileno(), 1 << 16)
+            if not data:
+                break
+            text += data.decode(errors="replace")
+            if not reached and awaited in text:
+                reached = time.monotonic() - started
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    if not reached:
+        raise AssertionError(f"{arguments[0]}: never {awaited!r}\n{text[-3000:]}")
+    return reached, text

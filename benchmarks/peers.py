@@ -1,0 +1,111 @@
+"""How each VMM is started on the same tiny guest, with its serial port on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+KNOWN_PEERS = ("cloud-hypervisor", "firecracker")
+SHARED = Path(__file__).resolve().parents[2] / "shared/peers"
+
+
+class Vmm:
+    """A name, and the command and environment for a guest of so many MiB and vCPUs."""
+
+    def __init__(self, name: str, command: list[str], env: dict[str, str] | None = None) -> None:
+        self.name = name
+        self.command = command
+        self.env = {**os.environ, **(env or {})}
+
+
+def find_peers(given: list[str]) -> dict[str, str]:
+    """Paths by name: those given as NAME=PATH, those in the shared folder, those in PATH."""
+    found = {}
+    for name in KNOWN_PEERS:
+        path = SHARED / name
+        if path.exists():
+            found[name] = str(path)
+        elif shutil.which(name):
+            found[name] = str(shutil.which(name))
+    found.update(dict(item.split("=", 1) for item in given))
+    return found
+
+
+def own_command() -> str:
+    """The command under test: VLLMD_TEST_COMMAND, else the one beside this interpreter."""
+    default = Path(sys.executable).with_name("vllmd-hypervisor")
+    return os.environ.get("VLLMD_TEST_COMMAND") or str(default)
+
+
+def ours(kernel: Path, folder: Path, mib: int, vcpus: int) -> Vmm:
+    for name in ("system.img", "config.img"):
+        (folder / name).write_bytes(bytes(1 << 20))
+    values = {
+        "KERNEL_FILEPATH": kernel,
+        "SYSTEM_IMAGE_FILEPATH": folder / "system.img",
+        "CONFIG_IMAGE_FILEPATH": folder / "config.img",
+        "CPU_COUNT": vcpus,
+        "MEMORY_CONFIG": f"size={mib}M,shared=on",
+        "SERIAL": "tty",
+        "CONSOLE": "null",
+        "LOG_FILEPATH": folder / "log",
+    }
+    env = {f"VLLMD_HYPERVISOR_{name}": str(value) for name, value in values.items()}
+    return Vmm("vllmd-hypervisor", [own_command(), "start"], env)
+
+
+def qemu(kernel: Path, mib: int, vcpus: int) -> Vmm:
+    return Vmm(
+        "QEMU microvm",
+        [
+            "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-M",
+            "microvm,acpi=on,pcie=on,pic=off,pit=off,isa-serial=on", "-nodefaults",
+            "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot",
+            "-m", f"{mib}M", "-smp", str(vcpus), "-kernel", str(kernel),
+        ],
+    )  # fmt: skip
+
+
+def cloud_hypervisor(path: str, kernel: Path, mib: int, vcpus: int) -> Vmm:
+    return Vmm(
+        "Cloud Hypervisor",
+        [
+            path, "--kernel", str(kernel), "--cpus", f"boot={vcpus}", "--memory",
+            f"size={mib}M,shared=on", "--serial", "tty", "--console", "off",
+        ],
+    )  # fmt: skip
+
+
+def firecracker(path: str, kernel: Path, folder: Path, mib: int, vcpus: int) -> Vmm:
+    config = {
+        "boot-source": {"kernel_image_path": str(kernel)},
+        "drives": [],
+        "machine-config": {"vcpu_count": vcpus, "mem_size_mib": mib},
+    }
+    (folder / "fc.json").write_text(json.dumps(config))
+    return Vmm(
+        "Firecracker",
+        [
+            path,
+            "--no-api",
+            "--enable-pci",
+            "--config-file",
+            str(folder / "fc.json"),
+            "--level",
+            "Error",
+        ],
+    )
+
+
+def all_vmms(peers: dict[str, str], kernel: Path, folder: Path, mib: int, vcpus: int) -> list[Vmm]:
+    vmms = [ours(kernel, folder, mib, vcpus)]
+    if shutil.which("qemu-system-x86_64"):
+        vmms.append(qemu(kernel, mib, vcpus))
+    if "cloud-hypervisor" in peers:
+        vmms.append(cloud_hypervisor(peers["cloud-hypervisor"], kernel, mib, vcpus))
+    if "firecracker" in peers and mib <= 4096:
+        vmms.append(firecracker(peers["firecracker"], kernel, folder, mib, vcpus))
+    return vmms
