@@ -103,6 +103,16 @@ class IrqRouter:
         self._pins = [(pin, pin) for pin in range(IOAPIC_PINS)]
         self._owned: list[IrqLine | MsiVector] = []
 
+    def connect_pins(self) -> None:
+        """Replace KVM's default routes; once, right after the interrupt controllers are made.
+
+        The default routes lead the first 16 GSIs to the 8259 pair as well. Nobody has programmed
+        that when a guest starts, so an interrupt then arrives as an exception vector (line 13, the
+        power button, as 5) and kills the guest.
+        """
+        with self._lock:
+            self._commit()
+
     def line(self, gsi: int) -> IrqLine:
         """The IOAPIC pin ``gsi`` as an edge-triggered line."""
         line = IrqLine(self, gsi)

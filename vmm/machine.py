@@ -135,7 +135,8 @@ class Machine:
     def _reset(self, vcpu: Vcpu) -> Outcome:
         if vcpu.loop.stop_detail() == TRIPLE_FAULT_EXIT:
             return Outcome("reset", "the guest triple-faulted", vcpu.report(self.memory))
-        return Outcome("reset", "the guest reset the machine")
+        _, port, _, _, value = vcpu.loop.last_exits()[-1]
+        return Outcome("reset", f"the guest reset the machine ({value:#x} to port {port:#x})")
 
     def _error(self, vcpu: Vcpu) -> Outcome:
         error = self.pio.error or self.mmio.error

@@ -107,6 +107,7 @@ class Vm:
         self.fd.set_identity_map_addr(IDENTITY_MAP_GPA)
         self.fd.set_tss_addr(TSS_GPA)
         self.fd.create_irqchip()
+        self.irq.connect_pins()
         if max(apic_ids) > XAPIC_ID_MAX:
             self.fd.enable_cap(CAP_X2APIC_API, X2APIC_API_FLAGS)
 

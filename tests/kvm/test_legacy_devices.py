@@ -98,3 +98,14 @@ def test_power_button_wakes_the_ged(tmp_path):
         tiny.machine.power_button()
         assert tiny.machine.ged.read(0, 1) == 8
         assert tiny.machine.ged.read(0, 1) == 0
+
+
+def test_interrupts_before_the_guest_set_up_its_controllers_do_not_reach_it(tmp_path):
+    """The boot IDT is empty: a vector that came by the 8259 pair would be a triple fault."""
+    program = Program().raw("fb f4 ebfd")  # sti; hlt; again
+    with TinyMachine(tmp_path, bytes(program.code)) as tiny:
+        tiny.machine.start()
+        for _ in range(20):
+            tiny.machine.power_button()
+            time.sleep(0.01)
+        assert tiny.machine.vcpus[0].loop.running, tiny.machine.outcome().report

@@ -20,6 +20,9 @@ HEADER = struct.Struct("<4sIBB6s8sI4sI")
 FADT_SIZE = 276
 # HW_REDUCED_ACPI, RESET_REG_SUP, TMR_VAL_EXT.
 FADT_FLAGS = 1 << 20 | 1 << 10 | 1 << 8
+# CMOS_RTC_NOT_PRESENT (5.2.9.3): the clock at 0x70 has no interrupt and no alarm, and without
+# this flag Linux's driver asks for one and fails. Firmware reads the CMOS whatever this says.
+BOOT_ARCH = 1 << 5
 RESET_VALUE = 1
 HYPERVISOR_VENDOR = b"CLOUDHYP"
 SYSTEM_IO = 1
@@ -99,6 +102,7 @@ def fadt(dsdt_gpa: int) -> bytes:
         body[offset - HEADER.size : offset - HEADER.size + len(data)] = data
 
     control = generic_address(layout.ACPI_PORT, 8, ACCESS_BYTE)
+    put(109, struct.pack("<H", BOOT_ARCH))
     put(112, struct.pack("<I", FADT_FLAGS))
     put(116, control)
     put(128, bytes([RESET_VALUE]))
