@@ -108,9 +108,13 @@ def status(instance: Instance) -> tuple[int, dict[str, Any]]:
 
 
 def _dead_status(instance: Instance) -> dict[str, Any]:
-    facts = instance.read_state()
-    if facts is None:
+    owner = instance.last_owner()
+    if owner is None:
         return {"name": instance.name, "state": "stopped", "last_exit": None}
+    facts = instance.read_state() or {}
+    if facts.get("pid") != owner.pid:
+        # Killed before it wrote its first state.
+        facts = {"name": instance.name, "pid": owner.pid, "start_time": owner.start_time}
     if facts.get("state") not in STOPPED_STATES:
         facts["state"] = "failed"
         facts["last_exit"] = {"code": None, "reason": UNEXPLAINED, "time": None}

@@ -30,6 +30,7 @@ DIGEST_BYTES = 4
 NAME_PART_MAX = 40
 SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 STATE_BYTES_MAX = 1 << 20
+LOCK_BYTES_MAX = 64
 
 
 class Holder(Record):
@@ -154,12 +155,20 @@ class Instance:
         finally:
             os.close(fd)
 
+    def last_owner(self) -> Holder | None:
+        """The process that held the lock last, alive or dead; None when there was none."""
+        try:
+            with open(self._lock_path, "rb") as file:
+                return _parse_holder(file.read(LOCK_BYTES_MAX))
+        except FileNotFoundError:
+            return None
+
     def _read_holder(self, fd: int) -> Holder | None:
         # The owner writes its pid right after taking the lock; a moment later it is there.
         for _ in range(50):
-            fields = os.pread(fd, 64, 0).split()
-            if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
-                return Holder(int(fields[0]), int(fields[1]))
+            holder = _parse_holder(os.pread(fd, LOCK_BYTES_MAX, 0))
+            if holder is not None:
+                return holder
             time.sleep(0.01)
         return None
 
@@ -183,6 +192,13 @@ class Instance:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+
+def _parse_holder(content: bytes) -> Holder | None:
+    fields = content.split()
+    if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
+        return Holder(int(fields[0]), int(fields[1]))
+    return None
 
 
 def _make_private(directory: str) -> None:

@@ -81,6 +81,8 @@ class Lifecycle:
         self.started_at = time_stamp()
         self._machine_started = self.started
         self._machine_left = False
+        # What `status` told of the last machine, for the time when there is none.
+        self._machine_facts: dict[str, Any] = {}
         self._early_resets = 0
         self._early_faults = 0
         self._ending: Ending | None = None
@@ -157,6 +159,8 @@ class Lifecycle:
         outcome = machine.outcome() if self._ending is None else None
         lived = time.monotonic() - self._machine_started
         self._loop.remove(machine.outcome_fd)
+        self._machine_facts = machine.status()
+        self.machine = None
         machine.close()
         if outcome is not None:
             self._decide(outcome, lived)
@@ -249,8 +253,8 @@ class Lifecycle:
         log.info("SIGHUP received: logs reopened")
 
     def _on_escape(self) -> None:
-        os.eventfd_read(self._escape)
-        self.request_stop("Ctrl-A x typed on the console")
+        for _ in range(os.eventfd_read(self._escape)):
+            self.request_stop("Ctrl-A x typed on the console")
 
     def _on_request(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer one request of the control socket."""
@@ -284,8 +288,7 @@ class Lifecycle:
             "reboots": self.reboots,
             "last_exit": self._last_exit(),
         }
-        if self.machine is not None:
-            facts.update(self.machine.status())
+        facts.update(self._machine_facts if self.machine is None else self.machine.status())
         return facts
 
     def _last_exit(self) -> dict[str, Any] | None:
