@@ -24,11 +24,11 @@ demo: build
 test: build
 	@$(PACKAGES) test
 	VLLMD_TEST_KVM=$${VLLMD_TEST_KVM-1} VLLMD_TEST_LAB=$${VLLMD_TEST_LAB-1} \
-	    $(BIN)/python -m pytest --durations=10 $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest -n 2 --dist loadscope --durations=10 $(PYTEST_ARGS)
 
 test-full: build
 	@$(PACKAGES) test
-	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 $(BIN)/python -m pytest --durations=20 $(PYTEST_ARGS)
+	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 $(BIN)/python -m pytest -n 2 --dist loadscope --durations=20 $(PYTEST_ARGS)
 
 lint: build
 	$(BIN)/ruff check .

@@ -344,3 +344,40 @@ def test_which_instance(tmp_path):
     assert code == 2
     assert "which instance" in text
     assert command.run("status", "unknown")[0] == 3
+
+
+ECHO = bytes(
+    Program()
+    .out_string(0x3F8, b"up\n")
+    # wait for LSR bit 0; read the byte; send it back; again
+    .raw("66bafd03 ec a801 74fb 66baf803 ec ee ebef".replace(" ", ""))
+    .code
+)
+
+
+@pytest.mark.parametrize("kind", ["socket", "pty"])
+def test_a_serial_port_on_a_socket_or_a_pty(tmp_path, kind):
+    command = Command(tmp_path, ECHO, LOG_FILEPATH=tmp_path / "log")
+    command.set(SERIAL=f"socket={tmp_path / 'serial'}" if kind == "socket" else "pty")
+    process = subprocess.Popen([COMMAND, "start"], env=command.env, stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    while command.run("status", "--json")[0] != 0 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    facts = json.loads(command.run("status", "--json")[1])
+    path = facts["consoles"][1]["path"]
+    if kind == "socket":
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(path)
+        fd = link.detach()
+    else:
+        fd = os.open(path, os.O_RDWR | os.O_NOCTTY)
+    os.write(fd, b"ping\n")
+    text = b""
+    while b"ping" not in text:
+        text += os.read(fd, 100)
+    os.close(fd)
+    command.run("stop", "--now")
+    assert process.wait(20) == 37
+    if kind == "socket":
+        assert text.startswith(b"up\n")  # what was said before anybody listened
+        assert not os.path.exists(path)
