@@ -19,6 +19,7 @@ $(STAMP): $(NATIVE)
 	@touch $@
 
 demo: build
+	@$(PACKAGES) demo
 	@$(BIN)/python -m tests.lab.demo
 
 test: build

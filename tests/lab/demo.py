@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from tests.lab.default_guest import DefaultGuest
-from tests.lab.lab import ROOT, Lab
-from tests.lab.packages import run
+from tests.lab.lab import ROOT, Lab, LabError
+from tests.lab.packages import PackageError, run
 from tests.lab.progress import say, step
 from vmm.probe import can_run_kernels
 
@@ -58,11 +58,15 @@ def run_in_lab(guest: DefaultGuest) -> int:
 
 
 def main() -> int:
-    guest = DefaultGuest()
     able, reason = can_run_kernels()
     if not able:
         say(f"==> this host cannot run an unmodified kernel ({reason}): using the lab")
-    status = run_here(guest) if able else run_in_lab(guest)
+    try:
+        guest = DefaultGuest()
+        status = run_here(guest) if able else run_in_lab(guest)
+    except (LabError, PackageError) as error:
+        say(f"demo: {error}")
+        return 1
     say(f"==> the guest has ended; exit code {status}")
     return status
 
