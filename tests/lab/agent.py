@@ -18,6 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.lab.flaw import run_watched
+
 PORT_NAME = "lab.agent"
 TIMED_OUT = 124
 
@@ -40,7 +42,7 @@ def perform(job: dict[str, Any]) -> int:
     """In the child: do the job; returns its exit code."""
     os.environ.update(job.get("env", {}))
     if "command" in job:
-        os.execvp(job["command"][0], job["command"])
+        return run_watched(job["command"])
     module, _, name = job["function"].partition(":")
     getattr(importlib.import_module(module), name)(**job.get("arguments", {}))
     return 0

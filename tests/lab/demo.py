@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from tests.lab.default_guest import DefaultGuest
-from tests.lab.lab import ROOT, Lab, LabError
+from tests.lab.lab import ROOT, LabError
 from tests.lab.packages import PackageError, run
 from tests.lab.progress import say, step
+from tests.lab.steady import SteadyLab
 from vmm.probe import can_run_kernels
 
 LAB_MEMORY = "3G"
@@ -50,11 +51,14 @@ def run_in_lab(guest: DefaultGuest) -> int:
     with step("installing what the lab needs, where it is missing"):
         run([str(ROOT / "packaging/debian-packages.sh"), "lab"])
     say("==> starting the lab")
-    with Lab(memory=LAB_MEMORY) as lab:
+    lab = SteadyLab(memory=LAB_MEMORY)
+    try:
         values = settings(guest, guest.system)
         say("==> starting the guest in the lab with")
         show(values)
         return lab.run([str(COMMAND), "start"], env=values, echo=True).status
+    finally:
+        lab.close()
 
 
 def main() -> int:

@@ -53,3 +53,16 @@ class FlawWatch:
         self._strikes = self._strikes + 1 if rate > FAULTS_PER_SECOND else 0
         if self._strikes >= 3:
             raise LabFlaw(rate)
+
+
+def run_watched(command: list[str]) -> int:
+    """Run it to its end and return its exit code; LabFlaw when the emulator lost its guest."""
+    watch = FlawWatch()
+    process = subprocess.Popen(command)
+    try:
+        while (code := process.poll()) is None:
+            watch.check()
+            time.sleep(0.05)
+    finally:
+        process.kill()
+    return code

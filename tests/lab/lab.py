@@ -206,7 +206,10 @@ class Lab:
         echo: bool = False,
     ) -> JobResult:
         """Run a command as root in the project's folder; ``echo`` streams its output to stdout."""
-        return self._perform({"command": command, "env": env or {}, "timeout": timeout}, echo)
+        result = self._perform({"command": command, "env": env or {}, "timeout": timeout}, echo)
+        if result.status == flaw.STATUS:
+            raise LabError(f"{command}: {result.output[-3000:]}")
+        return result
 
     def call(self, function: str, timeout: float = JOB_SECONDS, **arguments: Any) -> str:
         """Call ``module:name`` in a process of its own; AssertionError with its output."""
