@@ -7,8 +7,8 @@ import os
 import stat
 import struct
 
-from vmm._native.posix import ofd_lock
-from vmm.errors import BusyError, HostError
+from vmm.errors import HostError
+from vmm.image_lock import lock_image
 from vmm.log import get_logger
 
 log = get_logger(__name__)
@@ -25,8 +25,7 @@ SERIAL_BYTES = 20
 class Disk:
     """An open image. ``capacity`` in sectors of 512 bytes; block sizes in bytes.
 
-    The lock (an open file description lock over the whole file, exclusive unless read-only) is
-    held until close(). QEMU and Cloud Hypervisor lock bytes of the same file and so notice it.
+    It is locked until close() (see image_lock).
     """
 
     def __init__(self, path: str, fd: int, read_only: bool) -> None:
@@ -105,41 +104,6 @@ class Disk:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-
-
-def lock_image(path: str, fd: int, read_only: bool) -> None:
-    """Lock the whole image; BusyError names the process that holds it, where it can be found."""
-    try:
-        ofd_lock(fd, not read_only, 0, 0)
-    except BlockingIOError:
-        holders = lock_holders(os.fstat(fd))
-        who = f"by process {', '.join([str(pid) for pid in holders])}" if holders else "elsewhere"
-        raise BusyError(
-            f"the disk image {path} is in use {who}", "stop what uses it, or give another image"
-        ) from None
-    except OSError as error:
-        log.warning(f"{path}: this file system cannot lock it ({error.strerror}); not protected")
-
-
-def lock_holders(image: os.stat_result) -> list[int]:
-    """Processes with a lock on this file: fdinfo shows the locks of each open file."""
-    device = f"{os.major(image.st_dev):02x}:{os.minor(image.st_dev):02x}:{image.st_ino}"
-    found = []
-    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
-        if pid != os.getpid() and _holds_lock(pid, device):
-            found.append(pid)
-    return found
-
-
-def _holds_lock(pid: int, device: str) -> bool:
-    try:
-        for fd in os.listdir(f"/proc/{pid}/fdinfo"):
-            with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as info:
-                if any(line.startswith("lock:") and device in line for line in info):
-                    return True
-    except OSError:
-        return False
-    return False
 
 
 def open_disks(system: tuple[str, ...], config: tuple[str, ...]) -> list[Disk]:

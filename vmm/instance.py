@@ -12,7 +12,7 @@ import os
 import stat
 import time
 
-from vmm._native.posix import ofd_lock, ofd_lock_blocked
+from vmm._native.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
 from vmm.record import Record
 
@@ -151,7 +151,7 @@ class Instance:
         except FileNotFoundError:
             return None
         try:
-            return self._read_holder(fd) if ofd_lock_blocked(fd, True, 0, 0) else None
+            return self._read_holder(fd) if ofd_conflict(fd, True, 0, 0) else None
         finally:
             os.close(fd)
 

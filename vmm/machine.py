@@ -26,7 +26,7 @@ from vmm.boot.image import BZIMAGE
 from vmm.boot.kernel import load_guest, open_plan
 from vmm.errors import HostError
 from vmm.log import get_logger
-from vmm.memory import allocate
+from vmm.memory import allocate, memory_status
 from vmm.smbios import build_smbios
 from vmm.vcpu import BootState, Vcpu
 from vmm.vm import Vm, max_vcpus, open_kvm
@@ -153,14 +153,9 @@ class Machine:
         for vcpu in self.vcpus:
             for name, count in vcpu.loop.counters().items():
                 exits[name] = exits.get(name, 0) + count
-        memory = self.config.memory
         return {
-            "memory": {
-                "size": memory.size,
-                "shared": memory.shared,
-                "hugepage_size": memory.hugepage_size if memory.hugepages else 0,
-            },
-            "vcpus": [{"index": vcpu.index, "running": vcpu.loop.running} for vcpu in self.vcpus],
+            "memory": memory_status(self.config.memory),
+            "vcpus": [vcpu.status() for vcpu in self.vcpus],
             "devices": [function.status() for function in self.virtio],
             "exits": exits,
             "boot": dict(self.phases),

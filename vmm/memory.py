@@ -65,3 +65,25 @@ def _place(memory: GuestMemory, config: MemoryConfig) -> None:
             f"prefaulted {config.size / GIB:.2f} GiB of guest RAM in {seconds:.2f} s "
             f"({config.size / GIB / max(seconds, 1e-9):.1f} GiB/s, {threads} threads)"
         )
+
+
+def memory_status(config: MemoryConfig) -> dict[str, object]:
+    """Facts for `status`; all sizes in bytes.
+
+    ``rss`` is this process's resident memory by kind (proc(5), /proc/pid/status). Guest RAM is
+    its shmem part, or with shared=off within its anon part; the rest is the VMM itself.
+    """
+    rss = {}
+    with open("/proc/self/status", encoding="ascii") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name in ("RssAnon", "RssFile", "RssShmem"):
+                rss[name.removeprefix("Rss").lower()] = int(value.split()[0]) * 1024
+    return {
+        "size": config.size,
+        "shared": config.shared or config.hugepages,
+        "backing": "memfd" if config.shared or config.hugepages else "anonymous",
+        "hugepage_size": config.hugepage_size if config.hugepages else 0,
+        "node": config.host_numa_node,
+        "rss": rss,
+    }

@@ -79,6 +79,17 @@ class Vcpu:
         """Wait for the thread's end (kick() first); returns its outcome."""
         return self.loop.join()
 
+    def status(self) -> dict[str, object]:
+        """Facts for `status`: seconds the thread ran, and waited for a host CPU (steal)."""
+        thread = self.loop.thread_id
+        facts: dict[str, object] = {"index": self.index, "running": self.loop.running}
+        try:
+            with open(f"/proc/self/task/{thread}/schedstat", encoding="ascii") as file:
+                ran, waited = file.read().split()[:2]
+        except (OSError, ValueError):
+            return facts  # it has ended, or this kernel keeps no such statistics
+        return {**facts, "thread": thread, "cpu_s": int(ran) / 1e9, "steal_s": int(waited) / 1e9}
+
     def report(self, memory: GuestMemory) -> str:
         """Registers, code and last exits as text, for a vCPU that stopped."""
         lines = [f"vCPU {self.index}: {self.loop.stop_detail()}"]

@@ -174,6 +174,27 @@ def test_two_starts_and_two_instances_with_one_image(tmp_path):
     assert finish(process)[0] == 37
 
 
+def test_status_of_a_running_instance(tmp_path):
+    command = Command(tmp_path, HALT)
+    process = command.start()
+    code, text = command.run("status", "--json")
+    facts = json.loads(text)
+    assert code == 0
+    assert (facts["state"], facts["pid"]) == ("running", process.pid)
+    assert facts["memory"]["size"] == 16 << 20
+    assert facts["memory"]["backing"] == "anonymous"
+    assert facts["memory"]["rss"]["anon"] > 0
+    (vcpu,) = facts["vcpus"]
+    assert vcpu["running"]
+    assert vcpu["cpu_s"] > 0
+    assert vcpu["steal_s"] >= 0
+    assert [disk["lock"] for disk in facts["disks"]] == ["exclusive", "shared"]
+    assert facts["exits"]["io"] >= 3
+    assert facts["boot"]["running"] > 0
+    command.run("stop", "--now")
+    finish(process)
+
+
 def test_kill_9_and_start_again(tmp_path):
     command = Command(tmp_path, HALT)
     process = command.start()

@@ -2,7 +2,8 @@
 
 One JSON object a line, both ways, over a virtio port. A job is ``{"command": [...], "env": {...}}``
 or ``{"function": "module:name", "arguments": {...}}``, both with ``"timeout"`` in seconds. Replies
-are ``{"output": text}`` and, last, ``{"status": exit code}``.
+are ``{"output": text}`` (an empty one every few seconds, so that a lab that stands still is
+noticed) and, last, ``{"status": exit code}``.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.lab.diagnosis import describe
 from tests.lab.flaw import run_watched
 
 PORT_NAME = "lab.agent"
 TIMED_OUT = 124
+HEARTBEAT_SECONDS = 5.0
 
 
 def open_port() -> int:
@@ -75,13 +78,18 @@ def run_job(port: int, job: dict[str, Any]) -> None:
         child_main(job, writer)
     os.close(writer)
     deadline = time.monotonic() + job["timeout"]
+    beat = time.monotonic()
     status = None
     while status is None:
         forward(port, reader, 0.1)
+        if time.monotonic() > beat + HEARTBEAT_SECONDS:
+            send(port, output="")
+            beat = time.monotonic()
         ended, raw = os.waitpid(pid, os.WNOHANG)
         if ended:
             status = os.waitstatus_to_exitcode(raw)
         elif time.monotonic() > deadline:
+            send(port, output=describe(pid))
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             status = TIMED_OUT

@@ -35,10 +35,11 @@ def test_reaches_multi_user(debian_lab, debian, vcpus, memory_mib, console):
 
 
 def test_stop_shuts_systemd_down(debian_lab, debian):
-    debian_lab.call(
+    told = debian_lab.call(
         f"{SCENARIO}.debian:stopped_by_another_process", kernel=str(debian.kernel),
         initramfs=str(debian.initramfs),
     )  # fmt: skip
+    print(told)
 
 
 def test_data_survives_a_reboot(debian_lab, debian):

@@ -22,6 +22,7 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm.irq", 3),
     ("vmm.vm", 3),
     ("vmm.vcpu", 3),
+    ("vmm.image_lock", 2),
     ("vmm.disk", 3),
     ("vmm.smbios", 3),
     ("vmm.x86", 3),

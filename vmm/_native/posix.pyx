@@ -33,15 +33,11 @@ cdef extern from *:
         ssize_t n = read(fd, &info, sizeof info);
         return n == (ssize_t)sizeof info ? (int)info.ssi_signo : -1;
     }
-    static int vmm_ofd_lock(int fd, int command, int type, off_t start, off_t length, int *out) {
-        struct flock lock = {0};
+    static int vmm_ofd_lock(int fd, int command, struct flock *lock) {
         int rc;
-        lock.l_type = (short)type;
-        lock.l_whence = SEEK_SET;
-        lock.l_start = start;
-        lock.l_len = length;
-        do { rc = fcntl(fd, command, &lock); } while (rc < 0 && errno == EINTR);
-        *out = lock.l_type == F_UNLCK ? 0 : (lock.l_pid > 0 ? (int)lock.l_pid : -1);
+        lock->l_whence = SEEK_SET;
+        lock->l_pid = 0;
+        do { rc = fcntl(fd, command, lock); } while (rc < 0 && errno == EINTR);
         return rc;
     }
     static void vmm_cpuid(unsigned leaf, unsigned sub, unsigned *r) {
@@ -52,7 +48,11 @@ cdef extern from *:
     int F_OFD_SETLK, F_OFD_GETLK, F_RDLCK, F_WRLCK, F_UNLCK
     int vmm_signalfd(const int *signals, int count)
     int vmm_next_signal(int fd)
-    int vmm_ofd_lock(int fd, int command, int type, off_t start, off_t length, int *out)
+    struct flock:
+        short l_type
+        off_t l_start
+        off_t l_len
+    int vmm_ofd_lock(int fd, int command, flock *lock)
     void vmm_cpuid(unsigned int leaf, unsigned int sub, unsigned int *r)
     int vmm_set_name(const char *name)
 
@@ -86,21 +86,36 @@ def read_signalfd(int fd):
 
 
 def ofd_lock(int fd, bint exclusive, off_t start, off_t length):
-    """Take an open-file-description lock (fcntl(2), F_OFD_SETLK); BlockingIOError when held."""
-    cdef int holder = 0
-    cdef int rc = vmm_ofd_lock(fd, F_OFD_SETLK, F_WRLCK if exclusive else F_RDLCK, start, length,
-                               &holder)
+    """Take an open-file-description lock (fcntl(2), F_OFD_SETLK); BlockingIOError when held.
+
+    ``length`` 0 reaches to the end of the file, however long it becomes.
+    """
+    cdef flock lock = wanted_lock(exclusive, start, length)
+    cdef int rc = vmm_ofd_lock(fd, F_OFD_SETLK, &lock)
     if rc < 0 and (errno == EAGAIN or errno == EACCES):
         raise BlockingIOError(errno, "fcntl(F_OFD_SETLK): locked by another open file")
     check(rc, b"fcntl(F_OFD_SETLK)")
 
 
-def ofd_lock_blocked(int fd, bint exclusive, off_t start, off_t length):
-    """True when another open file holds a lock that ofd_lock() would meet."""
-    cdef int holder = 0
-    check(vmm_ofd_lock(fd, F_OFD_GETLK, F_WRLCK if exclusive else F_RDLCK, start, length,
-                       &holder), b"fcntl(F_OFD_GETLK)")
-    return holder != 0
+def ofd_conflict(int fd, bint exclusive, off_t start, off_t length):
+    """A lock of another open file that ofd_lock() would meet: (exclusive, start, length) or None.
+
+    Where there are several the kernel names one of them.
+    """
+    cdef flock lock = wanted_lock(exclusive, start, length)
+    check(vmm_ofd_lock(fd, F_OFD_GETLK, &lock), b"fcntl(F_OFD_GETLK)")
+    if lock.l_type == F_UNLCK:
+        return None
+    return lock.l_type == F_WRLCK, lock.l_start, lock.l_len
+
+
+cdef flock wanted_lock(bint exclusive, off_t start, off_t length):
+    cdef flock lock
+    memset(&lock, 0, sizeof(lock))
+    lock.l_type = F_WRLCK if exclusive else F_RDLCK
+    lock.l_start = start
+    lock.l_len = length
+    return lock
 
 
 def host_cpuid(unsigned int leaf, unsigned int subleaf=0):

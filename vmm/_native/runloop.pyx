@@ -170,6 +170,11 @@ cdef class VcpuLoop:
         """True while the thread is inside its loop."""
         return vmm_load(&self.tid) != 0
 
+    @property
+    def thread_id(self):
+        """The kernel's id of the thread (gettid(2)) while it runs, else 0."""
+        return vmm_load(&self.tid)
+
     def counters(self):
         """Exits by reason since the start, as {name: count}."""
         found = {}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from tests.lab.guest_run import Guest, expect
 from tests.lab.images import make_fat
 
 SYSTEM_DISK = "/dev/vda"
+# What systemd may take to shut the guest down, of the lab's slow time.
+STOP_SECONDS = 10.0
 MIB = 1 << 20
 # Everything a test wants to know of a guest, in lines that begin with "guest:".
 INSPECT = """
@@ -96,8 +99,12 @@ def stopped_by_another_process(kernel: str, initramfs: str) -> None:
         STOP_TIMEOUT_SECONDS=90,
     ) as guest:  # fmt: skip
         guest.start().until("guest: ready")
+        started = time.monotonic()
         code, told = guest.verb("stop", timeout=120)
+        seconds = time.monotonic() - started
         expect(code == 0, f"{code} {told}\n{guest.text}")
+        print(f"stopped in {seconds:.1f} s")
+        expect(seconds < STOP_SECONDS, f"the guest took {seconds:.1f} s\n{guest.text}")
         expect("powered itself off" in told, told)
         expect(guest.wait(10) == 0, guest.text)
         state = guest.status()
