@@ -1,10 +1,9 @@
 """Inside the lab: notices when the emulator, not the VMM, has lost a guest.
 
-QEMU's emulation of AMD's virtualisation now and then (seen with QEMU 7.2 and 10.0, with every VMM,
-and most with a guest that writes much to a port) saves the host's registers in place of the
-guest's. Then KVM's emulator faults without end: hundreds of thousands of injected page faults a
-minute, where a sound guest has hundreds. Only this is told apart and tried again; everything else
-fails the test.
+QEMU's emulation now and then hands KVM a guest with wrong registers or flags (seen with QEMU 7.2
+and 10.0, with every VMM; most of it went away with CMPXCHG16B, see lab.PROCESSOR). Then KVM's
+emulator faults without end: hundreds of thousands of injected page faults a minute, where a sound
+guest has hundreds. Only this is told apart and tried again; everything else fails the test.
 """
 
 from __future__ import annotations
