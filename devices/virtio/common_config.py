@@ -8,6 +8,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm._native.virtioregs import VirtioRegisters
+
 SIZE = 56
 NO_VECTOR = 0xFFFF
 ACKNOWLEDGE = 1
@@ -37,6 +39,8 @@ class QueueRegisters:
 class CommonConfig:
     """The registers. ``on_status`` is called when the driver changed device_status.
 
+    queue_select lives in ``registers``, which serves it natively to vCPUs.
+
     Accessed from vCPU threads with the GIL held, one at a time (the transport holds a lock).
     """
 
@@ -47,8 +51,10 @@ class CommonConfig:
         vectors: int,
         on_status: Callable[[int], None],
         is_broken: Callable[[], bool],
+        registers: VirtioRegisters,
     ) -> None:
         self.offered = features | F_VERSION_1
+        self._registers = registers
         self.queues = [QueueRegisters(size) for size in queue_sizes]
         self._vectors = vectors
         self._on_status = on_status
@@ -63,14 +69,15 @@ class CommonConfig:
         self.accepted = 0
         self.config_vector = NO_VECTOR
         self.status = 0
-        self.selected = 0
+        self._registers.selected = 0
         for queue in self.queues:
             queue.reset()
 
     @property
     def queue(self) -> QueueRegisters | None:
         """The selected queue, None when there is no such queue."""
-        return self.queues[self.selected] if self.selected < len(self.queues) else None
+        selected = self._registers.selected
+        return self.queues[selected] if selected < len(self.queues) else None
 
     def enabled_queues(
         self, kick_fds: list[int], call_fd: Callable[[int], int]
@@ -113,13 +120,13 @@ class CommonConfig:
             return self.config_vector | len(self.queues) << 16
         if base == 0x14:
             status = self.status | (NEEDS_RESET if self.status and self._is_broken() else 0)
-            return status | self.generation << 8 | self.selected << 16
+            return status | self.generation << 8 | self._registers.selected << 16
         if queue is None:
             return 0
         if base == 0x18:
             return queue.size | queue.vector << 16
         if base == 0x1C:
-            return int(queue.enabled) | self.selected << 16
+            return int(queue.enabled) | self._registers.selected << 16
         if 0x20 <= base < SIZE:
             return queue.addresses[(base - 0x20) // 8] >> 8 * (base & 4) & DWORD
         return 0
@@ -161,7 +168,7 @@ class CommonConfig:
         if offset == 0x10:
             self.config_vector = value if value < self._vectors else NO_VECTOR
         elif offset == 0x16:
-            self.selected = value
+            self._registers.selected = value
         elif queue is None or queue.enabled:
             return
         elif offset == 0x18:

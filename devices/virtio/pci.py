@@ -22,6 +22,7 @@ from devices.virtio.common_config import (
     CommonConfig,
 )
 from devices.virtio.common_config import SIZE as COMMON_SIZE
+from vmm._native.virtioregs import VirtioRegisters
 from vmm.log import get_logger
 
 TYPE_CHECKING = False
@@ -63,9 +64,11 @@ class VirtioPciFunction(PciFunction):
         super().__init__(device.name, config)
         self.device = device
         self.msix = Msix(vectors)
+        self._bar_registers = VirtioRegisters(self, len(device.queue_sizes))
         self.common = CommonConfig(
-            device.features, device.queue_sizes, len(vectors), self._status_changed, device.broken
-        )
+            device.features, device.queue_sizes, len(vectors), self._status_changed, device.broken,
+            self._bar_registers,
+        )  # fmt: skip
         self._doorbells = doorbells
         self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in device.queue_sizes]
         self._belled: list[tuple[int, int]] = []
@@ -102,7 +105,7 @@ class VirtioPciFunction(PciFunction):
 
     def bar_target(self, bar: Bar) -> object:
         """The registers themselves (see read() and write())."""
-        return self
+        return self._bar_registers
 
     def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
         """Doorbells follow the BAR."""

@@ -4,6 +4,7 @@ import pytest
 
 from vmm._native import bus as native_bus
 from vmm._native.bus import Bus
+from vmm._native.virtioregs import VirtioRegisters
 
 
 class Register:
@@ -121,3 +122,35 @@ def test_a_value_too_wide_for_64_bits_is_an_error(bus):
 def test_odd_sizes_are_refused(bus, size):
     with pytest.raises(ValueError):
         bus.read(0, size)
+
+
+class Recorder:
+    """A Python device that remembers how it was accessed."""
+
+    def __init__(self):
+        self.seen = []
+
+    def read(self, offset, size):
+        self.seen.append(("read", offset, size))
+        return 0x5A
+
+    def write(self, offset, value, size):
+        self.seen.append(("write", offset, value, size))
+
+
+def test_virtio_registers_of_each_request_are_native():
+    device = Recorder()
+    registers = VirtioRegisters(device, 2)
+    bus = Bus("mmio")
+    bus.attach(0x1000, 0x100, registers, "virtio")
+    bus.write(0x1016, 1, 2)
+    assert registers.selected == 1
+    assert (bus.read(0x1016, 2), bus.read(0x101E, 2)) == (1, 1)
+    registers.selected = 2
+    assert (bus.read(0x1016, 2), bus.read(0x101E, 2)) == (2, 0)  # no such queue
+    assert device.seen == []
+    assert bus.read(0x1014, 4) == 0x5A
+    bus.write(0x101E, 7, 2)
+    bus.write(0x1016, 7, 1)
+    assert device.seen == [("read", 0x14, 4), ("write", 0x1E, 7, 2), ("write", 0x16, 7, 1)]
+    assert registers.selected == 2

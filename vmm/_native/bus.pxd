@@ -21,6 +21,15 @@ ctypedef int (*bus_handler)(void *opaque, uint64_t offset, uint8_t *data, uint32
 cdef class BusTarget:
     cdef bus_handler handler      # set by the subclass; opaque is the object itself
 
+# Carries accesses to a Python object's read() and write(), taking the GIL for each. A subclass may
+# serve some registers natively in a handler of its own and hand the rest to python_access().
+cdef class PythonTarget(BusTarget):
+    cdef object device
+    cdef Bus bus                  # set by attach(); where an exception of the device is kept
+
+cdef int python_access(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
+                       int is_write) noexcept nogil
+
 cdef struct Entry:
     uint64_t start
     uint64_t length

@@ -30,12 +30,8 @@ cdef class BusTarget:
 cdef class PythonTarget(BusTarget):
     """Carries accesses to a Python object's read() and write(), taking the GIL for each."""
 
-    cdef object device
-    cdef Bus bus
-
-    def __cinit__(self, device, Bus bus):
+    def __cinit__(self, device, *more):
         self.device = device
-        self.bus = bus
         self.handler = python_access
 
 
@@ -121,7 +117,9 @@ cdef class Bus:
                 raise ValueError(
                     f"{self.name}: {name} at [{start:#x}, {start + length:#x}) overlaps "
                     f"{other_name} at [{other:#x}, {other + other_length:#x})")
-        native = target if isinstance(target, BusTarget) else PythonTarget(target, self)
+        native = target if isinstance(target, BusTarget) else PythonTarget(target)
+        if isinstance(native, PythonTarget):
+            (<PythonTarget>native).bus = self
         if native.handler == NULL:
             raise TypeError(f"{self.name}: {name}: a BusTarget without a handler")
         self.owners[start] = (native, name, length)
