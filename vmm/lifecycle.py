@@ -12,6 +12,7 @@ import time
 
 from vmm import __version__
 from vmm._native.posix import read_signalfd, signalfd
+from vmm.bootwatch import BootWatch
 from vmm.console import HostConsole
 from vmm.control import ControlServer
 from vmm.disk import open_disks
@@ -88,6 +89,7 @@ class Lifecycle:
         self._ending: Ending | None = None
         self._stop_reason = ""
         self._button: Timer | None = None
+        self._watch: BootWatch | None = None
         self._loop = EventLoop()
         self._signals = signalfd(SIGNALS)
         self._escape = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -126,13 +128,15 @@ class Lifecycle:
         machine = build_machine(self.config, self._disks, console, serial, self.cache_directory)
         self.machine = machine
         self._loop.add(machine.outcome_fd, self._on_outcome)
+        if self.reboots == 0:
+            # Before the guest can say anything: a terminal or a file may be shared with it.
+            self._announce(machine)
         machine.start()
         self._machine_started = time.monotonic()
+        self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         if self.state == STARTING:
             self.state = RUNNING
         self.notifier.send(READY=1, STATUS=f"{self.instance.name}: running")
-        if self.reboots == 0:
-            self._announce(machine)
         self._save()
 
     def _announce(self, machine: Machine) -> None:
@@ -140,7 +144,7 @@ class Lifecycle:
         log.info(
             f"instance {self.instance.name} runs as process {os.getpid()}: {config.kernel_path}, "
             f"{config.cpu_count} vCPUs, {config.memory.size >> 20} MiB, "
-            f"{len(self._disks)} disks; guest entered after {machine.phases['running']} ms"
+            f"{len(self._disks)} disks; built in {machine.phases['loaded']} ms"
         )
         for console, name in zip(self._consoles, ("console", "serial port"), strict=True):
             if console.path:
@@ -159,6 +163,8 @@ class Lifecycle:
         outcome = machine.outcome() if self._ending is None else None
         lived = time.monotonic() - self._machine_started
         self._loop.remove(machine.outcome_fd)
+        if self._watch is not None:
+            self._watch.stop()
         self._machine_facts = machine.status()
         self.machine = None
         machine.close()

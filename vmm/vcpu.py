@@ -22,6 +22,16 @@ GENERAL = (
     ("r14", "r15"),
 )
 CODE_BYTES = 16
+RFLAGS_IF = 1 << 9
+# KVM_MP_STATE_* of linux/kvm.h.
+MP_STATE_HALTED = 3
+MP_STATES_UNBORN = (1, 2)
+MP_STATES = {
+    0: "running",
+    1: "waiting for INIT",
+    2: "waiting for a start-up IPI",
+    MP_STATE_HALTED: "halted",
+}
 
 
 class BootState:
@@ -38,6 +48,18 @@ class BootState:
         self.regs = regs
         self.sregs = sregs
         self.fpu = fpu
+
+
+class Place:
+    """Where a vCPU was: linear ``address`` of its code, and whether it was halted there.
+
+    ``waits``: halted with interrupts on, so that any interrupt lets it go on.
+    """
+
+    def __init__(self, address: int, halted: bool, waits: bool) -> None:
+        self.address = address
+        self.halted = halted
+        self.waits = waits
 
 
 class Vcpu:
@@ -90,9 +112,34 @@ class Vcpu:
             return facts  # it has ended, or this kernel keeps no such statistics
         return {**facts, "thread": thread, "cpu_s": int(ran) / 1e9, "steal_s": int(waited) / 1e9}
 
-    def report(self, memory: GuestMemory) -> str:
-        """Registers, code and last exits as text, for a vCPU that stopped."""
-        lines = [f"vCPU {self.index}: {self.loop.stop_detail()}"]
+    def place(self) -> Place | None:
+        """Where the running vCPU is now, paused for a moment; None when it cannot be paused."""
+        if not self.loop.pause():
+            return None
+        try:
+            halted = self.fd.get_mp_state() == MP_STATE_HALTED
+            regs = self.fd.get_regs()
+            address = _linear_rip(regs, self.fd.get_sregs())
+        finally:
+            self.loop.resume()
+        return Place(address, halted, halted and bool(regs["rflags"] & RFLAGS_IF))
+
+    def snapshot(self, memory: GuestMemory) -> str:
+        """report() of a running vCPU, paused for a moment."""
+        if not self.loop.pause():
+            return f"vCPU {self.index}: does not leave the guest"
+        try:
+            state = self.fd.get_mp_state()
+            what = MP_STATES.get(state, f"in state {state}")
+            if state in MP_STATES_UNBORN:
+                return f"vCPU {self.index}: {what}"
+            return self.report(memory, what)
+        finally:
+            self.loop.resume()
+
+    def report(self, memory: GuestMemory, what: str = "") -> str:
+        """Registers, code and last exits as text, for a vCPU that stopped or is paused."""
+        lines = [f"vCPU {self.index}: {what or self.loop.stop_detail()}"]
         try:
             lines += self._registers(memory)
         except OSError as error:
@@ -118,8 +165,7 @@ class Vcpu:
                 f"  {name:>6}={s['selector']:04x} base={s['base']:x} limit={s['limit']:x} "
                 f"type={s['type']:x} l={s['l']} db={s['db']}"
             )
-        linear = regs["rip"] + (sregs["cs"]["base"] if not sregs["cs"]["l"] else 0)
-        lines.append(f"  code at rip: {self._code(linear & (1 << 64) - 1, memory)}")
+        lines.append(f"  code at rip: {self._code(_linear_rip(regs, sregs), memory)}")
         return lines
 
     def _code(self, linear: int, memory: GuestMemory) -> str:
@@ -130,3 +176,8 @@ class Vcpu:
             return memory.read(gpa, CODE_BYTES).hex(" ")
         except ValueError:
             return f"outside RAM ({gpa:#x})"
+
+
+def _linear_rip(regs: Mapping[str, int], sregs: Mapping[str, Any]) -> int:
+    base = 0 if sregs["cs"]["l"] else sregs["cs"]["base"]
+    return int(regs["rip"] + base) & (1 << 64) - 1

@@ -137,6 +137,10 @@ class Block(VirtioDevice):
         """True when a queue's ring is malformed."""
         return any(worker.broken for worker in self._workers)
 
+    def activity(self) -> int:
+        """Requests of all queues since the last reset."""
+        return sum([w.reads + w.writes + w.flushes + w.discards for w in self._workers])
+
     def status(self) -> dict[str, object]:
         """The image and the workers' counters."""
         totals: dict[str, int] = {}

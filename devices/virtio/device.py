@@ -103,6 +103,10 @@ class VirtioDevice:
         """True when a worker met a malformed ring and the device needs a reset."""
         return False
 
+    def activity(self) -> int:
+        """Requests served since the last reset; 0 for a device that does not count them."""
+        return 0
+
     def status(self) -> dict[str, object]:
         """Facts for people: counters and the like."""
         return {}

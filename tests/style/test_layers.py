@@ -28,6 +28,7 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm.x86", 3),
     ("vmm.boot", 3),
     ("vmm.acpi", 3),
+    ("vmm.symbols", 3),
     ("vmm.probe", 3),
     ("devices", 4),
     ("vmm.console", 5),

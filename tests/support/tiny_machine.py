@@ -34,10 +34,16 @@ class TinyMachine:
             **settings,
         }
         config = Config.from_env({PREFIX + name: str(value) for name, value in values.items()})
+        self.config = config
         self.serial_path = folder / "serial"
         self._disks = open_disks(config.system_images, config.config_images)
-        self._console = HostConsole("null")
-        self._serial = HostConsole("file", str(self.serial_path))
+        shown = "null" if "CONSOLE" not in settings else config.console.kind
+        self._console = HostConsole(shown)
+        if "SERIAL" in settings:
+            self._serial = HostConsole(config.serial.kind)
+        else:
+            self._serial = HostConsole("file", str(self.serial_path))
+        self.consoles = [self._console, self._serial]
         self._serial.start("serial")
         self.machine: Machine = build_machine(config, self._disks, self._console, self._serial)
 

@@ -24,6 +24,7 @@ cdef class BytePort:
     cdef uint64_t input_head
     cdef uint64_t input_tail
     cdef readonly uint64_t dropped
+    cdef readonly uint64_t guest_bytes   # bytes the guest wrote, discarded ones too
     cdef void *ring_lock         # pthread_mutex_t each
     cdef void *listener_lock
     cdef input_listener listener

@@ -189,6 +189,7 @@ cdef class BytePort:
     cdef void put(self, const uint8_t *data, size_t length) noexcept nogil:
         cdef bint was_empty
         cdef uint64_t used
+        self.guest_bytes += length
         if self.discard:
             return
         if length > OUTPUT_RING:

@@ -26,12 +26,18 @@ cdef class VcpuLoop:
     cdef int done_fd
     cdef int tid                 # of the running thread, 0 when there is none
     cdef int stop                # set by kick(): leave the loop at the next chance
+    cdef int pause_wanted        # set by pause(), cleared by resume()
+    cdef int parked              # the thread is held
+    cdef int resume_fd           # eventfd that ends the holding
     cdef readonly int outcome
     cdef readonly int failure    # errno of a failed KVM_RUN
     cdef uint64_t counts[EXIT_KINDS]
     cdef ExitRecord trail[TRAIL]
     cdef uint64_t exits
 
+    cdef void interrupt(self) noexcept nogil
+    cdef void finish(self) noexcept
+    cdef void park(self) noexcept nogil
     cdef int loop(self) noexcept nogil
     cdef int dispatch(self) noexcept nogil
     cdef int port_exit(self, ExitRecord *record) noexcept nogil

@@ -8,6 +8,7 @@ Source: Documentation/virt/kvm/api.rst, 5 (struct kvm_run), 4.10 (KVM_RUN).
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
+from posix.unistd cimport close as c_close
 
 from vmm._native.bus cimport (
     OUTCOME_CONTINUE,
@@ -23,6 +24,8 @@ from vmm._native.thread cimport thread_join, thread_start
 
 from vmm._native.fd import IoctlError
 
+import os
+
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
 
@@ -31,8 +34,10 @@ cdef extern from *:
     #ifndef _GNU_SOURCE
     #define _GNU_SOURCE
     #endif
+    #include <poll.h>
     #include <pthread.h>
     #include <signal.h>
+    #include <stdint.h>
     #include <sys/eventfd.h>
     #include <sys/syscall.h>
     #include <unistd.h>
@@ -57,6 +62,14 @@ cdef extern from *:
         ssize_t rc = write(fd, &one, sizeof one);
         (void)rc;
     }
+    static void vmm_wait_for(int fd) {
+        struct pollfd entry = {fd, POLLIN, 0};
+        uint64_t value;
+        if (poll(&entry, 1, -1) > 0) {
+            ssize_t rc = read(fd, &value, sizeof value);
+            (void)rc;
+        }
+    }
     #define vmm_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
     #define vmm_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
     """
@@ -65,8 +78,14 @@ cdef extern from *:
     int vmm_gettid() nogil
     int vmm_tgkill(int tid) nogil
     void vmm_notify(int fd) nogil
+    void vmm_wait_for(int fd) nogil
     int vmm_load(int *p) nogil
     void vmm_store(int *p, int v) nogil
+    void vmm_store_byte "vmm_store"(uint8_t *p, uint8_t v) nogil
+    int usleep(unsigned int microseconds) nogil
+
+cdef enum:
+    PAUSE_STEP_US = 500          # how often pause() asks again
 
 EXIT_NAMES = {
     KVM_EXIT_UNKNOWN: "unknown",
@@ -103,7 +122,7 @@ cdef class VcpuLoop:
     """One vCPU's thread.
 
     ``done_fd`` is an eventfd written once when the loop ends; ``outcome`` says why (a constant of
-    vmm._native.bus). start(), kick() and join() belong to the control thread.
+    vmm._native.bus). start(), pause(), resume(), kick() and join() belong to the control thread.
     """
 
     def __cinit__(self, VcpuFd vcpu, Bus pio, Bus mmio, int done_fd):
@@ -113,45 +132,93 @@ cdef class VcpuLoop:
         self.done_fd = done_fd
         self.thread.started = False
         self.outcome = OUTCOME_CONTINUE
+        self.resume_fd = -1
         memset(self.counts, 0, sizeof(self.counts))
         memset(self.trail, 0, sizeof(self.trail))
 
     def __dealloc__(self):
         # The thread uses this object without a reference; an owner that forgot join() must not
         # free it under the thread.
-        if self.thread.started:
-            vmm_store(&self.stop, 1)
-            with nogil:
-                thread_join(&self.thread)
+        vmm_store(&self.stop, 1)
+        self.finish()
 
     def start(self, str name):
         """Start the thread; it runs the guest at once."""
         if self.thread.started:
             raise RuntimeError(f"{name}: already started")
         vmm_kick_install()
+        self.resume_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.thread_name = name.encode()
         self.outcome = OUTCOME_CONTINUE
         self.failure = 0
         vmm_store(&self.stop, 0)
+        vmm_store(&self.pause_wanted, 0)
         self.vcpu.run.immediate_exit = 0
         cdef int rc = thread_start(&self.thread, self.thread_name, vcpu_main, <void *>self)
         if rc:
+            self.finish()
             raise IoctlError(rc, f"pthread_create for {name}")
 
     def kick(self):
         """Make the loop end with KICKED as soon as possible; safe at any time, any number."""
         vmm_store(&self.stop, 1)
+        self.interrupt()
+        vmm_notify(self.resume_fd)
+
+    def pause(self, unsigned int timeout_ms=100):
+        """Hold the thread between two KVM_RUNs until resume(); False when it could not be held.
+
+        While it is held the vCPU's registers can be read, with every instruction complete.
+        """
+        cdef unsigned int waited = 0
+        cdef bint held = False
+        if self.resume_fd < 0:
+            return False
+        vmm_store(&self.pause_wanted, 1)
+        with nogil:
+            while self.outcome == OUTCOME_CONTINUE and waited < 1000 * timeout_ms:
+                held = vmm_load(&self.parked) != 0
+                if held:
+                    break
+                # Asked again each time: a signal just before KVM_RUN is entered is lost, and
+                # immediate_exit too, when the thread was about to clear it for an older one.
+                self.interrupt()
+                usleep(PAUSE_STEP_US)
+                waited += PAUSE_STEP_US
+        if not held:
+            self.resume()
+        return held
+
+    def resume(self):
+        """Let a paused thread go on; harmless for one that is not."""
+        vmm_store(&self.pause_wanted, 0)
+        vmm_notify(self.resume_fd)
+
+    cdef void interrupt(self) noexcept nogil:
+        cdef int tid = vmm_load(&self.tid)
         if self.vcpu.run != NULL:
             # Closes the race of a signal that arrives just before KVM_RUN is entered.
-            self.vcpu.run.immediate_exit = 1
-        cdef int tid = vmm_load(&self.tid)
+            vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
         if tid:
             vmm_tgkill(tid)
 
-    def join(self):
-        """Wait for the end of the thread (kick() first); returns the outcome."""
+    cdef void finish(self) noexcept:
+        vmm_notify(self.resume_fd)
         with nogil:
             thread_join(&self.thread)
+        if self.resume_fd >= 0:
+            c_close(self.resume_fd)
+            self.resume_fd = -1
+
+    cdef void park(self) noexcept nogil:
+        vmm_store(&self.parked, 1)
+        while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
+            vmm_wait_for(self.resume_fd)
+        vmm_store(&self.parked, 0)
+
+    def join(self):
+        """Wait for the end of the thread (kick() first); returns the outcome. Idempotent."""
+        self.finish()
         return self.outcome
 
     def run_here(self):
@@ -216,6 +283,11 @@ cdef class VcpuLoop:
             rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
+                    # Reached with a port access completed, so registers are whole here.
+                    if vmm_load(&self.pause_wanted):
+                        self.park()
+                    # Before `stop` is read again: kick() sets it first, so it is not missed.
+                    vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
                     continue
                 self.failure = errno
                 return OUTCOME_ERROR
