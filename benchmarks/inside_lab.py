@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from benchmarks.peers import own_command
+from tests.lab.debian import JOB_LABEL
 from tests.lab.flaw import FlawWatch
 from tests.lab.images import make_fat
 from tests.lab.job_guest import write_job
@@ -85,7 +86,7 @@ def run(what: str, vmm: str, path: str, kernel: str, initramfs: str) -> None:
                 data = folder / "data.img"
                 data.write_bytes(os.urandom(MIB) * 256)
                 disks.insert(1, str(data))
-            make_fat(config, {"run": script.encode()})
+            make_fat(config, {"run": script.encode()}, label=JOB_LABEL)
             cmdline = "console=hvc0 root=LABEL=root ro quiet panic=-1"
             awaited = "guest: multi-user reached"
         arguments, env = command(vmm, path, kernel, initramfs, cmdline, disks)

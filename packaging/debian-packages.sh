@@ -5,7 +5,7 @@ set -euo pipefail
 build="gcc libc6-dev python3-dev python3-venv liburing-dev"
 demo="busybox-static kmod e2fsprogs dosfstools mtools"
 lab="qemu-system-x86"
-test="acpica-tools debootstrap fio strace procps lz4 zstd xz-utils"
+test="acpica-tools debootstrap fdisk fio strace procps lz4 zstd xz-utils"
 
 wanted=$build
 for group in "$@"; do

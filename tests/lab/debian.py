@@ -1,7 +1,8 @@
 """A whole Debian 12 as a guest: systemd, the cloud kernel with Debian's own initramfs, ext4 root.
 
 After multi-user.target a service runs the script ``run`` of the config disk, with its output on
-the console. That script is how a test says what the guest shall do.
+the console. That script is how a test says what the guest shall do. A config disk labelled
+``cidata`` is a NoCloud seed for cloud-init as well; one labelled ``job`` leaves it switched off.
 """
 
 from __future__ import annotations
@@ -12,15 +13,32 @@ import subprocess
 from pathlib import Path
 
 from tests.lab.cache import cached
+from tests.lab.gpt import make_gpt, write_esp
 from tests.lab.images import make_ext4
-from tests.lab.packages import MIRROR, PackageError, newest, run
+from tests.lab.packages import MIRROR, PackageError, newest, run, unpacked
 from tests.lab.progress import step
 
-VERSION = "1"
+VERSION = "2"
 GIB = 1 << 30
 IMAGE_BYTES = 4 * GIB
 INCLUDE = "systemd,systemd-sysv,udev,dbus,kmod,procps,fio,initramfs-tools,e2fsprogs,dosfstools"
 KERNEL = "linux-image-cloud-amd64"
+JOB_LABEL = "job"
+OPTIONS = "root=LABEL=root ro quiet panic=-1 console=ttyS0"
+LOADER_CONF = b"default debian\ntimeout 0\n"
+LOADER_ENTRY = f"""title Debian
+linux /vmlinuz
+initrd /initrd
+options {OPTIONS}
+"""
+GRUB_CONF = f"""set timeout=0
+menuentry Debian {{
+  search --no-floppy --set=root --file /vmlinuz
+  linux /vmlinuz {OPTIONS}
+  initrd /initrd
+}}
+"""
+BOOT_PROGRAM = "EFI/BOOT/BOOTX64.EFI"
 SERVICE = """[Unit]
 Description=What the config disk asks for
 After=multi-user.target
@@ -34,7 +52,7 @@ WantedBy=multi-user.target
 """
 RUNNER = """#!/bin/sh
 mkdir -p /run/config
-mount -o ro LABEL=cidata /run/config
+mount -o ro LABEL=job /run/config 2>/dev/null || mount -o ro LABEL=cidata /run/config
 exec >/dev/console 2>&1
 echo "guest: multi-user reached"
 exec sh /run/config/run
@@ -52,14 +70,38 @@ EXECUTABLE = ("usr/local/sbin/run-config-disk", "usr/sbin/policy-rc.d")
 
 
 class DebianGuest:
-    """Paths: ``kernel``, ``initramfs``, ``image``; made once, which takes a few minutes."""
+    """Paths of files made once, which takes a few minutes.
+
+    ``kernel``, ``initramfs`` and ``image`` (a disk with nothing but the root file system) are for
+    booting the kernel directly; ``disk`` is the same system on a whole disk with systemd-boot.
+    """
 
     def __init__(self) -> None:
         _, version = newest(KERNEL)
-        self.folder = cached(f"debian-12-{VERSION}-{version}", build)
+        self.name = f"debian-12-{VERSION}-{version}"
+        self.folder = cached(self.name, build)
         self.kernel = self.folder / "vmlinuz"
         self.initramfs = self.folder / "initrd.img"
         self.image = self.folder / "system.img"
+        self.disk = self.folder / "disk.img"
+
+    def grub_disk(self) -> Path:
+        """The whole disk with GRUB in place of systemd-boot."""
+
+        def make(path: Path) -> None:
+            with step("making a disk that GRUB boots"):
+                program = unpacked("grub-efi-amd64-bin")
+                program /= "usr/lib/grub/x86_64-efi/monolithic/grubx64.efi"
+                run(["cp", "--sparse=always", str(self.disk), str(path)])
+                # Debian's program looks for its configuration in its vendor's folder.
+                grub = {BOOT_PROGRAM: program, "EFI/debian/grub.cfg": GRUB_CONF.encode()}
+                write_esp(path, {**kernel_files(self.folder), **grub})
+
+        return cached(f"{self.name}-grub.img", make)
+
+
+def kernel_files(folder: Path) -> dict[str, Path | bytes]:
+    return {"vmlinuz": folder / "vmlinuz", "initrd": folder / "initrd.img"}
 
 
 def build(target: Path) -> None:
@@ -86,15 +128,22 @@ def build(target: Path) -> None:
         security = MIRROR.replace("/debian", "/debian-security", 1)
         with open(root / "etc/apt/sources.list", "a") as sources:
             sources.write(f"deb {security} bookworm-security main\n")
-    with step("installing its kernel"):
-        install_kernel(root)
-    with step("making its disk image"):
+    with step("installing its kernel and cloud-init"):
+        install_packages(root)
+    with step("making its disk images"):
         shutil.copy(root / "vmlinuz", target / "vmlinuz")
         shutil.copy(root / "initrd.img", target / "initrd.img")
         make_ext4(target / "system.img", root, IMAGE_BYTES, "root")
+        program = unpacked("systemd-boot-efi") / "usr/lib/systemd/boot/efi/systemd-bootx64.efi"
+        loader = {
+            BOOT_PROGRAM: program,
+            "loader/loader.conf": LOADER_CONF,
+            "loader/entries/debian.conf": LOADER_ENTRY.encode(),
+        }
+        make_gpt(target / "disk.img", {**kernel_files(target), **loader}, root, IMAGE_BYTES)
 
 
-def install_kernel(root: Path) -> None:
+def install_packages(root: Path) -> None:
     """In a chroot with /proc, which the kernel's scripts need."""
     for name in ("resolv.conf", "hosts"):
         if Path("/etc", name).exists():
@@ -107,7 +156,8 @@ def install_kernel(root: Path) -> None:
     try:
         inside = ["chroot", str(root)]
         run([*inside, "apt-get", "-q", "update"], env=env)
-        run([*inside, "apt-get", "-qy", "--no-install-recommends", "install", KERNEL], env=env)
+        install = ["apt-get", "-qy", "--no-install-recommends", "install"]
+        run([*inside, *install, KERNEL, "cloud-init"], env=env)
         run([*inside, "systemctl", "enable", "config-disk.service"], env=env)
         run([*inside, "systemctl", "mask", "apt-daily.timer", "apt-daily-upgrade.timer"], env=env)
         run([*inside, "passwd", "-d", "root"], env=env)

@@ -6,6 +6,7 @@ import re
 import time
 from pathlib import Path
 
+from tests.lab.debian import JOB_LABEL
 from tests.lab.guest_run import Guest, expect
 from tests.lab.images import make_fat
 
@@ -27,8 +28,8 @@ echo "guest: dmesg begins"
 dmesg --level emerg,alert,crit,err,warn
 echo "guest: dmesg ends"
 systemctl --failed --no-legend --plain | sed 's/^/guest: failed /'
-systemctl poweroff
 """
+POWER_OFF = "systemctl poweroff\n"
 BAD = re.compile(
     r"BUG|WARNING|ACPI (Error|Exception|BIOS Error|Warning)|I/O error|"
     r"(virtio|vd[a-z]|hvc\d|ttyS|8250|pci|rtc).*([Ff]ail|[Ee]rror|[Ii]nvalid|timeout|supported)",
@@ -47,7 +48,7 @@ def guest_of(kernel: str, initramfs: str, script: str, console: str, **settings:
         CMDLINE=f"console={console} root=LABEL=root ro quiet panic=-1", **ends,
     )  # fmt: skip
     config = guest.folder / "config.img"
-    make_fat(config, {"run": script.encode()})
+    make_fat(config, {"run": script.encode()}, label=JOB_LABEL)
     guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"] = str(config)
     for name, value in settings.items():
         guest.env[f"VLLMD_HYPERVISOR_{name}"] = str(value)
@@ -62,12 +63,17 @@ def facts(text: str, name: str) -> list[str]:
 def boots(kernel: str, initramfs: str, vcpus: int, memory_mib: int, console: str) -> None:
     """Reaches multi-user, sees what was configured, complains about nothing, powers off."""
     with guest_of(
-        kernel, initramfs, INSPECT, console,
+        kernel, initramfs, INSPECT + POWER_OFF, console,
         CPU_COUNT=vcpus, MEMORY_CONFIG=f"size={memory_mib}M,shared=on",
     ) as guest:  # fmt: skip
         code = guest.run(timeout=600)
         text = guest.text
     expect(code == 0, f"exit code {code}\n{text}")
+    check_machine(text, vcpus, memory_mib)
+
+
+def check_machine(text: str, vcpus: int, memory_mib: int) -> None:
+    """What INSPECT printed is what was configured, and the kernel complains about nothing."""
     expect("guest: multi-user reached" in text, text)
     expect(facts(text, "cpus") == [str(vcpus)], text)
     expect(facts(text, "cores") == [str(vcpus)], text)

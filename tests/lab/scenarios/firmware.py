@@ -1,0 +1,110 @@
+"""A disk that boots itself: firmware, boot loader, kernel, systemd; and cloud-init on top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.lab.debian import JOB_LABEL
+from tests.lab.guest_run import Guest, expect
+from tests.lab.images import make_fat
+from tests.lab.scenarios.debian import INSPECT, POWER_OFF, check_machine, facts
+
+MARKER = "lab.marker=yes"
+SECONDS = 600
+# The first boot reboots, the second one tells what it sees and powers off.
+TWICE = f"""
+echo "guest: cmdline $(cat /proc/cmdline)"
+echo "guest: efi $([ -d /sys/firmware/efi ] && echo yes || echo no)"
+mount -o remount,rw /
+if [ ! -e /booted ]; then
+  touch /booted
+  sync
+  systemctl reboot
+  sleep 1000
+fi
+rm /booted
+{INSPECT}{POWER_OFF}"""
+
+
+def guest_of(
+    firmware: str, disk: str, files: dict[str, bytes], label: str, **more: object
+) -> Guest:
+    """A guest whose kernel is a firmware; everything it says is on the serial port."""
+    guest = Guest(
+        KERNEL_FILEPATH=firmware, SYSTEM_IMAGE_FILEPATH=disk, SERIAL="tty", CONSOLE="null",
+        **more,
+    )  # fmt: skip
+    config = guest.folder / "config.img"
+    make_fat(config, files, label=label)
+    guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"] = str(config)
+    return guest
+
+
+def boots_itself(
+    firmware: str, disk: str, vcpus: int, memory_mib: int, efi: bool, says: str
+) -> None:
+    """Multi-user twice, by a reboot of the guest's, then a power-off; ``says``: firmware's words.
+
+    ``efi``: the operating system must find EFI run-time services. A firmware without them must
+    append our command line to the boot entry's options.
+    """
+    with guest_of(
+        firmware, disk, {"run": TWICE.encode()}, JOB_LABEL, CPU_COUNT=vcpus,
+        MEMORY_CONFIG=f"size={memory_mib}M,shared=on", CMDLINE=MARKER,
+    ) as guest:  # fmt: skip
+        code = guest.run(timeout=SECONDS)
+        text = guest.text
+        state = guest.status()
+    expect(code == 0, f"exit code {code}\n{text}")
+    expect(says in text.partition("guest: multi-user reached")[0], text)
+    expect(state["reboots"] == 1, str(state))
+    expect(facts(text, "efi") == ["yes" if efi else "no"] * 2, text)
+    cmdlines = facts(text, "cmdline")
+    expect(len(cmdlines) == 2 and all("root=LABEL=root" in line for line in cmdlines), text)
+    if not efi:
+        expect(all(MARKER in line.split() for line in cmdlines), text)
+    check_machine(text.rpartition("guest: multi-user reached")[1] + text, vcpus, memory_mib)
+
+
+USER_DATA = """#cloud-config
+hostname: {name}
+users:
+  - name: operator
+    uid: 4321
+write_files:
+  - path: /etc/written-by-cloud-init
+    content: {name}
+"""
+CLOUD = f"""
+cloud-init status --wait >/dev/null
+echo "guest: instance $(cat /var/lib/cloud/data/instance-id)"
+echo "guest: hostname $(hostname)"
+echo "guest: user $(id -u operator)"
+echo "guest: written $(cat /etc/written-by-cloud-init)"
+{POWER_OFF}"""
+
+
+def seed(name: str) -> dict[str, bytes]:
+    """A NoCloud seed whose instance id, host name and file are all ``name``."""
+    return {
+        "meta-data": f"instance-id: {name}\n".encode(),
+        "user-data": USER_DATA.format(name=name).encode(),
+        "run": CLOUD.encode(),
+    }
+
+
+def cloud_init_obeys_its_seed(firmware: str, disk: str) -> None:
+    """The first boot applies the seed; another instance id makes cloud-init run again."""
+    with guest_of(
+        firmware, disk, seed("first"), "cidata", CPU_COUNT=2, MEMORY_CONFIG="size=1G,shared=on"
+    ) as guest:
+        for name in ("first", "second"):
+            make_fat(Path(guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"]), seed(name))
+            guest.output.unlink(missing_ok=True)
+            code = guest.run(timeout=SECONDS)
+            text = guest.text
+            expect(code == 0, f"exit code {code}\n{text}")
+            expect(facts(text, "instance") == [name], text)
+            expect(facts(text, "hostname") == [name], text)
+            expect(facts(text, "user") == ["4321"], text)
+            expect(facts(text, "written") == [name], text)
