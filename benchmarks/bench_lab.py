@@ -6,6 +6,7 @@ import json
 import shutil
 
 from tests.lab.debian import DebianGuest
+from tests.lab.firmware import NAMES, find_firmware
 from tests.lab.job_guest import JobGuest
 from tests.lab.lab import Lab, LabError
 from tests.lab.progress import say
@@ -49,16 +50,24 @@ def main(peers: dict[str, str]) -> dict[str, object]:
     results: dict[str, object] = {}
     linux = {"kernel": str(job.image), "initramfs": str(job.initramfs)}
     system = {"kernel": str(debian.kernel), "initramfs": str(debian.initramfs)}
-    for title, what, files, drives in (
+    questions = [
         ("Linux to user space, s", "linux", linux, []),
         ("Debian to multi-user, s", "debian", system, [debian.image]),
         ("fio in Debian", "fio", system, [debian.image]),
-    ):
+    ]
+    for firmware in NAMES:
+        path = find_firmware(firmware)
+        if path is not None:
+            title = f"{firmware}: a whole disk to multi-user, s"
+            questions.append((title, firmware, {"kernel": str(path)}, [debian.disk]))
+    for title, what, files, drives in questions:
         rounds = 1 if what == "fio" else ROUNDS
         calls = [
             {"what": what, "vmm": name, "path": path, **files}
             for _ in range(rounds)
             for name, path in vmms.items()
+            # QEMU's microvm is none of the machines that these firmwares know.
+            if what not in NAMES or "qemu" not in path
         ]
         rows = collect({"drives": drives}, calls)
         table: dict[str, list[dict[str, float]]] = {}
@@ -69,14 +78,14 @@ def main(peers: dict[str, str]) -> dict[str, object]:
 
 
 def show(title: str, table: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Best of the rounds by VMM, with the ratio to QEMU."""
+    """Best of the rounds by VMM, with the ratio to QEMU (else Cloud Hypervisor)."""
     best = {
         name: {key: (min if key == "seconds" else max)(row[key] for row in rows) for key in rows[0]}
         for name, rows in table.items()
     }
     print(f"\n{title} (best of {len(next(iter(table.values())))})")
     for name, row in best.items():
-        base = best.get("QEMU microvm", row)
+        base = best.get("QEMU microvm", best.get("Cloud Hypervisor", row))
         cells = "".join(f"  {key} {row[key]:10.2f} ({row[key] / base[key]:.2f}x)" for key in row)
         print(f"{name:20}{cells}")
     return best

@@ -33,42 +33,66 @@ done
 
 def command(
     vmm: str, path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str]
-) -> tuple:
-    """(arguments, environment) with the console hvc0 of ours, a virtio console of the others."""
+) -> tuple[list[str], dict[str, str]]:
+    """(arguments, environment) with the guest's console on stdout.
+
+    That is hvc0 for a kernel; a firmware (no ``initramfs``) and what it boots use ttyS0.
+    """
     if not path:
-        values = {
-            "KERNEL_FILEPATH": kernel, "INITRAMFS_FILEPATH": initramfs, "CMDLINE": cmdline,
-            "SYSTEM_IMAGE_FILEPATH": ",".join(disks[:-1]), "CONFIG_IMAGE_FILEPATH": disks[-1],
-            "CPU_COUNT": "1", "MEMORY_CONFIG": "size=512M,shared=on", "CONSOLE": "tty",
-            "LOG_FILEPATH": "/dev/shm/bench.log",
-        }  # fmt: skip
-        env = {f"VLLMD_HYPERVISOR_{name}": value for name, value in values.items()}
-        return [own_command(), "start"], env
+        return ours(kernel, initramfs, cmdline, disks)
     if "qemu" in path:
-        arguments = [
-            path, "-accel", "kvm", "-cpu", "host", "-M", "microvm,acpi=on,pcie=on,pic=off,pit=off",
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "512M",
-            "-smp", "1", "-kernel", kernel, "-initrd", initramfs, "-append", cmdline,
-            "-object", "memory-backend-memfd,id=m,size=512M,share=on", "-machine",
-            "memory-backend=m", "-device", "virtio-serial-pci", "-chardev", "stdio,id=c",
-            "-device", "virtconsole,chardev=c",
-        ]  # fmt: skip
-        for number, disk in enumerate(disks):
-            arguments += [
-                "-object", f"iothread,id=t{number}", "-drive",
-                f"file={disk},if=none,id=d{number},format=raw,aio=io_uring,cache=none",
-                "-device", f"virtio-blk-pci,drive=d{number},iothread=t{number}",
-            ]  # fmt: skip
-        return arguments, {}
+        return qemu(path, kernel, initramfs, cmdline, disks)
+    return cloud_hypervisor(path, kernel, initramfs, cmdline, disks)
+
+
+def ours(
+    kernel: str, initramfs: str, cmdline: str, disks: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    values = {
+        "KERNEL_FILEPATH": kernel, "INITRAMFS_FILEPATH": initramfs, "CMDLINE": cmdline,
+        "SYSTEM_IMAGE_FILEPATH": ",".join(disks[:-1]), "CONFIG_IMAGE_FILEPATH": disks[-1],
+        "CPU_COUNT": "1", "MEMORY_CONFIG": "size=512M,shared=on",
+        "CONSOLE": "tty" if initramfs else "null", "SERIAL": "null" if initramfs else "tty",
+        "LOG_FILEPATH": "/dev/shm/bench.log",
+    }  # fmt: skip
+    env = {f"VLLMD_HYPERVISOR_{name}": value for name, value in values.items()}
+    return [own_command(), "start"], env
+
+
+def qemu(
+    path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str]
+) -> tuple[list[str], dict[str, str]]:
     arguments = [
-        path, "--kernel", kernel, "--initramfs", initramfs, "--cmdline", cmdline, "--cpus",
-        "boot=1", "--memory", "size=512M,shared=on", "--serial", "off", "--console", "tty",
+        path, "-accel", "kvm", "-cpu", "host", "-M", "microvm,acpi=on,pcie=on,pic=off,pit=off",
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "512M",
+        "-smp", "1", "-kernel", kernel, "-initrd", initramfs, "-append", cmdline,
+        "-object", "memory-backend-memfd,id=m,size=512M,share=on", "-machine",
+        "memory-backend=m", "-device", "virtio-serial-pci", "-chardev", "stdio,id=c",
+        "-device", "virtconsole,chardev=c",
+    ]  # fmt: skip
+    for number, disk in enumerate(disks):
+        arguments += [
+            "-object", f"iothread,id=t{number}", "-drive",
+            f"file={disk},if=none,id=d{number},format=raw,aio=io_uring,cache=none",
+            "-device", f"virtio-blk-pci,drive=d{number},iothread=t{number}",
+        ]  # fmt: skip
+    return arguments, {}
+
+
+def cloud_hypervisor(
+    path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    ends = ["--serial", "off", "--console", "tty", "--initramfs", initramfs, "--cmdline", cmdline]
+    if not initramfs:
+        ends = ["--serial", "tty", "--console", "off"]
+    arguments = [
+        path, "--kernel", kernel, *ends, "--cpus", "boot=1", "--memory", "size=512M,shared=on",
         "--disk",
     ]  # fmt: skip
     return arguments + [f"path={disk},image_type=raw" for disk in disks], {}
 
 
-def run(what: str, vmm: str, path: str, kernel: str, initramfs: str) -> None:
+def run(what: str, vmm: str, path: str, kernel: str, initramfs: str = "") -> None:
     """Start the guest and print ``{"seconds": …}``, or fio's figures."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         folder = Path(name)
@@ -87,7 +111,7 @@ def run(what: str, vmm: str, path: str, kernel: str, initramfs: str) -> None:
                 data.write_bytes(os.urandom(MIB) * 256)
                 disks.insert(1, str(data))
             make_fat(config, {"run": script.encode()}, label=JOB_LABEL)
-            cmdline = "console=hvc0 root=LABEL=root ro quiet panic=-1"
+            cmdline = "console=hvc0 root=LABEL=root ro quiet panic=-1" if initramfs else ""
             awaited = "guest: multi-user reached"
         arguments, env = command(vmm, path, kernel, initramfs, cmdline, disks)
         seconds, text = watch(arguments, env, awaited)
