@@ -71,9 +71,11 @@ def qemu(
         "-device", "virtconsole,chardev=c",
     ]  # fmt: skip
     for number, disk in enumerate(disks):
+        # A tmpfs has no O_DIRECT.
+        cache = "none" if disk == SYSTEM_DISK else "writeback"
         arguments += [
             "-object", f"iothread,id=t{number}", "-drive",
-            f"file={disk},if=none,id=d{number},format=raw,aio=io_uring,cache=none",
+            f"file={disk},if=none,id=d{number},format=raw,aio=io_uring,cache={cache}",
             "-device", f"virtio-blk-pci,drive=d{number},iothread=t{number}",
         ]  # fmt: skip
     return arguments, {}

@@ -27,7 +27,12 @@ log = get_logger(__name__)
 STEP_SECONDS = 5.0
 STILL_SECONDS = 20.0
 WATCH_SECONDS = 120.0
-PAGE_SHIFT = 12
+# A look takes several samples a short while apart. Code is told apart by lines of 16 bytes: a loop
+# that waits has a handful, which are soon known; one that works, such as a kernel that unpacks
+# itself, has so many that some sample is new for a long time.
+SAMPLES = 5
+SAMPLE_GAP_SECONDS = 0.002
+LINE_SHIFT = 4
 
 
 class BootWatch:
@@ -43,7 +48,7 @@ class BootWatch:
         self._started = self._moved = time.monotonic()
         self._done = 0
         self._exits: set[tuple[int, str, int, bool]] = set()
-        self._pages: set[int] = set()
+        self._lines: set[int] = set()
         self._said: list[int] = [console.port.guest_bytes for console in consoles]
         self._timer: Timer | None = loop.call_later(STEP_SECONDS, self._look)
 
@@ -74,20 +79,23 @@ class BootWatch:
             for vcpu in self._machine.vcpus
             for name, address, _, is_write, _ in vcpu.loop.last_exits()
         }
-        place = self._machine.vcpus[0].place()
-        page = None if place is None else place.address >> PAGE_SHIFT
-        moved = (
-            done != self._done
-            or not exits <= self._exits
-            or place is None
-            or place.waits
-            or page not in self._pages
-        )
+        moved = done != self._done or not exits <= self._exits
         self._done = done
         self._exits |= exits
-        if page is not None:
-            self._pages.add(page)
-        return moved
+        return self._runs_on() or moved
+
+    def _runs_on(self) -> bool:
+        """Whether the boot vCPU executes code not seen before, or waits as it should."""
+        lines = set()
+        for _ in range(SAMPLES):
+            place = self._machine.vcpus[0].place()
+            if place is None or place.waits:
+                return True
+            lines.add(place.address >> LINE_SHIFT)
+            time.sleep(SAMPLE_GAP_SECONDS)
+        new = not lines <= self._lines
+        self._lines |= lines
+        return new
 
     def _tell(self, seconds: float) -> None:
         machine = self._machine
