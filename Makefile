@@ -1,4 +1,5 @@
 # Verbs: demo, test, test-full, lint, bench. Each sets up what it needs on a Debian 12 machine.
+# demo FIRMWARE=1: a whole Debian disk that a firmware boots, with a cloud-init seed.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,8 +20,8 @@ $(STAMP): $(NATIVE)
 	@touch $@
 
 demo: build
-	@$(PACKAGES) demo
-	@$(BIN)/python -m tests.lab.demo
+	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)
+	@$(BIN)/python -m tests.lab.demo $(if $(FIRMWARE),firmware)
 
 test: build
 	@$(PACKAGES) test

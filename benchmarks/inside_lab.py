@@ -12,12 +12,11 @@ import time
 from pathlib import Path
 
 from benchmarks.peers import own_command
-from tests.lab.debian import JOB_LABEL
+from tests.lab.debian import JOB_LABEL, SYSTEM_DISK
 from tests.lab.flaw import FlawWatch
 from tests.lab.images import make_fat
 from tests.lab.job_guest import write_job
 
-SYSTEM_DISK = "/dev/vda"
 SECONDS = 400
 MIB = 1 << 20
 # Fields 7 and 8 of fio's terse output: read bandwidth in KiB/s, reads a second.

@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that a step needs: debian-packages.sh [build|demo|lab|test]...
+# Installs the Debian packages that a step needs: debian-packages.sh [build|demo|firmware|lab|test]...
 # Prints what it installs; without root it prints the one command to run, and fails.
 set -euo pipefail
 build="gcc libc6-dev python3-dev python3-venv liburing-dev"
 demo="busybox-static kmod e2fsprogs dosfstools mtools"
+firmware="debootstrap fdisk"
 lab="qemu-system-x86"
-test="acpica-tools debootstrap fdisk fio strace procps lz4 zstd xz-utils"
+test="acpica-tools fio strace procps lz4 zstd xz-utils"
 
 wanted=$build
 for group in "$@"; do
     case $group in
         build) ;;
         demo) wanted+=" $demo" ;;
+        firmware) wanted+=" $demo $firmware" ;;
         lab) wanted+=" $demo $lab" ;;
-        test) wanted+=" $demo $lab $test" ;;
-        *) echo "debian-packages.sh: unknown group $group (build, demo, lab, test)" >&2; exit 2 ;;
+        test) wanted+=" $demo $firmware $lab $test" ;;
+        *) echo "debian-packages.sh: unknown group $group (build, demo, firmware, lab, test)" >&2; exit 2 ;;
     esac
 done
 

@@ -265,6 +265,19 @@ def test_a_guest_that_only_resets_is_slowed_down_and_can_be_stopped(tmp_path):
     assert 4 <= text.count("reboot ") < 12
 
 
+def test_ram_is_zero_again_after_each_reset(tmp_path):
+    """Firmwares keep page tables in memory that nobody clears for them."""
+    # Shows a word of RAM as a digit, sets it, resets.
+    code = "a100001800 0430 66baf803 ee c7050000180001000000 b0fe e664 f4"
+    command = Command(tmp_path, bytes(Program().raw(code).code), LOG_FILEPATH=tmp_path / "log")
+    process = subprocess.Popen([COMMAND, "start"], env=command.env, stdout=subprocess.PIPE)
+    time.sleep(2)
+    command.run("stop")
+    text = finish(process)[1]
+    assert len(text) >= 3, text
+    assert set(text) == {"0"}
+
+
 def test_no_kvm(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("needs root to hide /dev/kvm in a mount namespace")

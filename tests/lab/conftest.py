@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -33,9 +32,10 @@ def lab() -> Iterator[SteadyLab]:
 
 @pytest.fixture(scope="session")
 def debian_lab() -> Iterator[SteadyLab]:
-    """A lab whose /dev/vda is a throw-away copy of the Debian image."""
+    """A lab whose disks are throw-away copies of the Debian images."""
     from tests.lab.debian import DebianGuest
 
-    running = SteadyLab(drives=[Path(DebianGuest().image)])
+    debian = DebianGuest()
+    running = SteadyLab(drives=[debian.image, debian.disk, debian.grub_disk()])
     yield running
     running.close()

@@ -24,6 +24,8 @@ IMAGE_BYTES = 4 * GIB
 INCLUDE = "systemd,systemd-sysv,udev,dbus,kmod,procps,fio,initramfs-tools,e2fsprogs,dosfstools"
 KERNEL = "linux-image-cloud-amd64"
 JOB_LABEL = "job"
+# What a lab with all images calls them: a root file system, and two whole disks.
+SYSTEM_DISK, DISK, GRUB_DISK = "/dev/vda", "/dev/vdb", "/dev/vdc"
 OPTIONS = "root=LABEL=root ro quiet panic=-1 console=ttyS0"
 LOADER_CONF = b"default debian\ntimeout 0\n"
 LOADER_ENTRY = f"""title Debian

@@ -55,6 +55,19 @@ class Program:
         self.reads += 1
         return self.reads - 1
 
+    def wait16(self, gpa: int, value: int) -> Program:
+        """Polls a word in RAM until it is ``value``, as a driver without interrupts does."""
+        self.code += b"\x66\xa1" + struct.pack("<I", gpa)
+        self.code += b"\x66\x3d" + struct.pack("<H", value) + b"\x75\xf4"
+        return self
+
+    def wait_ticks(self, port: int, ticks: int) -> Program:
+        """Spins until the 32-bit counter at ``port`` went on by ``ticks``."""
+        self._port(port)
+        self.code += b"\xed\x89\xc3"  # in eax, dx; mov ebx, eax
+        self.code += b"\xed\x29\xd8\x3d" + struct.pack("<I", ticks) + b"\x72\xf6"
+        return self
+
     def out_string(self, port: int, text: bytes) -> Program:
         """``rep outsb``: one exit for many bytes."""
         self._port(port)

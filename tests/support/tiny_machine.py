@@ -6,7 +6,7 @@ import select
 import struct
 from pathlib import Path
 
-from tests.support.elf_builder import build_elf
+from tests.support.elf_builder import LOAD_GPA, build_elf
 from tests.support.guest_asm import RESULT_GPA, Program
 from vmm.config import PREFIX, Config
 from vmm.console import HostConsole
@@ -46,6 +46,10 @@ class TinyMachine:
         self.consoles = [self._console, self._serial]
         self._serial.start("serial")
         self.machine: Machine = build_machine(config, self._disks, self._console, self._serial)
+
+    def load(self, code: bytes) -> None:
+        """Another program at the entry, made once the machine's addresses were known."""
+        self.machine.memory.write(LOAD_GPA, code)
 
     def run(self, seconds: float = SECONDS) -> Outcome:
         self.machine.start()

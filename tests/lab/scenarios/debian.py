@@ -6,11 +6,10 @@ import re
 import time
 from pathlib import Path
 
-from tests.lab.debian import JOB_LABEL
+from tests.lab.debian import JOB_LABEL, SYSTEM_DISK
 from tests.lab.guest_run import Guest, expect
 from tests.lab.images import make_fat
 
-SYSTEM_DISK = "/dev/vda"
 # What systemd may take to shut the guest down, of the lab's slow time.
 STOP_SECONDS = 10.0
 MIB = 1 << 20
