@@ -35,7 +35,8 @@ options {OPTIONS}
 """
 GRUB_CONF = f"""set timeout=0
 menuentry Debian {{
-  search --no-floppy --set=root --file /vmlinuz
+  # The root file system has a /vmlinuz, too.
+  search --no-floppy --set=root --file /initrd
   linux /vmlinuz {OPTIONS}
   initrd /initrd
 }}
@@ -99,7 +100,7 @@ class DebianGuest:
                 grub = {BOOT_PROGRAM: program, "EFI/debian/grub.cfg": GRUB_CONF.encode()}
                 write_esp(path, {**kernel_files(self.folder), **grub})
 
-        return cached(f"{self.name}-grub.img", make)
+        return cached(f"{self.name}-grub-2.img", make)
 
 
 def kernel_files(folder: Path) -> dict[str, Path | bytes]:

@@ -135,6 +135,8 @@ class Lab:
         listener.listen(1)
         listener.settimeout(1)
         command = [
+            # Nobody else ends it when this process is killed.
+            "setpriv", "--pdeathsig", "KILL",
             QEMU, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35", "-cpu", PROCESSOR,
             "-smp", str(cpus), "-m", memory, "-device", "amd-iommu",
             "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel)),
