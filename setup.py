@@ -101,6 +101,7 @@ setup(
         "vmm.x86",
         "devices",
         "devices.pci",
+        "devices.vfio",
         "devices.virtio",
     ],
     package_data={"": ["*.pxd", "*.pyi", "py.typed"]},

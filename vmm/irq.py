@@ -48,6 +48,27 @@ class IrqLine:
             self.fd = -1
 
 
+class LevelLine:
+    """One IOAPIC pin as a level, for a device's INTx.
+
+    Writing ``fd`` raises the line; KVM lowers it at the guest's end of interrupt and then writes
+    ``resample_fd``, for whoever raised it to look again. Several devices may share a pin.
+    """
+
+    def __init__(self, router: IrqRouter, gsi: int) -> None:
+        self.gsi = gsi
+        self.fd = _eventfd()
+        self.resample_fd = _eventfd()
+        router.vm.irqfd(self.fd, gsi, resample_fd=self.resample_fd)
+
+    def close(self) -> None:
+        """Close both eventfds; KVM drops its ends by itself."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            os.close(self.resample_fd)
+            self.fd = -1
+
+
 class MsiVector:
     """One MSI-X vector. While masked, an interrupt written to ``fd`` waits in the eventfd.
 
@@ -101,7 +122,7 @@ class IrqRouter:
         self._routes: dict[int, tuple[int, int, int]] = {}
         self._free = list(range(GSI_MAX - 1, MSI_GSI_FIRST - 1, -1))
         self._pins = [(pin, pin) for pin in range(IOAPIC_PINS)]
-        self._owned: list[IrqLine | MsiVector] = []
+        self._owned: list[IrqLine | LevelLine | MsiVector] = []
 
     def connect_pins(self) -> None:
         """Replace KVM's default routes; once, right after the interrupt controllers are made.
@@ -116,6 +137,12 @@ class IrqRouter:
     def line(self, gsi: int) -> IrqLine:
         """The IOAPIC pin ``gsi`` as an edge-triggered line."""
         line = IrqLine(self, gsi)
+        self._owned.append(line)
+        return line
+
+    def level_line(self, gsi: int) -> LevelLine:
+        """The IOAPIC pin ``gsi`` as a level-triggered line."""
+        line = LevelLine(self, gsi)
         self._owned.append(line)
         return line
 

@@ -36,6 +36,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.vfio.container import Domain
+    from devices.vfio.passthrough import PassthroughFunction
     from devices.virtio.device import VirtioDevice
     from vmm._native.guestmem import GuestMemory
     from vmm.config import Config
@@ -80,6 +82,7 @@ class Machine:
         self.mmio = Bus("MMIO")
         self.vcpus: list[Vcpu] = []
         self.virtio: list[VirtioPciFunction] = []
+        self.passthrough: list[PassthroughFunction] = []
         self.phases: dict[str, float] = {}
         self._started = time.monotonic()
         self._closed = False
@@ -87,6 +90,9 @@ class Machine:
         self.memory: GuestMemory
         self.vm: Vm
         self.pci: PciRoot
+        self.window32: layout.TopDownAllocator
+        self.window64: layout.TopDownAllocator
+        self.domain: Domain | None = None
         self.ged: Ged
         self.uart: Uart
         self.console: Console
@@ -156,7 +162,7 @@ class Machine:
         return {
             "memory": memory_status(self.config.memory),
             "vcpus": [vcpu.status() for vcpu in self.vcpus],
-            "devices": [function.status() for function in self.virtio],
+            "devices": [f.status() for f in (*self.virtio, *self.passthrough)],
             "exits": exits,
             "boot": dict(self.phases),
         }
@@ -171,6 +177,10 @@ class Machine:
             return
         self._closed = True
         self.stop_vcpus()
+        for device in reversed(self.passthrough):
+            device.close()
+        if self.domain is not None:
+            self.domain.close()
         for function in reversed(self.virtio):
             function.close()
         if hasattr(self, "uart"):
@@ -222,6 +232,9 @@ def _build(
         attach_pci(machine)
         attach_virtio(machine, disks, console)
         machine.mark("devices")
+        if config.devices:
+            attach_passthrough(machine)
+            machine.mark("passthrough")
         load_guest(
             plan, kernel_fd, config.kernel_path, machine.memory, config.initramfs_path,
             config.cmdline,
@@ -291,7 +304,10 @@ def phys_bits() -> int:
 def attach_pci(machine: Machine) -> None:
     """The host bridge with both configuration mechanisms and the windows for BARs."""
     window64 = layout.mmio64_window(machine.memory.regions, phys_bits())
-    machine.pci = PciRoot(machine.mmio, [(layout.MMIO32_GPA, layout.MMIO32_SIZE), window64])
+    window32 = (layout.MMIO32_GPA, layout.MMIO32_SIZE)
+    machine.pci = PciRoot(machine.mmio, [window32, window64])
+    machine.window32 = layout.TopDownAllocator("32-bit window", *window32)
+    machine.window64 = layout.TopDownAllocator("64-bit window", *window64)
     machine.pio.attach(
         layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE, machine.pci.ports, "PCI configuration"
     )
@@ -311,19 +327,46 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
             f"{len(disks)} disks need more than the {layout.PCI_SLOTS} slots of the PCI bus",
             f"use at most {layout.PCI_SLOTS - 3}",
         )
-    window32 = layout.TopDownAllocator("32-bit window", layout.MMIO32_GPA, layout.MMIO32_SIZE)
-    start, size = layout.mmio64_window(memory.regions, phys_bits())
-    window64 = layout.TopDownAllocator("64-bit window", start, size)
     for slot, device in enumerate(devices, 1):
         vectors = machine.vm.irq.msi_vectors(len(device.queue_sizes) + 1)
         function = VirtioPciFunction(device, vectors, machine.vm.doorbells)
         bar = function.bar
-        window = window64 if bar.wide else window32
+        window = machine.window64 if bar.wide else machine.window32
         alignment = max(bar.size, WIDE_BAR_ALIGNMENT) if bar.wide else bar.size
         bar.value = window.allocate(bar.size, alignment)
         machine.pci.add(slot, function)
         machine.virtio.append(function)
         function.enable()
+
+
+def attach_passthrough(machine: Machine) -> None:
+    """The host's devices that the guest gets, in the slots behind the virtio devices."""
+    from devices.vfio.container import Domain
+    from devices.vfio.passthrough import PassthroughFunction
+    from vmm.pci_host import find_devices
+
+    vm = machine.vm
+    machine.domain = Domain(vm.fd.create_vfio_device())
+    for slot, found in enumerate(find_devices(machine.config.devices), len(machine.virtio) + 1):
+        if slot >= layout.PCI_SLOTS:
+            raise HostError(
+                f"{found.bdf} finds no slot: the PCI bus has {layout.PCI_SLOTS}",
+                "use fewer devices or disks",
+            )
+        device = machine.domain.open_device(found.bdf, found.group, machine.memory)
+        gsi = layout.PCI_INTX_GSI + slot % layout.PCI_INTX_COUNT
+        try:
+            function = PassthroughFunction(found.bdf, device, vm.irq, gsi, vm.device_slots)
+        except BaseException:
+            device.close()
+            raise
+        machine.passthrough.append(function)
+        for bar in sorted(function.bars, key=lambda bar: -bar.size):
+            window = machine.window64 if bar.wide else machine.window32
+            bar.value = window.allocate(bar.size, max(bar.size, layout.PAGE_SIZE))
+        machine.pci.add(slot, function)
+        function.enable()
+        log.info(f"{found.bdf} (IOMMU group {found.group}) in slot {slot}: {function.attach_ms} ms")
 
 
 def describe_platform(machine: Machine, apic_ids: list[int]) -> None:

@@ -20,7 +20,7 @@ SYS_HUGEPAGES = "/sys/kernel/mm/hugepages"
 
 def check_host(config: Config) -> None:
     """ConfigError for what the settings get wrong, HostError for what the host lacks."""
-    wrong = [*_files(config), *_images(config), *_devices(config)]
+    wrong = [*_files(config), *_images(config)]
     lacking = memory_problems(config.memory)
     if wrong:
         raise ConfigError([*wrong, *[f"{problem} ({cure})" for problem, cure in lacking]])
@@ -28,6 +28,10 @@ def check_host(config: Config) -> None:
         problem, cure = lacking[0]
         more = "".join([f"\n{problem} ({cure})" for problem, cure in lacking[1:]])
         raise HostError(problem, cure + more)
+    if config.devices:
+        from vmm.pci_host import find_devices
+
+        find_devices(config.devices)
 
 
 def _files(config: Config) -> list[str]:
@@ -78,16 +82,6 @@ def _images(config: Config) -> list[str]:
             )
         seen[key] = path
     return problems
-
-
-def _devices(config: Config) -> list[str]:
-    if not config.devices:
-        return []
-    given = ",".join([device.value for device in config.devices])
-    return [
-        f"{PREFIX}DEVICE_FILEPATH_LIST={given}: this version cannot pass devices through; "
-        "unset the variable"
-    ]
 
 
 def memory_problems(memory: MemoryConfig) -> list[tuple[str, str]]:

@@ -81,6 +81,29 @@ class Doorbells:
         self._vm.ioeventfd(eventfd, gpa, assign=False)
 
 
+class DeviceSlots:
+    """Memory slots for device memory. They come and go while the guest runs (a BAR moves)."""
+
+    def __init__(self, vm: VmFd, first: int) -> None:
+        self._vm = vm
+        self._next = first
+        self._free: list[int] = []
+        self._ranges: dict[int, int] = {}
+
+    def map(self, gpa: int, size: int, hva: int) -> int:
+        """Let the guest reach ``size`` bytes of this process's memory at ``gpa``; its slot."""
+        slot = self._free.pop() if self._free else self._next
+        self._vm.set_user_memory_region(slot, gpa, size, hva)
+        self._next = max(self._next, slot + 1)
+        self._ranges[slot] = gpa
+        return slot
+
+    def unmap(self, slot: int) -> None:
+        """Take it away again."""
+        self._vm.set_user_memory_region(slot, self._ranges.pop(slot), 0, 0)
+        self._free.append(slot)
+
+
 class Vm:
     """The VM's kernel side. Build it in this order: memory, then irqchip, then vCPUs.
 
@@ -94,13 +117,13 @@ class Vm:
         self.irq = IrqRouter(self.fd)
         self.doorbells = Doorbells(self.fd)
         self.vcpu_fds: list[VcpuFd] = []
-        self._slots = 0
+        self.device_slots: DeviceSlots
 
     def map_memory(self, memory: GuestMemory) -> None:
         """One slot for each region of RAM."""
-        for gpa, size, hva in memory.slots:
-            self.fd.set_user_memory_region(self._slots, gpa, size, hva)
-            self._slots += 1
+        for slot, (gpa, size, hva) in enumerate(memory.slots):
+            self.fd.set_user_memory_region(slot, gpa, size, hva)
+        self.device_slots = DeviceSlots(self.fd, len(memory.slots))
 
     def create_irqchip(self, apic_ids: list[int]) -> None:
         """Interrupt controllers in the kernel; wide APIC ids when some need them."""

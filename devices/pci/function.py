@@ -47,6 +47,10 @@ class PciFunction:
     def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
         """Called after a BAR's range moved, appeared (old None) or went (new None)."""
 
+    def status(self) -> dict[str, object]:
+        """Facts for `status`."""
+        return {"name": self.name, "slot": self.slot}
+
     def enable(self) -> None:
         """Switch memory decoding on, as a machine built by us hands it to the guest."""
         self.config.set(COMMAND, COMMAND_MEMORY, 2)

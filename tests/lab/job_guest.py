@@ -13,9 +13,9 @@ from tests.lab.initramfs import build_initramfs
 from tests.lab.kernels import Kernel
 from tests.lab.progress import step
 
-VERSION = "1"
+VERSION = "2"
 SECTOR = 512
-MODULES = ["virtio_pci", "virtio_blk", "virtio_console", "virtio_rng"]
+MODULES = ["virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "nvme"]
 INIT = """
 for try in 1 2 3 4 5 6 7 8 9 10; do
   [ -b /dev/vdb ] && break

@@ -29,6 +29,7 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm.boot", 3),
     ("vmm.acpi", 3),
     ("vmm.symbols", 3),
+    ("vmm.pci_host", 3),
     ("vmm.probe", 3),
     ("devices", 4),
     ("vmm.console", 5),

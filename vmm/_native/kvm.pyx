@@ -6,7 +6,7 @@ Source: Documentation/virt/kvm/api.rst.
 """
 
 from libc.errno cimport E2BIG, EINTR, errno
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
@@ -159,6 +159,14 @@ cdef class VmFd(OwnedFd):
         finally:
             free(table)
 
+    def create_vfio_device(self):
+        """KVM's view of VFIO: it must know the groups whose devices the guest uses."""
+        cdef kvm_create_device request
+        memset(&request, 0, sizeof(request))
+        request.type = KVM_DEV_TYPE_VFIO
+        check(ioctl(self.fd, KVM_CREATE_DEVICE, &request), b"KVM_CREATE_DEVICE")
+        return KvmVfio(request.fd)
+
     def irqfd(self, int fd, uint32_t gsi, bint assign=True, int resample_fd=-1):
         """Tie an eventfd to a GSI, or untie it."""
         cdef kvm_irqfd request
@@ -186,6 +194,27 @@ cdef class VmFd(OwnedFd):
         with nogil:
             rc = ioctl(self.fd, KVM_IOEVENTFD, &request)
         check(rc, b"KVM_IOEVENTFD")
+
+
+cdef class KvmVfio(OwnedFd):
+    """KVM_DEV_TYPE_VFIO. Source: Documentation/virt/kvm/devices/vfio.rst."""
+
+    def add_group(self, int group_fd):
+        """The guest uses devices of this group from now on."""
+        self.change(KVM_DEV_VFIO_GROUP_ADD, group_fd)
+
+    def del_group(self, int group_fd):
+        """It uses them no more."""
+        self.change(KVM_DEV_VFIO_GROUP_DEL, group_fd)
+
+    cdef int change(self, uint64_t attr, int32_t group_fd) except -1:
+        cdef kvm_device_attr request
+        cdef int32_t fd = group_fd
+        memset(&request, 0, sizeof(request))
+        request.group = KVM_DEV_VFIO_GROUP
+        request.attr = attr
+        request.addr = <uint64_t><uintptr_t>&fd
+        return check(ioctl(self.fd, KVM_SET_DEVICE_ATTR, &request), b"KVM_SET_DEVICE_ATTR")
 
 
 cdef void read_segment(kvm_segment *segment, dict out) except *:

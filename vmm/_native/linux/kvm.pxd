@@ -8,6 +8,19 @@ cdef extern from "<linux/kvm.h>" nogil:
     unsigned long KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR
     unsigned long KVM_CREATE_IRQCHIP, KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD
     unsigned long KVM_ENABLE_CAP, KVM_SIGNAL_MSI, KVM_IRQ_LINE
+    unsigned long KVM_CREATE_DEVICE, KVM_SET_DEVICE_ATTR
+    int KVM_DEV_TYPE_VFIO, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, KVM_DEV_VFIO_GROUP_DEL
+
+    struct kvm_create_device:
+        uint32_t type
+        uint32_t fd
+        uint32_t flags
+
+    struct kvm_device_attr:
+        uint32_t flags
+        uint32_t group
+        uint64_t attr
+        uint64_t addr
     unsigned long KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS
     unsigned long KVM_SET_FPU, KVM_SET_CPUID2, KVM_SET_MSRS, KVM_GET_MSRS
     unsigned long KVM_GET_LAPIC, KVM_SET_LAPIC, KVM_GET_TSC_KHZ, KVM_GET_MP_STATE

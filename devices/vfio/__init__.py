@@ -1,0 +1,1 @@
+"""Real PCI devices in the guest, through VFIO."""

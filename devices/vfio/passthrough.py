@@ -1,0 +1,294 @@
+"""A host's PCI device as a function of the guest's bus.
+
+Its memory is mapped into the guest, its interrupts go to the guest by eventfds: neither costs an
+exit to us. Configuration space is the device's own, except for what must not reach it: BARs, MSI
+and MSI-X, and capabilities that the guest could not use.
+Source: PCI Local Bus Specification 3.0, 6; Documentation/driver-api/vfio.rst.
+"""
+
+from __future__ import annotations
+
+import time
+
+from devices.pci.bar import Bar
+from devices.pci.config_space import (
+    BAR0,
+    BAR_COUNT,
+    CAPABILITIES,
+    COMMAND,
+    COMMAND_MEMORY,
+    HEADER_TYPE,
+    INTERRUPT_LINE,
+    SIZE,
+    STATUS,
+    STATUS_CAPABILITIES,
+    ConfigSpace,
+)
+from devices.pci.function import PciFunction
+from devices.vfio.interrupts import Interrupts, Overlay
+from vmm._native import vfio
+from vmm._native.vfio import DeviceMapping, VfioBar
+from vmm.errors import HostError
+from vmm.log import get_logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm._native.vfio import VfioDevice
+    from vmm.irq import IrqRouter
+    from vmm.vm import DeviceSlots
+
+log = get_logger(__name__)
+
+PAGE = 4096
+IO_SPACE = 1
+MEMORY_TYPE = 6
+MEMORY_64 = 4
+PREFETCHABLE = 8
+MULTIFUNCTION = 0x80
+ROM_BAR = 0x30
+EXTENDED = 0x100
+PCIE_ID = 0x10
+# Extended capabilities that speak of more functions or other BARs than the guest has.
+HIDDEN = {0x0E: "ARI", 0x10: "SR-IOV", 0x15: "Resizable BAR"}
+CHAIN_MAX = 64
+
+
+class Region:
+    """What is behind one BAR: where it is in the device's file, and what of it is mapped."""
+
+    def __init__(self, offset: int, mappings: list[tuple[int, DeviceMapping]]) -> None:
+        self.offset = offset
+        self.mappings = mappings
+        self.slots: list[int] = []
+        self.target: VfioBar | None = None
+
+    @property
+    def mapped_bytes(self) -> int:
+        """How much of the BAR the guest reaches without an exit."""
+        return sum([mapping.size for _, mapping in self.mappings])
+
+
+class PassthroughFunction(PciFunction):
+    """One device. Built and closed on the control thread; accesses come from vCPU threads."""
+
+    def __init__(
+        self, bdf: str, device: VfioDevice, irq: IrqRouter, intx_gsi: int, slots: DeviceSlots
+    ) -> None:
+        started = time.monotonic()
+        self.bdf = bdf
+        self.device = device
+        self._slots = slots
+        flags, _, _ = device.get_info()
+        if not flags & vfio.FLAG_PCI:
+            raise HostError(f"{bdf} is no PCI device to VFIO", "bind it to vfio-pci")
+        self.reset = self._reset(flags)
+        self._base = device.get_region_info(vfio.CONFIG_REGION)[2]
+        config = ConfigSpace(0, 0, 0, 0, (0, 0))
+        config.set(COMMAND, self._get(COMMAND, 2), 2)
+        super().__init__(bdf, config)
+        self.overlay = Overlay(SIZE)
+        self.overlay.own(HEADER_TYPE, self._get(HEADER_TYPE, 1) & ~MULTIFUNCTION, 1)
+        self.overlay.own(INTERRUPT_LINE, 0, 1)
+        self.overlay.own(ROM_BAR, 0, 4)
+        capabilities = self._capabilities()
+        self.interrupts = Interrupts(device, irq, intx_gsi, self.overlay, capabilities, self._get)
+        self.hidden = self._hide_extended() if PCIE_ID in capabilities else []
+        self._regions: dict[int, Region] = {}
+        self._find_bars()
+        self.attach_ms = round((time.monotonic() - started) * 1000, 3)
+
+    # --- what the device has ---
+
+    def _get(self, offset: int, size: int) -> int:
+        return self.device.read(self._base + offset, size)
+
+    def _put(self, offset: int, value: int, size: int) -> None:
+        self.device.write(self._base + offset, value, size)
+
+    def _reset(self, flags: int) -> str:
+        """The device starts as after power-on, where it can be reset at all."""
+        if not flags & vfio.FLAG_RESET:
+            return "not possible"
+        try:
+            self.device.reset()
+        except OSError as error:
+            log.warning(f"{self.bdf}: reset failed: {error}; it starts as its last user left it")
+            return f"failed: {error}"
+        return "done"
+
+    def _capabilities(self) -> dict[int, int]:
+        """Offsets of the capabilities by id (PCI 3.0, 6.7); a chain that loops is cut."""
+        found: dict[int, int] = {}
+        if not self._get(STATUS, 2) & STATUS_CAPABILITIES:
+            return found
+        offset = self._get(CAPABILITIES, 1) & ~3
+        for _ in range(CHAIN_MAX):
+            if offset < BAR0 + 0x30:
+                break
+            found.setdefault(self._get(offset, 1), offset)
+            offset = self._get(offset + 1, 1) & ~3
+        return found
+
+    def _hide_extended(self) -> list[str]:
+        hidden = []
+        offset = EXTENDED
+        for _ in range(SIZE // 8):
+            head = self._get(offset, 4)
+            if head in (0, 0xFFFFFFFF):
+                break
+            if head & 0xFFFF in HIDDEN:
+                hidden.append(HIDDEN[head & 0xFFFF])
+                self.overlay.own(offset, 0, 2)  # the null capability; its successor stays
+            offset = head >> 20 & ~3
+            if offset < EXTENDED:
+                break
+        return hidden
+
+    def _find_bars(self) -> None:
+        index = 0
+        while index < BAR_COUNT:
+            register = BAR0 + 4 * index
+            old = self._get(register, 4)
+            self._put(register, 0xFFFFFFFF, 4)
+            mask = self._get(register, 4)
+            self._put(register, old, 4)
+            wide = not mask & IO_SPACE and mask & MEMORY_TYPE == MEMORY_64
+            flags, size, offset, areas, mappable = self.device.get_region_info(index)
+            if mask and not mask & IO_SPACE and size >= 16:
+                bar = Bar(index, size, wide=wide, prefetchable=bool(mask & PREFETCHABLE))
+                self.add_bar(bar)
+                wanted = (areas or [(0, size)]) if flags & vfio.REGION_MMAP else []
+                if index == self.interrupts.table_bar and not (mappable or areas):
+                    wanted = []
+                self._regions[index] = Region(offset, self._map(index, offset, wanted))
+            index += 2 if wide else 1
+
+    def _map(
+        self, index: int, file_offset: int, areas: list[tuple[int, int]]
+    ) -> list[tuple[int, DeviceMapping]]:
+        """Map the areas but for the pages of the MSI-X table; what fails is trapped instead."""
+        mappings = []
+        for offset, size in areas:
+            for start, end in self.interrupts.around_table(index, offset, offset + size):
+                start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
+                if end <= start:
+                    continue
+                try:
+                    mapping = DeviceMapping(self.device, file_offset + start, end - start)
+                except OSError as error:
+                    log.warning(
+                        f"{self.bdf}: BAR {index} [{start:#x}, {end:#x}) cannot be mapped: "
+                        f"{error}; each access to it is an exit"
+                    )
+                    continue
+                mappings.append((start, mapping))
+        return mappings
+
+    # --- configuration space ---
+
+    def config_read(self, offset: int, size: int) -> int:
+        """The device's own value, with our bytes laid over it."""
+        if BAR0 <= offset < BAR0 + 4 * BAR_COUNT:
+            return super().config_read(offset, size)
+        return self.overlay.read(offset, size, self._get(offset, size))
+
+    def config_write(self, offset: int, value: int, size: int) -> None:
+        """Ours stay here; everything else goes to the device."""
+        if BAR0 <= offset < BAR0 + 4 * BAR_COUNT:
+            super().config_write(offset, value, size)
+        elif self.interrupts.covers(offset, size):
+            self.interrupts.write(offset, value, size)
+        elif offset == INTERRUPT_LINE and size == 1:
+            self.overlay.own(INTERRUPT_LINE, value, 1)
+        elif offset <= COMMAND < offset + size:
+            self._write_command(offset, value, size)
+        elif not self.overlay.touches(offset, size):
+            self._put(offset, value, size)
+
+    def _write_command(self, offset: int, value: int, size: int) -> None:
+        """Memory of the device may be mapped only while the device decodes it."""
+        command = value >> 8 * (COMMAND - offset) & ((1 << 8 * min(size, 2)) - 1)
+        on = bool(command & COMMAND_MEMORY)
+        if on:
+            self._put(offset, value, size)
+        self.config.set(COMMAND, command, min(size, 2))
+        self.update_bars()
+        if not on:
+            self._put(offset, value, size)
+
+    def enable(self) -> None:
+        """As the base; the device itself decodes memory then."""
+        self._put(COMMAND, self._get(COMMAND, 2) | COMMAND_MEMORY, 2)
+        super().enable()
+        self.interrupts.enable_intx()
+
+    # --- BARs ---
+
+    def bar_target(self, bar: Bar) -> object:
+        """What serves the parts of the BAR that are not mapped."""
+        region = self._regions[bar.index]
+        if region.target is None:
+            table, end = self.interrupts.table_range(bar.index)
+            region.target = VfioBar(self, self.device, region.offset, table, end)
+        return region.target
+
+    def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
+        """The mapped parts follow."""
+        region = self._regions[bar.index]
+        for slot in region.slots:
+            self._slots.unmap(slot)
+        region.slots = []
+        if new is None:
+            return
+        for offset, mapping in region.mappings:
+            try:
+                region.slots.append(self._slots.map(new + offset, mapping.size, mapping.address))
+            except OSError as error:
+                log.warning(
+                    f"{self.bdf}: BAR {bar.index} at {new + offset:#x}: {error}; each access to "
+                    "it is an exit"
+                )
+
+    def read(self, offset: int, size: int) -> int:
+        """The MSI-X table in its BAR."""
+        return self.interrupts.table_read(offset, size)
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        """The MSI-X table in its BAR."""
+        self.interrupts.table_write(offset, value, size)
+
+    # --- life ---
+
+    def status(self) -> dict[str, object]:
+        """Facts for `status`."""
+        return {
+            "name": f"vfio {self.bdf}",
+            "slot": self.slot,
+            "bdf": self.bdf,
+            "reset": self.reset,
+            "attach_ms": self.attach_ms,
+            "interrupts": self.interrupts.status(),
+            "hidden": self.hidden,
+            "p2p": "off: not offered",
+            "bars": [
+                {
+                    "index": bar.index,
+                    "size": bar.size,
+                    "gpa": bar.mapped,
+                    "mapped_bytes": self._regions[bar.index].mapped_bytes,
+                    "trapped_accesses": getattr(self._regions[bar.index].target, "accesses", 0),
+                }
+                for bar in self.bars
+            ],
+        }
+
+    def close(self) -> None:
+        """Interrupts off, memory out of the guest, the device given back; idempotent."""
+        self.interrupts.close()
+        for region in self._regions.values():
+            for slot in region.slots:
+                self._slots.unmap(slot)
+            region.slots = []
+            for _, mapping in region.mappings:
+                mapping.close()
+        self.device.close()

@@ -1,0 +1,137 @@
+"""QEMU's `edu` device, driven by tiny guests: registers, DMA both ways, MSI, and INTx by hand.
+
+Source: QEMU's docs/specs/edu.rst.
+"""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from pathlib import Path
+
+from tests.kvm.test_pci import cf8_write
+from tests.lab.guest_run import expect
+from tests.lab.scenarios.passthrough import EDU, bind, find
+from tests.support.guest_asm import Program
+from tests.support.tiny_machine import TinyMachine
+
+IDENTITY, FACTORIAL, BUSY = 0x00, 0x08, 0x20
+IRQ_STATUS, IRQ_RAISE, IRQ_ACK = 0x24, 0x60, 0x64
+DMA_FROM, DMA_TO, DMA_COUNT, DMA_COMMAND = 0x80, 0x88, 0x90, 0x98
+DMA_START, DMA_TO_RAM = 1, 2
+DEVICE_BUFFER = 0x40000
+IDT, IDTR, HANDLER, COUNT = 0x2000, 0x1FF0, 0x3000, 0x3800
+SOURCE, TARGET = 0x310000, 0x320000
+VECTOR = 0x40
+LAPIC_EOI, LAPIC_SVR = 0xFEE000B0, 0xFEE000F0
+IOAPIC_SELECT, IOAPIC_DATA = 0xFEC00000, 0xFEC00010
+LEVEL = 1 << 15
+INTERRUPTS = 1000
+MSI_ID = 5
+
+
+def word(value: int) -> str:
+    return struct.pack("<I", value).hex()
+
+
+class Edu:
+    """A machine with the device; ``at(register)`` is its guest address."""
+
+    def __init__(self) -> None:
+        self.bdf = find(EDU)
+        bind(self.bdf)
+        self.folder = tempfile.TemporaryDirectory(dir="/dev/shm")
+        self.tiny = TinyMachine(
+            Path(self.folder.name), b"\xf4", DEVICE_FILEPATH_LIST=self.bdf, MEMORY_CONFIG="size=16M"
+        )
+        (self.function,) = self.tiny.machine.passthrough
+        self.base = self.function.bars[0].value
+        self.program = Program()
+        # Memory and bus mastering on.
+        cf8_write(self.program, self.function.slot, 4, 6, 2)
+
+    def at(self, register: int) -> int:
+        return self.base + register
+
+    def run(self) -> list[int]:
+        self.tiny.load(self.program.power_off())
+        outcome = self.tiny.run(60)
+        expect(outcome.kind == "shutdown", f"{outcome.reason}\n{outcome.report}")
+        return self.tiny.results(self.program)
+
+    def __enter__(self) -> Edu:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.tiny.close()
+        self.folder.cleanup()
+
+
+def registers_and_dma() -> None:
+    """Identity, a factorial, and 2 KiB to the device and back to another place."""
+    data = bytes(range(256)) * 8  # of its 4 KiB; at the very end QEMU gives up
+    with Edu() as edu:
+        memory = edu.tiny.machine.memory
+        memory.write(SOURCE, data)
+        program = edu.program
+        identity = program.read(edu.at(IDENTITY))
+        program.write(edu.at(FACTORIAL), 10)
+        program.raw(f"f705{word(edu.at(BUSY))}{word(1)}75f4")  # test [busy], 1; again while set
+        factorial = program.read(edu.at(FACTORIAL))
+        copies = ((SOURCE, DEVICE_BUFFER, 0), (DEVICE_BUFFER, TARGET, DMA_TO_RAM))
+        for source, target, direction in copies:
+            program.write(edu.at(DMA_FROM), source).write(edu.at(DMA_TO), target)
+            program.write(edu.at(DMA_COUNT), len(data))
+            program.write(edu.at(DMA_COMMAND), DMA_START | direction)
+            program.raw(f"f705{word(edu.at(DMA_COMMAND))}{word(DMA_START)}75f4")
+        found = edu.run()
+        expect(found[identity] & 0xFF == 0xED, f"identity {found[identity]:#x}")
+        expect(found[factorial] == 3628800, f"factorial {found[factorial]}")
+        expect(memory.read(TARGET, len(data)) == data, "DMA brought something else")
+        bar = edu.function.status()["bars"][0]  # type: ignore[index]
+        expect(bar["trapped_accesses"] == 0, f"{bar}")
+
+
+def interrupts(kind: str) -> None:
+    """A thousand interrupts, each waited for: by the level-triggered line, or as messages."""
+    with Edu() as edu:
+        memory = edu.tiny.machine.memory
+        gate = HANDLER & 0xFFFF | 8 << 16 | 0x8E00 << 32
+        memory.write(IDT + 8 * VECTOR, gate.to_bytes(8, "little"))
+        memory.write(IDTR, struct.pack("<HI", 8 * 256 - 1, IDT))
+        # push eax; count it; acknowledge what the device says; end of interrupt; pop eax; iret
+        handler = (
+            f"50 ff05{word(COUNT)} a1{word(edu.at(IRQ_STATUS))} a3{word(edu.at(IRQ_ACK))}"
+            f"c705{word(LAPIC_EOI)}{word(0)} 58 cf"
+        )
+        memory.write(HANDLER, bytes.fromhex(handler))
+        program = edu.program
+        program.raw(f"0f011d{word(IDTR)}").write(LAPIC_SVR, 0x1FF)
+        if kind == "intx":
+            pin = 5 + edu.function.slot % 8
+            program.write(IOAPIC_SELECT, 0x11 + 2 * pin).write(IOAPIC_DATA, 0)
+            program.write(IOAPIC_SELECT, 0x10 + 2 * pin).write(IOAPIC_DATA, LEVEL | VECTOR)
+        else:
+            enable_msi(edu)
+        # ecx times: raise, wait until one more was counted
+        program.raw(
+            f"b9{word(INTERRUPTS)} 31db fb 43 c705{word(edu.at(IRQ_RAISE))}{word(1)}"
+            f"391d{word(COUNT)} 75f8 49 75ea"
+        )
+        edu.run()
+        count = int.from_bytes(memory.read(COUNT, 4), "little")
+        expect(count == INTERRUPTS, f"{count} interrupts arrived")
+        used = edu.function.interrupts.status()
+        expect(used["in_use"] == kind, str(used))
+
+
+def enable_msi(edu: Edu) -> None:
+    slot = edu.function.slot
+    offset = edu.function.config_read(0x34, 1)
+    while edu.function.config_read(offset, 1) != MSI_ID:
+        offset = edu.function.config_read(offset + 1, 1)
+    control = edu.function.config_read(offset + 2, 2)
+    cf8_write(edu.program, slot, offset + 4, 0xFEE00000)
+    data = offset + (12 if control & 0x80 else 8)
+    cf8_write(edu.program, slot, data, VECTOR, 2)
+    cf8_write(edu.program, slot, offset + 2, control | 1, 2)

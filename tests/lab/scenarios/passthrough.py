@@ -1,0 +1,175 @@
+"""Real devices of the lab, given to vfio-pci and then to a guest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.lab.guest_run import Guest, expect
+from tests.lab.scenarios.lifecycle import COUNT, WAIT, job_guest
+
+DEVICES = Path("/sys/bus/pci/devices")
+NVME, EDU, IVSHMEM = "0x010802", "0x00ff00", "0x050000"
+
+
+def find(pci_class: str) -> str:
+    """The first device of this class."""
+    for device in sorted(DEVICES.iterdir()):
+        if (device / "class").read_text().strip() == pci_class:
+            return device.name
+    raise LookupError(f"the lab has no device of class {pci_class}")
+
+
+def bind(bdf: str, driver: str = "vfio-pci") -> int:
+    """Give a device to a driver; its IOMMU group."""
+    device = DEVICES / bdf
+    if (device / "driver").exists():
+        (device / "driver/unbind").write_text(bdf)
+    (device / "driver_override").write_text(driver + "\n")
+    Path("/sys/bus/pci/drivers_probe").write_text(bdf)
+    expect((device / "driver").resolve().name == driver, f"{bdf} is not bound to {driver}")
+    return int((device / "iommu_group").resolve().name)
+
+
+def guest_with(kernel: str, initramfs: str, script: str, devices: str, **more: object) -> Guest:
+    return job_guest(kernel, initramfs, script, DEVICE_FILEPATH_LIST=devices, **more)
+
+
+# Reads all of the disk, writes 8 MiB of it, reads them back; counts interrupts.
+NVME_JOB = """
+for try in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nvme0n1 ] && break; sleep 1; done
+echo "guest: all $(md5sum </dev/nvme0n1 | cut -d' ' -f1)"
+dd if=/dev/urandom of=/tmp/data bs=1M count=8 2>/dev/null
+dd if=/tmp/data of=/dev/nvme0n1 bs=1M seek=4 2>/dev/null; sync
+echo 3 >/proc/sys/vm/drop_caches
+echo "guest: wrote $(md5sum </tmp/data | cut -d' ' -f1)"
+echo "guest: back $(dd if=/dev/nvme0n1 bs=1M skip=4 count=8 2>/dev/null | md5sum | cut -d' ' -f1)"
+echo "guest: interrupts $(awk '/nvme/ {n += $2} END {print n}' /proc/interrupts)"
+"""
+
+
+def facts(text: str) -> dict[str, str]:
+    """The lines ``guest: NAME VALUE``; the last of each name."""
+    lines = [line.split(None, 2) for line in text.splitlines() if line.startswith("guest: ")]
+    return {fields[1]: fields[-1] for fields in lines}
+
+
+def nvme_works(kernel: str, initramfs: str, md5: str, form: str) -> None:
+    """Its whole content is right, what the guest writes is there, by MSI-X, without exits."""
+    bdf = find(NVME)
+    group = bind(bdf)
+    names = {"bdf": bdf, "group": f"/dev/vfio/{group}", "sysfs": str(DEVICES / bdf)}
+    with guest_with(kernel, initramfs, NVME_JOB, names[form]) as guest:
+        code = guest.run(timeout=200)
+        text, state = guest.text, guest.status()
+    expect(code == 0, f"{code}\n{text}")
+    seen = facts(text)
+    expect(seen.get("all") == md5, f"{md5}\n{text}")
+    expect(seen.get("wrote") == seen.get("back") and seen.get("wrote"), text)
+    expect(int(seen["interrupts"]) > 50, text)
+    (device,) = [found for found in state["devices"] if found.get("bdf") == bdf]
+    expect(device["interrupts"]["messages_used"] == ["msix"], str(device))
+    expect(device["reset"] == "done", str(device))
+    (bar,) = device["bars"]
+    expect(bar["mapped_bytes"] == bar["size"] - 4096, f"all but the MSI-X table: {bar}")
+    expect(bar["trapped_accesses"] == 0, f"accesses that cost an exit: {bar}")
+    # Configuration space and the MSI-X table at set-up: no exit for an interrupt or a doorbell.
+    expect(state["exits"].get("mmio", 0) < 1500, str(state["exits"]))
+
+
+AGAIN = """
+for try in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nvme0n1 ] && break; sleep 1; done
+echo "guest: boot-$n $(dd if=/dev/nvme0n1 bs=1M count=4 2>/dev/null | md5sum | cut -d' ' -f1)"
+[ $n -ge 4 ] || { reboot -f; sleep 100; }
+"""
+
+
+def reboots_with_a_device(kernel: str, initramfs: str, md5: str) -> None:
+    """Four machines one after the other in one process, each with the device reset and working."""
+    bdf = find(NVME)
+    bind(bdf)
+    with guest_with(kernel, initramfs, COUNT + AGAIN, bdf) as guest:
+        code = guest.run(timeout=280)
+        text, state = guest.text, guest.status()
+    expect(code == 0 and state["reboots"] == 3, f"{code} {state}\n{text}")
+    seen = facts(text)
+    expect([seen.get(f"boot-{n}") for n in range(1, 5)] == [md5] * 4, f"{md5}\n{text}")
+
+
+def killed_and_started_again(kernel: str, initramfs: str) -> None:
+    """`kill -9` with a device attached: the next start gets it; a start meanwhile is refused."""
+    bdf = find(NVME)
+    bind(bdf)
+    with guest_with(kernel, initramfs, WAIT, bdf, STOP_TIMEOUT_SECONDS=1) as guest:
+        guest.start().until("guest: ready")
+        with guest_with(kernel, initramfs, WAIT, bdf, NAME="second") as second:
+            code = second.run(timeout=60)
+            expect(code == 39 and "in use by another process" in second.text, second.text)
+        expect(guest.process is not None, "not started")
+        guest.process.kill()
+        guest.process.wait()
+        guest.output.unlink()
+        guest.start().until("guest: ready")
+        guest.verb("stop", "--now")
+        expect(guest.wait(30) == 37, guest.text)
+
+
+def two_devices_in_two_groups(kernel: str, initramfs: str) -> None:
+    """Both are there, in the order given."""
+    nvme, edu = find(NVME), find(EDU)
+    groups = {bind(nvme), bind(edu)}
+    expect(len(groups) == 2, f"the lab has them in {groups}")
+    script = 'for d in /sys/bus/pci/devices/*; do echo "guest: ${d##*/} $(cat $d/class)"; done\n'
+    with guest_with(kernel, initramfs, script, f"{edu},{nvme}") as guest:
+        code = guest.run(timeout=120)
+        text = guest.text
+    expect(code == 0, f"{code}\n{text}")
+    seen = facts(text)
+    expect((seen.get("0000:00:05.0"), seen.get("0000:00:06.0")) == (EDU, NVME), text)
+
+
+def a_device_of_the_host_is_refused(kernel: str, initramfs: str) -> None:
+    """The message names the device, its driver and the cure; nothing is left behind."""
+    held = next(d for d in sorted(DEVICES.iterdir()) if (d / "driver").exists())
+    driver = (held / "driver").resolve().name
+    with guest_with(kernel, initramfs, WAIT, held.name) as guest:
+        code, told = guest.verb("start")
+    expect(code == 38, f"{code} {told}")
+    expect(held.name in told and f"driver {driver}" in told and "drivers_probe" in told, told)
+
+
+# Writes and reads a word at many places of a large BAR, by its physical address.
+LARGE_BAR = """
+for d in /sys/bus/pci/devices/*; do
+  [ "$(cat $d/vendor) $(cat $d/device)" = "0x1af4 0x1110" ] || continue
+  echo 1 >$d/enable
+  set -- $(sed -n 3p $d/resource)
+  echo "guest: size $(($2 - $1 + 1))"
+  n=0; bad=0
+  while [ $n -lt 64 ]; do
+    devmem $(($1 + n * STEP)) 32 $((n + 1000)) || bad=1
+    n=$((n + 1))
+  done
+  n=0
+  while [ $n -lt 64 ]; do
+    [ $(($(devmem $(($1 + n * STEP)) 32))) = $((n + 1000)) ] || bad=1
+    n=$((n + 1))
+  done
+  echo "guest: bad $bad"
+done
+"""
+
+
+def a_large_bar(kernel: str, initramfs: str, size: int) -> None:
+    """All of it is mapped: no access of the guest's is an exit."""
+    bdf = find(IVSHMEM)
+    bind(bdf)
+    script = LARGE_BAR.replace("STEP", str(size // 64))
+    with guest_with(kernel, initramfs, script, bdf) as guest:
+        code = guest.run(timeout=120)
+        text, state = guest.text, guest.status()
+    expect(code == 0, f"{code}\n{text}")
+    expect(facts(text).get("size") == str(size), text)
+    expect(facts(text).get("bad") == "0", text)
+    (device,) = [found for found in state["devices"] if found.get("bdf") == bdf]
+    bar = next(bar for bar in device["bars"] if bar["size"] == size)
+    expect(bar["mapped_bytes"] == size and bar["trapped_accesses"] == 0, str(bar))
