@@ -356,14 +356,22 @@ def attach_passthrough(machine: Machine) -> None:
         device = machine.domain.open_device(found.bdf, found.group, machine.memory)
         gsi = layout.PCI_INTX_GSI + slot % layout.PCI_INTX_COUNT
         try:
-            function = PassthroughFunction(found.bdf, device, vm.irq, gsi, vm.device_slots)
+            function = PassthroughFunction(
+                found.bdf, found.group, device, vm.irq, gsi, vm.device_slots
+            )
         except BaseException:
             device.close()
             raise
         machine.passthrough.append(function)
         for bar in sorted(function.bars, key=lambda bar: -bar.size):
             window = machine.window64 if bar.wide else machine.window32
-            bar.value = window.allocate(bar.size, max(bar.size, layout.PAGE_SIZE))
+            try:
+                bar.value = window.allocate(bar.size, max(bar.size, layout.PAGE_SIZE))
+            except ValueError as error:
+                raise HostError(
+                    f"{found.bdf}: no place for BAR {bar.index} of {bar.size:#x} bytes: {error}",
+                    "pass fewer devices through",
+                ) from None
         machine.pci.add(slot, function)
         function.enable()
         log.info(f"{found.bdf} (IOMMU group {found.group}) in slot {slot}: {function.attach_ms} ms")

@@ -33,6 +33,7 @@ class Domain:
         self._kvm = kvm
         self._container: VfioContainer | None = None
         self._groups: dict[int, VfioGroup] = {}
+        self._told_kvm: set[int] = set()
         self.map_seconds = 0.0
 
     def open_device(self, bdf: str, group: int, memory: GuestMemory) -> VfioDevice:
@@ -64,6 +65,7 @@ class Domain:
             container.set_iommu(vfio.TYPE1V2)
             self._map_ram(container, memory)
         self._kvm.add_group(group.fd)
+        self._told_kvm.add(number)
 
     def _open_container(self) -> VfioContainer:
         try:
@@ -146,11 +148,17 @@ class Domain:
 
     def close(self) -> None:
         """Give groups and container back; the mappings go with the container. Idempotent."""
-        for group in self._groups.values():
-            self._kvm.del_group(group.fd)
-            group.unset_container()
+        for number, group in self._groups.items():
+            try:
+                if number in self._told_kvm:
+                    self._kvm.del_group(group.fd)
+                group.unset_container()
+            except OSError as error:
+                # Closing the descriptors, which follows, lets everything go as well.
+                log.warning(f"IOMMU group {number}: {error}")
             group.close()
         self._groups.clear()
+        self._told_kvm.clear()
         if self._container is not None:
             self._container.close()
             self._container = None

@@ -6,6 +6,8 @@ Source: PCI Local Bus Specification 3.0, 6.8; <linux/vfio.h> (VFIO_DEVICE_SET_IR
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 from devices.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_MASK_ALL, ENTRY_SIZE, Msix
 from vmm._native import vfio
 
@@ -75,6 +77,8 @@ class Interrupts:
         self._msi = capabilities.get(MSI_ID, 0) if device.get_irq_count(vfio.MSI) else 0
         self._msix_offset = capabilities.get(MSIX_ID, 0) if device.get_irq_count(vfio.MSIX) else 0
         self.kind = "none"
+        # Configuration space and the table are written by several vCPUs.
+        self._lock = allocate_lock()
         self._used: list[str] = []
         self._msi_size = 0
         if self._msi:
@@ -119,12 +123,14 @@ class Interrupts:
 
     def table_read(self, offset: int, size: int) -> int:
         """Read at ``offset`` of the table's BAR."""
-        return self.msix.table_read(offset - self._table[0], size) if self.msix else 0
+        with self._lock:
+            return self.msix.table_read(offset - self._table[0], size) if self.msix else 0
 
     def table_write(self, offset: int, value: int, size: int) -> None:
         """Write at ``offset`` of the table's BAR."""
-        if self.msix:
-            self.msix.table_write(offset - self._table[0], value, size)
+        with self._lock:
+            if self.msix:
+                self.msix.table_write(offset - self._table[0], value, size)
 
     # --- the capabilities ---
 
@@ -137,6 +143,10 @@ class Interrupts:
 
     def write(self, offset: int, value: int, size: int) -> None:
         """A guest's write to one of them."""
+        with self._lock:
+            self._write(offset, value, size)
+
+    def _write(self, offset: int, value: int, size: int) -> None:
         if self._msix_offset and self._msix_offset <= offset < self._msix_offset + 4:
             control = self._merge(self._msix_offset + CONTROL, 2, offset, value, size)
             self._set_msix(control & (CONTROL_ENABLE | CONTROL_MASK_ALL))

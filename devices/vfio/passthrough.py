@@ -51,6 +51,7 @@ PCIE_ID = 0x10
 # Extended capabilities that speak of more functions or other BARs than the guest has.
 HIDDEN = {0x0E: "ARI", 0x10: "SR-IOV", 0x15: "Resizable BAR"}
 CHAIN_MAX = 64
+FAILURES_TOLD = 5
 
 
 class Region:
@@ -72,11 +73,19 @@ class PassthroughFunction(PciFunction):
     """One device. Built and closed on the control thread; accesses come from vCPU threads."""
 
     def __init__(
-        self, bdf: str, device: VfioDevice, irq: IrqRouter, intx_gsi: int, slots: DeviceSlots
+        self,
+        bdf: str,
+        group: int,
+        device: VfioDevice,
+        irq: IrqRouter,
+        intx_gsi: int,
+        slots: DeviceSlots,
     ) -> None:
         started = time.monotonic()
         self.bdf = bdf
+        self.group = group
         self.device = device
+        self._failures = 0
         self._slots = slots
         flags, _, _ = device.get_info()
         if not flags & vfio.FLAG_PCI:
@@ -190,10 +199,24 @@ class PassthroughFunction(PciFunction):
         """The device's own value, with our bytes laid over it."""
         if BAR0 <= offset < BAR0 + 4 * BAR_COUNT:
             return super().config_read(offset, size)
-        return self.overlay.read(offset, size, self._get(offset, size))
+        try:
+            value = self._get(offset, size)
+        except OSError:
+            value = (1 << 8 * size) - 1  # what a device that is gone answers
+        return self.overlay.read(offset, size, value)
 
     def config_write(self, offset: int, value: int, size: int) -> None:
-        """Ours stay here; everything else goes to the device."""
+        """Ours stay here; everything else goes to the device, for as long as it is there."""
+        try:
+            self._write_config(offset, value, size)
+        except OSError as error:
+            self._failures += 1
+            if self._failures <= FAILURES_TOLD:
+                log.warning(
+                    f"{self.bdf}: {size} bytes at {offset:#x} of its configuration: {error}"
+                )
+
+    def _write_config(self, offset: int, value: int, size: int) -> None:
         if BAR0 <= offset < BAR0 + 4 * BAR_COUNT:
             super().config_write(offset, value, size)
         elif self.interrupts.covers(offset, size):
@@ -265,6 +288,8 @@ class PassthroughFunction(PciFunction):
             "name": f"vfio {self.bdf}",
             "slot": self.slot,
             "bdf": self.bdf,
+            "group": self.group,
+            "driver": "vfio-pci",
             "reset": self.reset,
             "attach_ms": self.attach_ms,
             "interrupts": self.interrupts.status(),

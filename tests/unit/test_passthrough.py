@@ -1,0 +1,189 @@
+"""A passed-through function over a fake device: what the guest sees, and what VFIO is asked for."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from devices.vfio.interrupts import Overlay
+from devices.vfio.passthrough import PassthroughFunction
+from vmm._native import vfio
+from vmm.irq import IrqRouter
+
+MSIX, MSI, PCIE = 0x50, 0x60, 0x70
+BAR_BYTES = 0x4000
+VECTORS = 4
+SRIOV, AER = 0x100, 0x140
+ADDRESS, DATA = 0xFEE01000, 0x4041
+
+
+class FakeDevice:
+    """Configuration space with one 64-bit BAR, MSI, MSI-X and two extended capabilities."""
+
+    fd = 99
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        self.gone = False
+        self.config = bytearray(4096)
+        put = self.put
+        put(0x00, "<HH", 0x10DE, 0x2330)
+        put(0x06, "<H", 0x10)
+        put(0x0E, "<B", 0x80)  # multifunction
+        put(0x30, "<I", 0xFFFF0001)
+        put(0x34, "<B", MSIX)
+        put(0x3D, "<B", 1)
+        put(MSIX, "<BBHII", 0x11, MSI, 0x8000 | VECTORS - 1, 0x2000, 0x3000)
+        put(MSI, "<BBHIIH", 0x05, PCIE, 0x0180 | 2 << 1 | 1, 0xFEE00000, 0, 0x30)
+        put(PCIE, "<BB", 0x10, 0)
+        put(SRIOV, "<I", 0x0010 | 1 << 16 | AER << 20)
+        put(AER, "<I", 0x0001 | 1 << 16)
+
+    def put(self, offset: int, form: str, *values: int) -> None:
+        struct.pack_into(form, self.config, offset, *values)
+
+    def get_info(self) -> tuple[int, int, int]:
+        return vfio.FLAG_PCI | vfio.FLAG_RESET, 9, 5
+
+    def get_region_info(self, index: int):
+        size = {0: BAR_BYTES, vfio.CONFIG_REGION: 4096}.get(index, 0)
+        return 0, size, 0, None, False
+
+    def get_irq_count(self, index: int) -> int:
+        return {vfio.INTX: 1, vfio.MSI: 4, vfio.MSIX: VECTORS}[index]
+
+    def reset(self) -> None:
+        self.asked.append(("reset",))
+
+    def read(self, offset: int, size: int) -> int:
+        if self.gone:
+            raise OSError(5, "gone")
+        return int.from_bytes(self.config[offset : offset + size], "little")
+
+    def write(self, offset: int, value: int, size: int) -> None:
+        if self.gone:
+            raise OSError(5, "gone")
+        if offset == 0x10 and value == 0xFFFFFFFF:
+            value = -BAR_BYTES & 0xFFFFFFFF | 0xC
+        self.config[offset : offset + size] = value.to_bytes(size, "little")
+
+    def trigger_eventfds(self, index: int, fds: list[int]) -> None:
+        self.asked.append(("trigger", index, len(fds)))
+
+    def unmask_eventfd(self, index: int, fd: int) -> None:
+        self.asked.append(("unmask", index))
+
+    def disable_irqs(self, index: int) -> None:
+        self.asked.append(("disable", index))
+
+    def close(self) -> None:
+        self.asked.append(("close",))
+
+
+class FakeVm:
+    def __init__(self) -> None:
+        self.routes: list[tuple[int, int, int, int]] = []
+        self.assigned: set[int] = set()
+
+    def irqfd(self, fd: int, gsi: int, assign: bool = True, resample_fd: int = -1) -> None:
+        (self.assigned.add if assign else self.assigned.discard)(gsi)
+
+    def set_gsi_routing(self, pins, messages) -> None:
+        self.routes = list(messages)
+
+
+@pytest.fixture
+def made():
+    device, vm = FakeDevice(), FakeVm()
+    irq = IrqRouter(vm)
+    function = PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None)
+    yield function, device, vm
+    function.close()
+    irq.close()
+
+
+def test_what_the_guest_sees(made):
+    function, device, _ = made
+    assert device.asked[0] == ("reset",)
+    assert function.config_read(0x00, 4) == 0x233010DE
+    assert function.config_read(0x0E, 1) == 0  # a single function
+    assert function.config_read(0x30, 4) == 0  # no option ROM
+    assert function.config_read(MSIX + 2, 2) == VECTORS - 1  # off, whatever the device says
+    assert function.config_read(MSI + 2, 2) == 0x80 | 2 << 1  # 64 bit, four, off, no masking
+    assert function.config_read(SRIOV, 4) == 1 << 16 | AER << 20  # hidden, its successor is there
+    assert function.config_read(AER, 2) == 1
+    assert function.hidden == ["SR-IOV"]
+    (bar,) = function.bars
+    assert (bar.size, bar.wide, bar.flags) == (BAR_BYTES, True, 0xC)
+
+
+def test_writes_reach_the_device_but_for_ours(made):
+    function, device, _ = made
+    function.config_write(0x0C, 0x10, 1)
+    assert device.config[0x0C] == 0x10
+    function.config_write(0x3C, 11, 1)
+    assert (function.config_read(0x3C, 1), device.config[0x3C]) == (11, 0)
+    function.config_write(0x30, 0xFFFFFFFE, 4)
+    assert function.config_read(0x30, 4) == 0
+    function.config_write(4, 6, 2)
+    assert device.config[4] == 6
+    assert function.decoding
+
+
+def test_from_the_line_to_messages_and_back(made):
+    """VFIO wants one kind off before the next one is on; all vectors are connected at once."""
+    function, device, vm = made
+    function.interrupts.enable_intx()
+    assert device.asked[-2:] == [("trigger", vfio.INTX, 1), ("unmask", vfio.INTX)]
+    assert vm.assigned == {7}
+    function.config_write(MSIX + 2, 0x8000, 2)
+    assert device.asked[-2:] == [("disable", vfio.INTX), ("trigger", vfio.MSIX, VECTORS)]
+    for offset, value in ((0, ADDRESS), (4, 0), (8, DATA), (12, 0)):
+        function.write(0x2000 + 16 + offset, value, 4)
+    assert [(low, data) for _, low, _, data in vm.routes] == [(0xFEE01000, DATA)]
+    assert function.read(0x2000 + 16 + 8, 4) == DATA
+    assert function.config_read(MSIX + 2, 2) == 0x8000 | VECTORS - 1
+    function.config_write(MSIX + 2, 0, 2)
+    assert device.asked[-3:] == [
+        ("disable", vfio.MSIX), ("trigger", vfio.INTX, 1), ("unmask", vfio.INTX),
+    ]  # fmt: skip
+    assert function.status()["interrupts"]["messages_used"] == ["msix"]
+
+
+def test_msi_with_two_vectors(made):
+    function, device, vm = made
+    function.config_write(MSI + 4, ADDRESS, 4)
+    function.config_write(MSI + 8, 0, 4)
+    function.config_write(MSI + 12, DATA, 2)
+    function.config_write(MSI + 2, 1 << 4 | 1, 2)
+    assert ("trigger", vfio.MSI, 2) in device.asked
+    assert [data for *_, data in vm.routes] == [DATA & ~1, DATA & ~1 | 1]
+    function.config_write(MSI + 12, 0x50, 2)  # moved while on
+    assert [data for *_, data in vm.routes] == [0x50, 0x51]
+    assert device.asked.count(("trigger", vfio.MSI, 2)) == 1
+    function.config_write(MSI + 2, 0, 2)
+    assert ("disable", vfio.MSI) in device.asked
+
+
+def test_a_device_that_is_gone_reads_ones(made):
+    function, device, _ = made
+    device.gone = True
+    assert function.config_read(0x00, 4) == 0xFFFFFFFF
+    function.config_write(0x0C, 1, 1)
+    function.config_write(4, 0, 2)
+
+
+def test_the_table_s_pages_are_left_out(made):
+    function, _, _ = made
+    around = function.interrupts.around_table
+    assert around(0, 0, BAR_BYTES) == [(0, 0x2000), (0x3000, BAR_BYTES)]
+    assert around(2, 0, 0x1000) == [(0, 0x1000)]
+
+
+def test_overlay():
+    overlay = Overlay(16)
+    overlay.own(2, 0xAB, 1)
+    assert overlay.read(0, 4, 0x11223344) == 0x11AB3344
+    assert overlay.touches(0, 4)
+    assert not overlay.touches(3, 4)
