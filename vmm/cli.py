@@ -31,6 +31,7 @@ VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH. Exit codes: 0 done, 1 the VMM failed, 2 
 
 def main() -> int:
     """Run the command line; returns the exit code."""
+    keep_standard_streams()
     argv = sys.argv[1:]
     try:
         # Without options nothing needs to be parsed, and argparse takes 7 ms to import.
@@ -46,6 +47,18 @@ def main() -> int:
     except VmmError as error:
         report(error)
         return error.exit_code
+
+
+def keep_standard_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed.
+
+    Else a disk image opened later could become descriptor 1, and take what is printed.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: this one
 
 
 def report(error: VmmError) -> None:

@@ -334,6 +334,20 @@ def test_the_terminal_comes_back(tmp_path):
     os.close(slave)
 
 
+def test_closed_standard_streams_are_not_given_to_images(tmp_path):
+    """Nothing that is opened later takes the place of stdout, and so what is printed."""
+    command = Command(tmp_path, HALT)
+    process = subprocess.Popen(["sh", "-c", f"exec {COMMAND} start <&- >&- 2>&-"], env=command.env)
+    while command.run("status")[0] != 0:
+        assert process.poll() is None
+        time.sleep(0.05)
+    for fd in (0, 1, 2):
+        assert os.readlink(f"/proc/{process.pid}/fd/{fd}") == "/dev/null"
+    command.run("stop", "--now")
+    assert process.wait(20) == 37
+    assert (tmp_path / "system.img").read_bytes() == bytes(1 << 20)
+
+
 def test_ps_shows_one_command(tmp_path):
     command = Command(tmp_path, HALT)
     process = command.start()
