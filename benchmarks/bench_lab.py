@@ -12,7 +12,6 @@ from tests.lab.lab import Lab, LabError
 from tests.lab.progress import say
 
 INSIDE = "benchmarks.inside_lab"
-ROUNDS = 3
 ATTEMPTS = 3
 
 
@@ -42,7 +41,7 @@ def collect(
     return found
 
 
-def main(peers: dict[str, str]) -> dict[str, object]:
+def main(peers: dict[str, str], lab_rounds: int) -> dict[str, object]:
     job, debian = JobGuest(), DebianGuest()
     vmms = {"vllmd-hypervisor": "", "QEMU microvm": shutil.which("qemu-system-x86_64") or ""}
     if "cloud-hypervisor" in peers:
@@ -61,7 +60,7 @@ def main(peers: dict[str, str]) -> dict[str, object]:
             title = f"{firmware}: a whole disk to multi-user, s"
             questions.append((title, firmware, {"kernel": str(path)}, [debian.disk]))
     for title, what, files, drives in questions:
-        rounds = 1 if what == "fio" else ROUNDS
+        rounds = 1 if what == "fio" else lab_rounds
         calls = [
             {"what": what, "vmm": name, "path": path, **files}
             for _ in range(rounds)

@@ -12,12 +12,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.flaw import FlawWatch
+from tests.lab.flaw import FlawWatch, LabFlaw
 
 COMMAND = os.environ.get("VLLMD_TEST_COMMAND") or str(
     Path(sys.executable).with_name("vllmd-hypervisor")
 )
 WORK = Path("/dev/shm")
+TRIPLE_FAULT = "the guest triple-faulted"
 
 
 class Guest:
@@ -33,6 +34,8 @@ class Guest:
         for name, value in settings.items():
             self.env[f"VLLMD_HYPERVISOR_{name}"] = str(value)
         self.process: subprocess.Popen[bytes] | None = None
+        # Set by a scenario whose guest does that on purpose.
+        self.may_triple_fault = False
 
     def start(self) -> Guest:
         """Start it in the background."""
@@ -54,6 +57,9 @@ class Guest:
         watch = FlawWatch()
         while (code := self.process.poll()) is None:
             self._tick(watch, deadline, f"no end after {timeout} s")
+        if TRIPLE_FAULT in self.text and not self.may_triple_fault:
+            print(self.text[-3000:])
+            raise LabFlaw(TRIPLE_FAULT)
         return code
 
     def _tick(self, watch: FlawWatch, deadline: float, complaint: str) -> None:

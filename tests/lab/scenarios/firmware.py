@@ -69,8 +69,9 @@ def boots_itself(
 USER_DATA = """#cloud-config
 hostname: {name}
 users:
-  - name: operator
+  - name: tenant
     uid: 4321
+ssh_genkeytypes: []
 write_files:
   - path: /etc/written-by-cloud-init
     content: {name}
@@ -79,7 +80,7 @@ CLOUD = f"""
 cloud-init status --wait >/dev/null
 echo "guest: instance $(cat /var/lib/cloud/data/instance-id)"
 echo "guest: hostname $(hostname)"
-echo "guest: user $(id -u operator)"
+echo "guest: user $(id -u tenant)"
 echo "guest: written $(cat /etc/written-by-cloud-init)"
 {POWER_OFF}"""
 

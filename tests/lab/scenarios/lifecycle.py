@@ -51,6 +51,7 @@ def reboots_three_times(kernel: str, initramfs: str, how: str) -> None:
     """The same process, a fresh machine each time, the disk's content kept."""
     script = COUNT + "[ $n -ge 4 ] || { reboot -f; sleep 100; }\n"
     with job_guest(kernel, initramfs, script, f"reboot={how}") as guest:
+        guest.may_triple_fault = how == "triple"
         guest.start().until("guest: boot 2")
         expect(guest.process is not None, "not started")
         pid = guest.status()["pid"]
