@@ -27,9 +27,11 @@ COMMAND = Path(sys.executable).with_name("vllmd-hypervisor")
 
 
 LAB_DISK = "/dev/vda"
-SEED_VERSION = "1"
+SEED_VERSION = "2"
 USER_DATA = b"""#cloud-config
 hostname: demo
+locale: false
+ssh_genkeytypes: []
 write_files:
   - path: /etc/greeting
     content: written by cloud-init, as the seed on the config disk says
@@ -41,7 +43,7 @@ echo "Hello from the guest: Debian $(cat /etc/debian_version), Linux $(uname -r)
 echo "  EFI:       $([ -d /sys/firmware/efi ] && echo yes || echo no)"
 echo "  CPUs:      $(nproc)"
 echo "  memory:    $(free -m | awk '/^Mem:/ {print $2}') MiB"
-lsblk -n -o NAME,SIZE,RO,LABEL | sed 's/^/  disk:      /'
+lsblk -l -n -o NAME,SIZE,RO,LABEL | sed 's/^/  disk:      /'
 echo "  host name: $(hostname)"
 echo "  greeting:  $(cat /etc/greeting)"
 systemctl poweroff

@@ -71,6 +71,7 @@ hostname: {name}
 users:
   - name: tenant
     uid: 4321
+locale: false
 ssh_genkeytypes: []
 write_files:
   - path: /etc/written-by-cloud-init
