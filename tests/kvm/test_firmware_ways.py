@@ -20,7 +20,9 @@ RINGS, HEADER, DATA, STATUS = 0x300000, 0x310000, 0x320000, 0x330000
 QUEUE_SIZE = 16
 SECTOR = 512
 HALT = b"\xf4"
-LAPIC_ICR = 0xFEE00300
+LAPIC_SVR, LAPIC_IRR, LAPIC_ICR = 0xFEE000F0, 0xFEE00200, 0xFEE00300
+VECTOR = 0x40
+MSIX_ID = 0x11
 INIT_ALL_BUT_SELF = 0x000C4500
 STARTUP_ALL_BUT_SELF = 0x000C4600
 AP_CODE = 0x9000
@@ -29,7 +31,7 @@ AP_COUNT = AP_CODE + 0x800
 COUNT_ME = bytes.fromhex("2ef0ff060008 fa f4 ebfd")
 
 
-def start_disk(program: Program, bar: int, queue: DriverQueue) -> None:
+def start_disk(program: Program, bar: int, queue: DriverQueue, vector: int = 0xFFFF) -> None:
     """Reset to DRIVER_OK as hypervisor-fw goes: VERSION_1 only, queue 0, halves of addresses."""
     for status in (0, 1, 3):
         program.write(bar + 0x14, status, 1)
@@ -38,6 +40,7 @@ def start_disk(program: Program, bar: int, queue: DriverQueue) -> None:
     program.write(bar + 0x16, 0, 2).write(bar + 0x18, QUEUE_SIZE, 2)
     for offset, gpa in zip((0x20, 0x28, 0x30), queue.areas(), strict=True):
         program.write(bar + offset, gpa).write(bar + offset + 4, 0)
+    program.write(bar + 0x1A, vector, 2)
     program.write(bar + 0x1C, 1, 2).write(bar + 0x14, 0x0F, 1)
 
 
@@ -84,6 +87,30 @@ def test_a_disk_polled_where_it_is_or_where_it_was_moved(tmp_path, notify_bytes,
         assert tiny.machine.memory.read(STATUS, 1) == b"\0"
         doorbells = [e for e in tiny.machine.vcpus[0].loop.last_exits() if e[1] == bar + 0x6000]
         assert not doorbells
+
+
+def test_messages_follow_a_moved_bar(tmp_path):
+    """The MSI-X table answers at the BAR's new place, and its vector interrupts."""
+    disk_content(tmp_path)
+    program = Program()
+    with TinyMachine(tmp_path, HALT) as tiny:
+        queue = DriverQueue(tiny.machine.memory, RINGS, QUEUE_SIZE)
+        program.write(LAPIC_SVR, 0x1FF)
+        cf8_write(program, DISK, 4, 0, 2)
+        move(program, DISK, LOW_A)
+        cf8_write(program, DISK, 4, 6, 2)
+        table = LOW_A + 0x8000
+        for offset, value in ((0, 0xFEE00000), (4, 0), (8, VECTOR), (12, 0)):
+            program.write(table + offset, value)
+        msix = tiny.machine.virtio[DISK - 1].config.get(0x34, 1)
+        while tiny.machine.virtio[DISK - 1].config.get(msix, 1) != MSIX_ID:
+            msix = tiny.machine.virtio[DISK - 1].config.get(msix + 1, 1)
+        cf8_write(program, DISK, msix + 2, 0x8000, 2)
+        start_disk(program, LOW_A, queue, vector=0)
+        read_sector(tiny, queue, 5, 0)
+        program.write(LOW_A + 0x6000, 0).wait16(LAPIC_IRR + VECTOR // 32 * 16, 1)
+        tiny.load(program.power_off())
+        assert tiny.run().kind == "shutdown"
 
 
 def test_a_disk_reset_and_used_again(tmp_path):
