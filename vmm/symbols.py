@@ -35,14 +35,13 @@ def symbol_at(kernel_path: str, address: int) -> str | None:
 
 
 def _elf_symbol(path: str, address: int) -> str | None:
-    from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
     try:
         with open(path, "rb") as stream:
             elf = ELFFile(stream)
             return _nearest(_elf_symbols(elf), _linked(elf, address))
-    except ELFError:
+    except Exception:  # a damaged file makes the parser fail in any of its layers
         return None
 
 
