@@ -34,7 +34,6 @@ class Domain:
         self._container: VfioContainer | None = None
         self._groups: dict[int, VfioGroup] = {}
         self._told_kvm: set[int] = set()
-        self.map_seconds = 0.0
 
     def open_device(self, bdf: str, group: int, memory: GuestMemory) -> VfioDevice:
         """The device's fd; the first one brings the container and all of RAM's mappings."""
@@ -128,11 +127,10 @@ class Domain:
                 if time.monotonic() - told > PROGRESS_SECONDS:
                     told = time.monotonic()
                     log.info(f"pinned {done >> 20} of {total >> 20} MiB of guest RAM")
-        self.map_seconds = time.monotonic() - started
-        rate = total / (1 << 30) / max(self.map_seconds, 1e-9)
+        seconds = time.monotonic() - started
+        rate = total / (1 << 30) / max(seconds, 1e-9)
         log.info(
-            f"guest RAM mapped for devices: {total >> 20} MiB in {self.map_seconds:.3f} s "
-            f"({rate:.1f} GiB/s)"
+            f"guest RAM mapped for devices: {total >> 20} MiB in {seconds:.3f} s ({rate:.1f} GiB/s)"
         )
 
     def _check_ranges(self, container: VfioContainer, memory: GuestMemory) -> None:

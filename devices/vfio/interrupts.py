@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from _thread import allocate_lock
 
+from devices.pci.msix import CAPABILITY_ID as MSIX_ID
 from devices.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_MASK_ALL, ENTRY_SIZE, Msix
 from vmm._native import vfio
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 MSI_ID = 0x05
-MSIX_ID = 0x11
 MSI_ENABLE = 1
 MSI_COUNT_SHIFT = 4
 MSI_COUNT_MASK = 7 << MSI_COUNT_SHIFT
@@ -28,6 +28,7 @@ MSI_64 = 1 << 7
 MSI_MASKING = 1 << 8
 TABLE = 4
 BIR = 7
+VFIO_INDEX = {"intx": vfio.INTX, "msi": vfio.MSI, "msix": vfio.MSIX}
 
 
 class Overlay:
@@ -176,16 +177,13 @@ class Interrupts:
         count = len(self.msix.vectors) - 1
         self._overlay.own(self._msix_offset + CONTROL, control | count, 2)
         if control & CONTROL_ENABLE and not was_on:
-            self._switch("msix", vfio.MSIX, [vector.fd for vector in self.msix.vectors])
+            self._switch("msix", [vector.fd for vector in self.msix.vectors])
         self.msix.set_control(control)
         if was_on and not control & CONTROL_ENABLE:
-            self._device.disable_irqs(vfio.MSIX)
             self.enable_intx()
 
     def _set_msi(self, control: int) -> None:
         if not control & MSI_ENABLE:
-            self._mask_msi()
-            self._device.disable_irqs(vfio.MSI)
             self.enable_intx()
             return
         count = min(1 << (control >> MSI_COUNT_SHIFT & 7), len(self._msi_vectors))
@@ -195,27 +193,29 @@ class Interrupts:
         for number, vector in enumerate(self._msi_vectors[:count]):
             vector.unmask(address, data & ~(count - 1) | number)
         if self.kind != "msi":
-            self._switch("msi", vfio.MSI, [vector.fd for vector in self._msi_vectors[:count]])
+            self._switch("msi", [vector.fd for vector in self._msi_vectors[:count]])
 
-    def _mask_msi(self) -> None:
-        for vector in self._msi_vectors:
-            vector.mask()
+    def _off(self) -> None:
+        """Switch off whatever is on."""
+        if self.kind == "none":
+            return
+        if self.kind == "msi":
+            for vector in self._msi_vectors:
+                vector.mask()
+        self._device.disable_irqs(VFIO_INDEX[self.kind])
+        self.kind = "none"
 
-    def _switch(self, kind: str, index: int, fds: list[int]) -> None:
+    def _switch(self, kind: str, fds: list[int]) -> None:
         """From whatever is on to ``kind``; VFIO wants the old kind off first."""
-        if self.kind == "intx":
-            self._device.disable_irqs(vfio.INTX)
-        elif self.kind == "msi":
-            self._mask_msi()
-            self._device.disable_irqs(vfio.MSI)
-        self._device.trigger_eventfds(index, fds)
+        self._off()
+        self._device.trigger_eventfds(VFIO_INDEX[kind], fds)
         self.kind = kind
         if kind not in self._used:
             self._used.append(kind)
 
     def enable_intx(self) -> None:
         """The line that a device has until its driver chooses messages."""
-        self.kind = "none"
+        self._off()
         if not self._has_intx:
             return
         if self._line is None:
@@ -236,7 +236,5 @@ class Interrupts:
 
     def close(self) -> None:
         """Everything off; the router closes lines and vectors."""
-        index = {"intx": vfio.INTX, "msi": vfio.MSI, "msix": vfio.MSIX}.get(self.kind)
-        if index is not None and self._device.fd >= 0:
-            self._device.disable_irqs(index)
-        self.kind = "none"
+        if self._device.fd >= 0:
+            self._off()
