@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 
 from vmm._native.byteport import BytePort
 from vmm.errors import HostError
@@ -21,6 +22,7 @@ FILE = "file"
 PTY = "pty"
 SOCKET = "socket"
 SUN_PATH_MAX = 107
+FLUSH_STEP_SECONDS = 0.001
 # termios attribute lists: indices of the flag words.
 IFLAG, OFLAG, CFLAG, LFLAG = range(4)
 
@@ -86,6 +88,15 @@ class HostConsole:
             for old in self._fds:
                 os.close(old)
             self._fds = [fd]
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what the guest wrote is written out, for at most so long.
+
+        A line that the log adds to the same terminal then stands behind the guest's words.
+        """
+        deadline = time.monotonic() + seconds
+        while self.port.waiting and time.monotonic() < deadline:
+            time.sleep(FLUSH_STEP_SECONDS)
 
     def restore(self) -> None:
         """Give the terminal back as it was; idempotent."""

@@ -45,6 +45,8 @@ FAILED = "failed"
 SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGWINCH)
 # A guest that is still booting misses the button, so it is pressed again until it is heard.
 BUTTON_SECONDS = 1.0
+# So long a reader of the consoles may take before the log goes on without them.
+FLUSH_SECONDS = 0.2
 EXIT_CRASH = 33
 EXIT_KILLED = 37
 # A machine that resets sooner than this after its start makes the next start wait, ever longer.
@@ -168,6 +170,8 @@ class Lifecycle:
         self._machine_facts = machine.status()
         self.machine = None
         machine.close()
+        for console in self._consoles:
+            console.flush(FLUSH_SECONDS)
         if outcome is not None:
             self._decide(outcome, lived)
 

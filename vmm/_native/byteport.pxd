@@ -39,7 +39,6 @@ cdef class BytePort:
     cdef bint discard
     cdef bint escaped
     cdef int stopping
-    cdef bint output_broken
 
     # From the guest; any thread, never blocks.
     cdef void put(self, const uint8_t *data, size_t length) noexcept nogil

@@ -1,5 +1,7 @@
 class BytePort:
     dropped: int
+    @property
+    def waiting(self) -> int: ...
     guest_bytes: int
     def __init__(
         self, in_fd: int = -1, out_fd: int = -1, listen_fd: int = -1, escape_fd: int = -1

@@ -156,9 +156,17 @@ cdef class BytePort:
         cdef bint running = self.thread.started
         self.stop()
         self.out_fd = fd
-        self.output_broken = False
         if running:
             self.start("console")
+
+    @property
+    def waiting(self):
+        """Bytes of the guest's that are still to be written, 0 when nobody takes any."""
+        cdef uint64_t there
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        there = self.output_head - self.output_tail
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        return there if self.thread.started and self.out_fd >= 0 else 0
 
     def guest_write(self, const unsigned char[::1] data not None):
         """What a guest's output does; for tests and scripts."""
@@ -255,7 +263,7 @@ cdef class BytePort:
                 deadline = vmm_now_ms() + FLUSH_MS
             out = self.client_fd if self.listen_fd >= 0 else self.out_fd
             pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
-            waiting = self.output_head != self.output_tail and out >= 0 and not self.output_broken
+            waiting = self.output_head != self.output_tail and out >= 0
             source = self.client_fd if self.listen_fd >= 0 else self.in_fd
             if self.input_room() == 0:
                 source = -1
