@@ -21,12 +21,13 @@ from typing import Any
 
 from tests.lab import flaw
 from tests.lab.cache import cached
+from tests.lab.emulator import BINARY as QEMU
+from tests.lab.emulator import emulator
 from tests.lab.initramfs import build_initramfs
 from tests.lab.kernels import Kernel
 from tests.lab.progress import say
 
 ROOT = Path(__file__).resolve().parents[2]
-QEMU = "qemu-system-x86_64"
 TOOLS = {
     QEMU: "qemu-system-x86",
     "depmod": "kmod",
@@ -137,8 +138,8 @@ class Lab:
         command = [
             # Nobody else ends it when this process is killed.
             "setpriv", "--pdeathsig", "KILL",
-            QEMU, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35", "-cpu", PROCESSOR,
-            "-smp", str(cpus), "-m", memory, "-device", "amd-iommu",
+            *emulator(), "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35",
+            "-cpu", PROCESSOR, "-smp", str(cpus), "-m", memory, "-device", "amd-iommu",
             "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel)),
             "-append", "console=ttyS0 panic=-1 mitigations=off nokaslr iommu=on intremap=off quiet "
             f"lab.root={ROOT} lab.python={sys.executable}",

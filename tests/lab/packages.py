@@ -29,8 +29,11 @@ def run(command: list[str], **options: object) -> str:
     return str(done.stdout)
 
 
-def apt_options(suite: str | None) -> list[str]:
-    """Options that make apt use a sources list of our own for another suite."""
+def apt_options(suite: str | None, base_suite: str | None = None) -> list[str]:
+    """Options that make apt use a sources list of our own for another suite.
+
+    ``base_suite``: the one that ``suite`` builds on, for packages with all that they depend on.
+    """
     if suite is None:
         return []
     base = cache_directory() / f"apt-{suite}"
@@ -47,9 +50,9 @@ def apt_options(suite: str | None) -> list[str]:
             with step(f"reading the package lists of Debian's {suite}"):
                 (lists / "partial").mkdir(parents=True, exist_ok=True)
                 (base / "cache/archives/partial").mkdir(parents=True, exist_ok=True)
-                (base / "sources.list").write_text(
-                    f"deb [signed-by={KEYRING}] {MIRROR} {suite} main\n"
-                )
+                suites = [suite, base_suite] if base_suite else [suite]
+                lines = [f"deb [signed-by={KEYRING}] {MIRROR} {name} main\n" for name in suites]
+                (base / "sources.list").write_text("".join(lines))
                 run(["apt-get", *options, "-q", "update"])
                 stamp.touch()
     return options
@@ -78,4 +81,33 @@ def unpacked(package: str, suite: str | None = None) -> Path:
             (archive,) = download.glob("*.deb")
             run(["dpkg-deb", "--extract", str(archive), str(path)])
 
-    return cached(f"{name}_{version.replace(':', '%3a').replace('/', '_')}", make)
+    return cached(f"{name}_{_file_name(version)}", make)
+
+
+def unpacked_with_libraries(package: str, suite: str, base_suite: str) -> Path:
+    """A folder with the package and everything that it depends on, for a loader of its own."""
+    options = [*apt_options(suite, base_suite), "-o", "Dir::State::status=/dev/null"]
+    shown = run(["apt-cache", *options, "-t", suite, "show", "--no-all-versions", package])
+    version = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)["Version"]
+
+    def make(path: Path) -> None:
+        with step(f"fetching Debian's {package} {version} with its libraries"):
+            install = ["-q", "-y", "--no-install-recommends", "-t", suite, "--print-uris"]
+            listed = run(["apt-get", *options, *install, "install", package])
+            names = [line.split()[1] for line in listed.splitlines() if line.startswith("'")]
+            # "name_version_architecture.deb" with the colon of an epoch as %3a.
+            wanted = [f"{name.split('_')[0]}={name.split('_')[1]}" for name in names]
+            download = path.parent / "download"
+            download.mkdir()
+            run(
+                ["apt-get", *options, "-q", "download", *[w.replace("%3a", ":") for w in wanted]],
+                cwd=download,
+            )
+            for archive in sorted(download.glob("*.deb")):
+                run(["dpkg-deb", "--extract", str(archive), str(path)])
+
+    return cached(f"{package}-with-libraries_{_file_name(version)}", make)
+
+
+def _file_name(version: str) -> str:
+    return version.replace(":", "%3a").replace("/", "_")
