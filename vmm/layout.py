@@ -70,6 +70,9 @@ PM_TIMER_PORT = 0x608
 PM_TIMER_SIZE = 4
 PCI_CONFIG_PORT = 0xCF8
 PCI_CONFIG_SIZE = 8
+# Where ports of PCI devices may lie: above everything that has a fixed place.
+PCI_IO_PORT = 0x1000
+PCI_IO_SIZE = 0xF000
 
 # --- Interrupts (GSI n is IOAPIC pin n up to 23; MSI routes are above) ---
 IOAPIC_PINS = 24

@@ -25,6 +25,7 @@ from vmm.machine import build_machine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from vmm.config import Config
@@ -48,6 +49,7 @@ BUTTON_SECONDS = 1.0
 # So long a reader of the consoles may take before the log goes on without them.
 FLUSH_SECONDS = 0.2
 EXIT_CRASH = 33
+EXIT_DEVICE = 34
 EXIT_KILLED = 37
 # A machine that resets sooner than this after its start makes the next start wait, ever longer.
 EARLY_SECONDS = 2.0
@@ -90,6 +92,8 @@ class Lifecycle:
         self._early_faults = 0
         self._ending: Ending | None = None
         self._stop_reason = ""
+        self._failed_device = ""
+        self._device_signals: list[int] = []
         self._button: Timer | None = None
         self._watch: BootWatch | None = None
         self._loop = EventLoop()
@@ -130,6 +134,10 @@ class Lifecycle:
         machine = build_machine(self.config, self._disks, console, serial, self.cache_directory)
         self.machine = machine
         self._loop.add(machine.outcome_fd, self._on_outcome)
+        for function in machine.passthrough:
+            signals = function.signals
+            self._watch_device(signals.request_fd, function.bdf, self._on_device_wanted)
+            self._watch_device(signals.error_fd, function.bdf, self._on_device_error)
         if self.reboots == 0:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
@@ -154,6 +162,27 @@ class Lifecycle:
         if log.debugging:
             log.debug(f"phases of the start, ms: {machine.phases}")
 
+    def _watch_device(self, fd: int, bdf: str, tell: Callable[[str], None]) -> None:
+        def told() -> None:
+            os.eventfd_read(fd)
+            tell(bdf)
+
+        if fd >= 0:
+            self._loop.add(fd, told)
+            self._device_signals.append(fd)
+
+    def _on_device_wanted(self, bdf: str) -> None:
+        """Its driver is being unbound, or the device removed: the host waits until we let go."""
+        if self.state != STOPPING:
+            self.request_stop(f"the host wants the device {bdf} back")
+
+    def _on_device_error(self, bdf: str) -> None:
+        """What the device did since then cannot be trusted, so the guest does not go on."""
+        log.error(f"the device {bdf} reports an error that it cannot recover from; see dmesg")
+        self._failed_device = bdf
+        if self.state != STOPPING:
+            self.request_stop(f"the device {bdf} failed")
+
     def _on_outcome(self) -> None:
         self._machine_left = True
 
@@ -164,7 +193,9 @@ class Lifecycle:
             return
         outcome = machine.outcome() if self._ending is None else None
         lived = time.monotonic() - self._machine_started
-        self._loop.remove(machine.outcome_fd)
+        for fd in (machine.outcome_fd, *self._device_signals):
+            self._loop.remove(fd)
+        self._device_signals = []
         if self._watch is not None:
             self._watch.stop()
         self._machine_facts = machine.status()
@@ -180,7 +211,11 @@ class Lifecycle:
             self._reset(outcome, lived)
         elif outcome.kind in ("reset", "shutdown"):
             log.info(f"{outcome.reason} after {lived:.1f} s")
-            self._ending = Ending(0, outcome.reason)
+            if self._failed_device:
+                reason = f"{outcome.reason}, as the device {self._failed_device} failed"
+                self._ending = Ending(EXIT_DEVICE, reason)
+            else:
+                self._ending = Ending(0, outcome.reason)
         else:
             log.error(f"the guest cannot go on: {outcome.reason}\n{outcome.report}")
             code = EXIT_CRASH if outcome.kind == "crash" else VmmError.exit_code

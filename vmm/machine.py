@@ -92,6 +92,7 @@ class Machine:
         self.pci: PciRoot
         self.window32: layout.TopDownAllocator
         self.window64: layout.TopDownAllocator
+        self.io_window: layout.TopDownAllocator
         self.domain: Domain | None = None
         self.ged: Ged
         self.uart: Uart
@@ -305,8 +306,10 @@ def attach_pci(machine: Machine) -> None:
     """The host bridge with both configuration mechanisms and the windows for BARs."""
     window64 = layout.mmio64_window(machine.memory.regions, phys_bits())
     window32 = (layout.MMIO32_GPA, layout.MMIO32_SIZE)
-    machine.pci = PciRoot(machine.mmio, [window32, window64])
+    io_window = (layout.PCI_IO_PORT, layout.PCI_IO_SIZE)
+    machine.pci = PciRoot(machine.mmio, [window32, window64], machine.pio, io_window)
     machine.window32 = layout.TopDownAllocator("32-bit window", *window32)
+    machine.io_window = layout.TopDownAllocator("port window", *io_window)
     machine.window64 = layout.TopDownAllocator("64-bit window", *window64)
     machine.pio.attach(
         layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE, machine.pci.ports, "PCI configuration"
@@ -343,38 +346,50 @@ def attach_passthrough(machine: Machine) -> None:
     """The host's devices that the guest gets, in the slots behind the virtio devices."""
     from devices.vfio.container import Domain
     from devices.vfio.passthrough import PassthroughFunction
+    from devices.vfio.peers import PeerToPeer
     from vmm.pci_host import find_devices
 
     vm = machine.vm
-    machine.domain = Domain(vm.fd.create_vfio_device())
-    for slot, found in enumerate(find_devices(machine.config.devices), len(machine.virtio) + 1):
+    machine.domain = domain = Domain(vm.fd.create_vfio_device())
+    found = find_devices(machine.config.devices)
+    peers = PeerToPeer(domain, "" if len(found) > 1 else "a single device has no peer")
+    for slot, host in enumerate(found, len(machine.virtio) + 1):
         if slot >= layout.PCI_SLOTS:
             raise HostError(
-                f"{found.bdf} finds no slot: the PCI bus has {layout.PCI_SLOTS}",
+                f"{host.bdf} finds no slot: the PCI bus has {layout.PCI_SLOTS}",
                 "use fewer devices or disks",
             )
-        device = machine.domain.open_device(found.bdf, found.group, machine.memory)
+        device = domain.open_device(host.bdf, host.group, machine.memory)
         gsi = layout.PCI_INTX_GSI + slot % layout.PCI_INTX_COUNT
         try:
             function = PassthroughFunction(
-                found.bdf, found.group, device, vm.irq, gsi, vm.device_slots
+                host.bdf, host.group, device, vm.irq, gsi, vm.device_slots, peers
             )
         except BaseException:
             device.close()
             raise
         machine.passthrough.append(function)
-        for bar in sorted(function.bars, key=lambda bar: -bar.size):
-            window = machine.window64 if bar.wide else machine.window32
-            try:
-                bar.value = window.allocate(bar.size, max(bar.size, layout.PAGE_SIZE))
-            except ValueError as error:
-                raise HostError(
-                    f"{found.bdf}: no place for BAR {bar.index} of {bar.size:#x} bytes: {error}",
-                    "pass fewer devices through",
-                ) from None
+        place_bars(machine, function)
         machine.pci.add(slot, function)
         function.enable()
-        log.info(f"{found.bdf} (IOMMU group {found.group}) in slot {slot}: {function.attach_ms} ms")
+        log.info(f"{host.bdf} (IOMMU group {host.group}) in slot {slot}: {function.attach_ms} ms")
+
+
+def place_bars(machine: Machine, function: PassthroughFunction) -> None:
+    """Addresses for a device's BARs as a firmware would choose them, the largest first."""
+    for bar in sorted(function.bars, key=lambda bar: -bar.size):
+        if bar.space == "ports":
+            window, alignment = machine.io_window, bar.size
+        else:
+            window = machine.window64 if bar.wide else machine.window32
+            alignment = max(bar.size, layout.PAGE_SIZE)
+        try:
+            bar.value = window.allocate(bar.size, alignment)
+        except ValueError as error:
+            raise HostError(
+                f"{function.bdf}: no place for BAR {bar.index} of {bar.size:#x} bytes: {error}",
+                "pass fewer devices through",
+            ) from None
 
 
 def describe_platform(machine: Machine, apic_ids: list[int]) -> None:

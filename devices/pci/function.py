@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from devices.pci.bar import Bar
-from devices.pci.config_space import BAR0, BAR_COUNT, COMMAND, COMMAND_MEMORY, ConfigSpace
+from devices.pci.config_space import (
+    BAR0,
+    BAR_COUNT,
+    COMMAND,
+    COMMAND_IO,
+    COMMAND_MEMORY,
+    ROM_BAR,
+    ConfigSpace,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +28,11 @@ if TYPE_CHECKING:
 
 
 _BAR_END = BAR0 + 4 * BAR_COUNT
+
+
+def is_bar(offset: int) -> bool:
+    """Whether this byte of configuration space belongs to a BAR or the expansion ROM's."""
+    return BAR0 <= offset < _BAR_END or ROM_BAR <= offset < ROM_BAR + 4
 
 
 class PciFunction:
@@ -52,13 +65,19 @@ class PciFunction:
         return {"name": self.name, "slot": self.slot}
 
     def enable(self) -> None:
-        """Switch memory decoding on, as a machine built by us hands it to the guest."""
-        self.config.set(COMMAND, COMMAND_MEMORY, 2)
+        """Switch decoding on, as a machine built by us hands it to the guest."""
+        self.config.set(COMMAND, self.decode_bits, 2)
         self.update_bars()
+
+    @property
+    def decode_bits(self) -> int:
+        """The command register's bits that make all BARs answer."""
+        ports = any(bar.decode_bit == COMMAND_IO for bar in self.bars)
+        return COMMAND_MEMORY | (COMMAND_IO if ports else 0)
 
     def config_read(self, offset: int, size: int) -> int:
         """Read ``size`` (1, 2, 4) bytes; ``offset`` + ``size`` lies inside one dword."""
-        if BAR0 <= offset < _BAR_END:
+        if is_bar(offset):
             register = self._registers.get((offset - BAR0) >> 2)
             value = register[0].read(register[1]) if register else 0
             return value >> 8 * (offset & 3) & ((1 << 8 * size) - 1)
@@ -66,7 +85,7 @@ class PciFunction:
 
     def config_write(self, offset: int, value: int, size: int) -> None:
         """Write ``size`` bytes inside one dword."""
-        if BAR0 <= offset < _BAR_END:
+        if is_bar(offset):
             self._write_bar(offset, value, size)
             return
         self.config.write(offset, value, size)
@@ -88,17 +107,13 @@ class PciFunction:
         if not bar.wide or half == 1:
             self.update_bars()
 
-    @property
-    def decoding(self) -> bool:
-        """True while the function answers in memory space."""
-        return bool(self.config.get(COMMAND, 2) & COMMAND_MEMORY)
-
     def update_bars(self) -> None:
         """Make the bus agree with the registers."""
+        command = self.config.get(COMMAND, 2)
         for bar in self.bars:
             if not bar.settled:
                 continue
-            wanted = bar.value if self.decoding else None
+            wanted = bar.value if bar.answers(command) else None
             if wanted != bar.mapped:
                 self._remap(bar, wanted)
 

@@ -42,13 +42,15 @@ def ones(size: int) -> int:
 class PciRoot:
     """Bus 0 with up to 32 single-function devices.
 
-    ``windows`` are the (gpa, size) ranges in which BARs may lie. Built on the control thread;
-    accesses come from vCPU threads with the GIL held.
+    ``windows`` are the (gpa, size) ranges in which memory BARs may lie, ``io_window`` that of
+    ports. Built on the control thread; accesses come from vCPU threads with the GIL held.
     """
 
-    def __init__(self, mmio: Bus, windows: list[tuple[int, int]]) -> None:
-        self._mmio = mmio
-        self._windows = windows
+    def __init__(
+        self, mmio: Bus, windows: list[tuple[int, int]], pio: Bus, io_window: tuple[int, int]
+    ) -> None:
+        self._buses = {"memory": mmio, "ports": pio}
+        self._windows = {"memory": windows, "ports": [io_window]}
         self._warnings = 0
         # Several vCPUs may write configuration space at once; a BAR moves in several steps.
         self._lock = allocate_lock()
@@ -88,13 +90,13 @@ class PciRoot:
         if not self._inside(bar, address):
             self._warn(function, bar, address, "outside the PCI windows")
             return False
+        bus = self._buses[bar.space]
         try:
             if bar.mapped is None:
-                self._mmio.attach(
-                    address, bar.size, function.bar_target(bar), f"{function.name} BAR {bar.index}"
-                )
+                name = f"{function.name} BAR {bar.index}"
+                bus.attach(address, bar.size, function.bar_target(bar), name)
             else:
-                self._mmio.move(bar.mapped, address)
+                bus.move(bar.mapped, address)
         except ValueError as error:
             self._warn(function, bar, address, str(error))
             return False
@@ -103,13 +105,14 @@ class PciRoot:
     def unmap_bar(self, function: PciFunction, bar: Bar) -> None:
         """Stop a BAR from answering."""
         if bar.mapped is not None:
-            self._mmio.detach(bar.mapped)
+            self._buses[bar.space].detach(bar.mapped)
 
     def _inside(self, bar: Bar, address: int) -> bool:
         if not bar.wide and address + bar.size > 1 << 32:
             return False
         return any(
-            start <= address and address + bar.size <= start + size for start, size in self._windows
+            start <= address and address + bar.size <= start + size
+            for start, size in self._windows[bar.space]
         )
 
     def _warn(self, function: PciFunction, bar: Bar, address: int, why: str) -> None:

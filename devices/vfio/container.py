@@ -34,6 +34,7 @@ class Domain:
         self._container: VfioContainer | None = None
         self._groups: dict[int, VfioGroup] = {}
         self._told_kvm: set[int] = set()
+        self._ranges: list[tuple[int, int]] = []
 
     def open_device(self, bdf: str, group: int, memory: GuestMemory) -> VfioDevice:
         """The device's fd; the first one brings the container and all of RAM's mappings."""
@@ -134,15 +135,33 @@ class Domain:
         )
 
     def _check_ranges(self, container: VfioContainer, memory: GuestMemory) -> None:
-        ranges = container.iova_ranges()
+        self._ranges = container.iova_ranges()
         for gpa, size in memory.regions:
-            if ranges and not any(a <= gpa and gpa + size - 1 <= b for a, b in ranges):
-                allowed = ", ".join([f"[{a:#x}, {b:#x}]" for a, b in ranges])
+            if not self._can_map(gpa, size):
                 raise HostError(
                     f"guest RAM [{gpa:#x}, {gpa + size:#x}) lies outside of what this host's "
-                    f"IOMMU can map: {allowed}",
+                    f"IOMMU can map: {self._allowed()}",
                     "lower size in VLLMD_HYPERVISOR_MEMORY_CONFIG",
                 )
+
+    def _can_map(self, gpa: int, size: int) -> bool:
+        inside = [first <= gpa and gpa + size - 1 <= last for first, last in self._ranges]
+        return any(inside) or not inside
+
+    def _allowed(self) -> str:
+        return ", ".join([f"[{first:#x}, {last:#x}]" for first, last in self._ranges])
+
+    def map_device_memory(self, hva: int, gpa: int, size: int) -> None:
+        """Let devices reach device memory; OSError when the IOMMU or the kernel does not."""
+        if not self._can_map(gpa, size):
+            raise OSError(errno.ERANGE, f"this host's IOMMU can map {self._allowed()}")
+        assert self._container is not None
+        self._container.map_dma(hva, gpa, size)
+
+    def unmap_device_memory(self, gpa: int, size: int) -> None:
+        """Undo it."""
+        if self._container is not None:
+            self._container.unmap_dma(gpa, size)
 
     def close(self) -> None:
         """Give groups and container back; the mappings go with the container. Idempotent."""

@@ -10,13 +10,10 @@ from __future__ import annotations
 
 import time
 
-from devices.pci.bar import Bar
 from devices.pci.config_space import (
-    BAR0,
-    BAR_COUNT,
     CAPABILITIES,
     COMMAND,
-    COMMAND_MEMORY,
+    FIRST_CAPABILITY,
     HEADER_TYPE,
     INTERRUPT_LINE,
     SIZE,
@@ -24,49 +21,32 @@ from devices.pci.config_space import (
     STATUS_CAPABILITIES,
     ConfigSpace,
 )
-from devices.pci.function import PciFunction
+from devices.pci.function import PciFunction, is_bar
+from devices.vfio.host_signals import HostSignals
 from devices.vfio.interrupts import Interrupts, Overlay
+from devices.vfio.regions import Region, find_bars
 from vmm._native import vfio
-from vmm._native.vfio import DeviceMapping, VfioBar
+from vmm._native.vfio import VfioBar
 from vmm.errors import HostError
 from vmm.log import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from devices.pci.bar import Bar
+    from devices.vfio.peers import PeerToPeer
     from vmm._native.vfio import VfioDevice
     from vmm.irq import IrqRouter
     from vmm.vm import DeviceSlots
 
 log = get_logger(__name__)
 
-PAGE = 4096
-IO_SPACE = 1
-MEMORY_TYPE = 6
-MEMORY_64 = 4
-PREFETCHABLE = 8
 MULTIFUNCTION = 0x80
-ROM_BAR = 0x30
 EXTENDED = 0x100
 PCIE_ID = 0x10
 # Extended capabilities that speak of more functions or other BARs than the guest has.
 HIDDEN = {0x0E: "ARI", 0x10: "SR-IOV", 0x15: "Resizable BAR"}
 CHAIN_MAX = 64
 FAILURES_TOLD = 5
-
-
-class Region:
-    """What is behind one BAR: where it is in the device's file, and what of it is mapped."""
-
-    def __init__(self, offset: int, mappings: list[tuple[int, DeviceMapping]]) -> None:
-        self.offset = offset
-        self.mappings = mappings
-        self.slots: list[int] = []
-        self.target: VfioBar | None = None
-
-    @property
-    def mapped_bytes(self) -> int:
-        """How much of the BAR the guest reaches without an exit."""
-        return sum([mapping.size for _, mapping in self.mappings])
 
 
 class PassthroughFunction(PciFunction):
@@ -80,6 +60,7 @@ class PassthroughFunction(PciFunction):
         irq: IrqRouter,
         intx_gsi: int,
         slots: DeviceSlots,
+        peers: PeerToPeer,
     ) -> None:
         started = time.monotonic()
         self.bdf = bdf
@@ -87,6 +68,7 @@ class PassthroughFunction(PciFunction):
         self.device = device
         self._failures = 0
         self._slots = slots
+        self._peers = peers
         flags, _, _ = device.get_info()
         if not flags & vfio.FLAG_PCI:
             raise HostError(f"{bdf} is no PCI device to VFIO", "bind it to vfio-pci")
@@ -98,12 +80,14 @@ class PassthroughFunction(PciFunction):
         self.overlay = Overlay(SIZE)
         self.overlay.own(HEADER_TYPE, self._get(HEADER_TYPE, 1) & ~MULTIFUNCTION, 1)
         self.overlay.own(INTERRUPT_LINE, 0, 1)
-        self.overlay.own(ROM_BAR, 0, 4)
         capabilities = self._capabilities()
         self.interrupts = Interrupts(device, irq, intx_gsi, self.overlay, capabilities, self._get)
         self.hidden = self._hide_extended() if PCIE_ID in capabilities else []
         self._regions: dict[int, Region] = {}
-        self._find_bars()
+        for bar, region in find_bars(bdf, device, self.interrupts, self._get, self._put):
+            self.add_bar(bar)
+            self._regions[bar.index] = region
+        self.signals = HostSignals(device)
         self.attach_ms = round((time.monotonic() - started) * 1000, 3)
 
     # --- what the device has ---
@@ -132,7 +116,7 @@ class PassthroughFunction(PciFunction):
             return found
         offset = self._get(CAPABILITIES, 1) & ~3
         for _ in range(CHAIN_MAX):
-            if offset < BAR0 + 0x30:
+            if offset < FIRST_CAPABILITY:
                 break
             found.setdefault(self._get(offset, 1), offset)
             offset = self._get(offset + 1, 1) & ~3
@@ -153,51 +137,11 @@ class PassthroughFunction(PciFunction):
                 break
         return hidden
 
-    def _find_bars(self) -> None:
-        index = 0
-        while index < BAR_COUNT:
-            register = BAR0 + 4 * index
-            old = self._get(register, 4)
-            self._put(register, 0xFFFFFFFF, 4)
-            mask = self._get(register, 4)
-            self._put(register, old, 4)
-            wide = not mask & IO_SPACE and mask & MEMORY_TYPE == MEMORY_64
-            flags, size, offset, areas, mappable = self.device.get_region_info(index)
-            if mask and not mask & IO_SPACE and size >= 16:
-                bar = Bar(index, size, wide=wide, prefetchable=bool(mask & PREFETCHABLE))
-                self.add_bar(bar)
-                wanted = (areas or [(0, size)]) if flags & vfio.REGION_MMAP else []
-                if index == self.interrupts.table_bar and not (mappable or areas):
-                    wanted = []
-                self._regions[index] = Region(offset, self._map(index, offset, wanted))
-            index += 2 if wide else 1
-
-    def _map(
-        self, index: int, file_offset: int, areas: list[tuple[int, int]]
-    ) -> list[tuple[int, DeviceMapping]]:
-        """Map the areas but for the pages of the MSI-X table; what fails is trapped instead."""
-        mappings = []
-        for offset, size in areas:
-            for start, end in self.interrupts.around_table(index, offset, offset + size):
-                start, end = -(-start // PAGE) * PAGE, end // PAGE * PAGE
-                if end <= start:
-                    continue
-                try:
-                    mapping = DeviceMapping(self.device, file_offset + start, end - start)
-                except OSError as error:
-                    log.warning(
-                        f"{self.bdf}: BAR {index} [{start:#x}, {end:#x}) cannot be mapped: "
-                        f"{error}; each access to it is an exit"
-                    )
-                    continue
-                mappings.append((start, mapping))
-        return mappings
-
     # --- configuration space ---
 
     def config_read(self, offset: int, size: int) -> int:
         """The device's own value, with our bytes laid over it."""
-        if BAR0 <= offset < BAR0 + 4 * BAR_COUNT:
+        if is_bar(offset):
             return super().config_read(offset, size)
         try:
             value = self._get(offset, size)
@@ -217,7 +161,7 @@ class PassthroughFunction(PciFunction):
                 )
 
     def _write_config(self, offset: int, value: int, size: int) -> None:
-        if BAR0 <= offset < BAR0 + 4 * BAR_COUNT:
+        if is_bar(offset):
             super().config_write(offset, value, size)
         elif self.interrupts.covers(offset, size):
             self.interrupts.write(offset, value, size)
@@ -231,17 +175,17 @@ class PassthroughFunction(PciFunction):
     def _write_command(self, offset: int, value: int, size: int) -> None:
         """Memory of the device may be mapped only while the device decodes it."""
         command = value >> 8 * (COMMAND - offset) & ((1 << 8 * min(size, 2)) - 1)
-        on = bool(command & COMMAND_MEMORY)
-        if on:
-            self._put(offset, value, size)
+        # What is switched on comes on before our mappings do, what is switched off stays till
+        # they are gone.
+        before = self.config.get(COMMAND, 2) & self.decode_bits
+        self._put(offset, value | before << 8 * (COMMAND - offset), size)
         self.config.set(COMMAND, command, min(size, 2))
         self.update_bars()
-        if not on:
-            self._put(offset, value, size)
+        self._put(offset, value, size)
 
     def enable(self) -> None:
-        """As the base; the device itself decodes memory then."""
-        self._put(COMMAND, self._get(COMMAND, 2) | COMMAND_MEMORY, 2)
+        """As the base; the device itself decodes its BARs then."""
+        self._put(COMMAND, self._get(COMMAND, 2) | self.decode_bits, 2)
         super().enable()
         self.interrupts.enable_intx()
 
@@ -257,20 +201,7 @@ class PassthroughFunction(PciFunction):
 
     def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
         """The mapped parts follow."""
-        region = self._regions[bar.index]
-        for slot in region.slots:
-            self._slots.unmap(slot)
-        region.slots = []
-        if new is None:
-            return
-        for offset, mapping in region.mappings:
-            try:
-                region.slots.append(self._slots.map(new + offset, mapping.size, mapping.address))
-            except OSError as error:
-                log.warning(
-                    f"{self.bdf}: BAR {bar.index} at {new + offset:#x}: {error}; each access to "
-                    "it is an exit"
-                )
+        self._regions[bar.index].place(new, self._slots, self._peers)
 
     def read(self, offset: int, size: int) -> int:
         """The MSI-X table in its BAR."""
@@ -294,10 +225,11 @@ class PassthroughFunction(PciFunction):
             "attach_ms": self.attach_ms,
             "interrupts": self.interrupts.status(),
             "hidden": self.hidden,
-            "p2p": "off: not offered",
+            "p2p": self._peers.state([region.name for region in self._regions.values()]),
             "bars": [
                 {
                     "index": bar.index,
+                    "kind": bar.kind,
                     "size": bar.size,
                     "gpa": bar.mapped,
                     "mapped_bytes": self._regions[bar.index].mapped_bytes,
@@ -311,9 +243,6 @@ class PassthroughFunction(PciFunction):
         """Interrupts off, memory out of the guest, the device given back; idempotent."""
         self.interrupts.close()
         for region in self._regions.values():
-            for slot in region.slots:
-                self._slots.unmap(slot)
-            region.slots = []
-            for _, mapping in region.mappings:
-                mapping.close()
+            region.close(self._slots, self._peers)
         self.device.close()
+        self.signals.close()

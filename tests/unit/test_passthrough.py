@@ -8,11 +8,14 @@ import pytest
 
 from devices.vfio.interrupts import Overlay
 from devices.vfio.passthrough import PassthroughFunction
+from devices.vfio.peers import PeerToPeer
 from vmm._native import vfio
 from vmm.irq import IrqRouter
 
 MSIX, MSI, PCIE = 0x50, 0x60, 0x70
 BAR_BYTES = 0x4000
+PORTS = 0x20
+ROM_BYTES = 0x10000
 VECTORS = 4
 SRIOV, AER = 0x100, 0x140
 ADDRESS, DATA = 0xFEE01000, 0x4041
@@ -31,7 +34,6 @@ class FakeDevice:
         put(0x00, "<HH", 0x10DE, 0x2330)
         put(0x06, "<H", 0x10)
         put(0x0E, "<B", 0x80)  # multifunction
-        put(0x30, "<I", 0xFFFF0001)
         put(0x34, "<B", MSIX)
         put(0x3D, "<B", 1)
         put(MSIX, "<BBHII", 0x11, MSI, 0x8000 | VECTORS - 1, 0x2000, 0x3000)
@@ -47,11 +49,12 @@ class FakeDevice:
         return vfio.FLAG_PCI | vfio.FLAG_RESET, 9, 5
 
     def get_region_info(self, index: int):
-        size = {0: BAR_BYTES, vfio.CONFIG_REGION: 4096}.get(index, 0)
+        sizes = {0: BAR_BYTES, 2: PORTS, vfio.ROM_REGION: ROM_BYTES, vfio.CONFIG_REGION: 4096}
+        size = sizes.get(index, 0)
         return 0, size, 0, None, False
 
     def get_irq_count(self, index: int) -> int:
-        return {vfio.INTX: 1, vfio.MSI: 4, vfio.MSIX: VECTORS}[index]
+        return {vfio.INTX: 1, vfio.MSI: 4, vfio.MSIX: VECTORS, vfio.REQ: 1}.get(index, 0)
 
     def reset(self) -> None:
         self.asked.append(("reset",))
@@ -66,6 +69,8 @@ class FakeDevice:
             raise OSError(5, "gone")
         if offset == 0x10 and value == 0xFFFFFFFF:
             value = -BAR_BYTES & 0xFFFFFFFF | 0xC
+        if offset == 0x18 and value == 0xFFFFFFFF:
+            value = -PORTS & 0xFFFFFFFF | 1
         self.config[offset : offset + size] = value.to_bytes(size, "little")
 
     def trigger_eventfds(self, index: int, fds: list[int]) -> None:
@@ -97,7 +102,8 @@ class FakeVm:
 def made():
     device, vm = FakeDevice(), FakeVm()
     irq = IrqRouter(vm)
-    function = PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None)
+    peers = PeerToPeer(None)
+    function = PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None, peers)
     yield function, device, vm
     function.close()
     irq.close()
@@ -108,14 +114,33 @@ def test_what_the_guest_sees(made):
     assert device.asked[0] == ("reset",)
     assert function.config_read(0x00, 4) == 0x233010DE
     assert function.config_read(0x0E, 1) == 0  # a single function
-    assert function.config_read(0x30, 4) == 0  # no option ROM
     assert function.config_read(MSIX + 2, 2) == VECTORS - 1  # off, whatever the device says
     assert function.config_read(MSI + 2, 2) == 0x80 | 2 << 1  # 64 bit, four, off, no masking
     assert function.config_read(SRIOV, 4) == 1 << 16 | AER << 20  # hidden, its successor is there
     assert function.config_read(AER, 2) == 1
     assert function.hidden == ["SR-IOV"]
-    (bar,) = function.bars
+    bar, ports, rom = function.bars
     assert (bar.size, bar.wide, bar.flags) == (BAR_BYTES, True, 0xC)
+    assert (ports.size, ports.space, ports.index) == (PORTS, "ports", 2)
+    assert (rom.size, rom.kind) == (ROM_BYTES, "expansion ROM")
+
+
+def test_registers_of_ports_and_the_expansion_rom(made):
+    function, device, _ = made
+    function.config_write(0x18, 0xFFFFFFFF, 4)
+    assert function.config_read(0x18, 4) == 0xFFFFFFE1
+    function.config_write(0x18, 0xC125, 4)
+    assert function.config_read(0x18, 4) == 0xC121
+    function.config_write(0x30, 0xFFFFF800, 4)
+    assert function.config_read(0x30, 4) == 0xFFFF0000
+    function.config_write(0x30, 0xC0010001, 4)
+    assert function.config_read(0x30, 4) == 0xC0010001
+    ports, rom = function.bars[1:]
+    assert (ports.answers(1), ports.answers(2)) == (True, False)
+    assert (rom.answers(1), rom.answers(2)) == (False, True)
+    function.config_write(0x30, 0xC0010000, 4)
+    assert not rom.answers(2)
+    assert device.config[0x30:0x34] == bytes(4)  # the device's own stays as it was
 
 
 def test_writes_reach_the_device_but_for_ours(made):
@@ -124,11 +149,9 @@ def test_writes_reach_the_device_but_for_ours(made):
     assert device.config[0x0C] == 0x10
     function.config_write(0x3C, 11, 1)
     assert (function.config_read(0x3C, 1), device.config[0x3C]) == (11, 0)
-    function.config_write(0x30, 0xFFFFFFFE, 4)
-    assert function.config_read(0x30, 4) == 0
     function.config_write(4, 6, 2)
     assert device.config[4] == 6
-    assert function.decoding
+    assert function.bars[0].mapped is None  # no bus here
 
 
 def test_from_the_line_to_messages_and_back(made):

@@ -9,10 +9,13 @@ CONTAINER_SET: int
 FLAG_RESET: int
 FLAG_PCI: int
 REGION_MMAP: int
+ROM_REGION: int
 CONFIG_REGION: int
 INTX: int
 MSI: int
 MSIX: int
+ERR: int
+REQ: int
 
 class VfioContainer:
     fd: int

@@ -1,0 +1,60 @@
+"""Peer to peer: one passed-through device reaches another's memory, where host and IOMMU allow it.
+
+Each mapped part of a BAR gets a DMA mapping at its guest address. Nothing depends on it: without
+it devices exchange data through RAM.
+"""
+
+from __future__ import annotations
+
+from vmm.log import get_logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from devices.vfio.container import Domain
+
+log = get_logger(__name__)
+
+FAILURES_TOLD = 5
+
+
+class PeerToPeer:
+    """The sharing of device memory in one domain; safe from vCPU threads under the PCI lock."""
+
+    def __init__(self, domain: Domain | None, off: str = "") -> None:
+        self._domain = domain
+        self._off = off if domain is not None else "no domain"
+        self._failed: dict[str, str] = {}
+        self._shared: set[str] = set()
+        self._told = 0
+
+    def share(self, name: str, gpa: int, size: int, hva: int) -> bool:
+        """Let the domain's devices reach [gpa, gpa + size), which is device memory at ``hva``."""
+        if self._domain is None or self._off:
+            return False
+        try:
+            self._domain.map_device_memory(hva, gpa, size)
+        except OSError as error:
+            self._failed[name] = str(error)
+            self._told += 1
+            if self._told <= FAILURES_TOLD:
+                log.info(f"{name} at {gpa:#x} is out of other devices' reach: {error}")
+            return False
+        self._failed.pop(name, None)
+        self._shared.add(name)
+        return True
+
+    def withdraw(self, gpa: int, size: int) -> None:
+        """Undo share()."""
+        if self._domain is not None:
+            self._domain.unmap_device_memory(gpa, size)
+
+    def state(self, names: list[str]) -> str:
+        """``on``, or ``off:`` with the reason, for the regions with these names."""
+        if self._off:
+            return f"off: {self._off}"
+        failed = [f"{name}: {self._failed[name]}" for name in names if name in self._failed]
+        if failed:
+            return f"off: {'; '.join(failed)}"
+        if not self._shared.intersection(names):
+            return "off: the guest has no memory of this device mapped"
+        return "on"
