@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from tests.lab.cache import cached
-from tests.lab.packages import PackageError, unpacked_with_libraries
+from tests.lab.packages import PackageError, run, unpacked_with_libraries
 from tests.lab.progress import say
 
 BINARY = "qemu-system-x86_64"
@@ -20,6 +20,14 @@ SUITE = "trixie-backports"
 BASE_SUITE = "trixie"
 GUARD_SOURCE = Path(__file__).with_name("emulator.c")
 GUARD_VERSION = "1"
+# Since 10.2 the emulated IOMMU translates only when asked to.
+TRANSLATES_WHEN_ASKED = "dma-remap"
+
+
+def iommu(command: list[str]) -> str:
+    """The argument of -device that makes the IOMMU of this QEMU translate."""
+    shown = run([*command, "-device", "amd-iommu,help"])
+    return "amd-iommu,dma-remap=on" if TRANSLATES_WHEN_ASKED in shown else "amd-iommu"
 
 
 def emulator() -> list[str]:

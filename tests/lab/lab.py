@@ -22,7 +22,7 @@ from typing import Any
 from tests.lab import flaw
 from tests.lab.cache import cached
 from tests.lab.emulator import BINARY as QEMU
-from tests.lab.emulator import emulator
+from tests.lab.emulator import emulator, iommu
 from tests.lab.initramfs import build_initramfs
 from tests.lab.kernels import Kernel
 from tests.lab.progress import say
@@ -135,11 +135,12 @@ class Lab:
         listener.bind(address)
         listener.listen(1)
         listener.settimeout(1)
+        qemu = emulator()
         command = [
             # Nobody else ends it when this process is killed.
             "setpriv", "--pdeathsig", "KILL",
-            *emulator(), "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35",
-            "-cpu", PROCESSOR, "-smp", str(cpus), "-m", memory, "-device", "amd-iommu",
+            *qemu, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35",
+            "-cpu", PROCESSOR, "-smp", str(cpus), "-m", memory, "-device", iommu(qemu),
             "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel)),
             "-append", "console=ttyS0 panic=-1 mitigations=off nokaslr iommu=on intremap=off quiet "
             f"lab.root={ROOT} lab.python={sys.executable}",
