@@ -40,6 +40,9 @@ CMDLINE_MAX = 0xFFFF
 NAME_MAX = 64
 NAME_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 REQUIRED = "required"
+CLIQUE_WORDS = ("auto", "off")
+# The capability has four bits for it.
+CLIQUE_MAX = 15
 
 
 class Setting(Record):
@@ -91,6 +94,11 @@ def _parse_devices(text: str) -> tuple[DeviceSpec, ...]:
     return tuple(parse_device(item) for item in split_list(text))
 
 
+def _parse_clique(text: str) -> str | int:
+    word = text.strip().lower()
+    return word if word in CLIQUE_WORDS else parse_integer(text, 0, CLIQUE_MAX)
+
+
 def _parse_cpu_count(text: str) -> int:
     return parse_integer(text, 1, CPU_MAX)
 
@@ -121,6 +129,8 @@ SETTINGS = (
             check_path),
     Setting("CONSOLE", "console", "tty", ENDPOINT_FORM, "the guest's hvc0", parse_endpoint),
     Setting("SERIAL", "serial", "null", ENDPOINT_FORM, "the guest's ttyS0", parse_endpoint),
+    Setting("GPUDIRECT_CLIQUE", "gpudirect_clique", "auto", f"auto, off, or 0 to {CLIQUE_MAX}",
+            "which NVIDIA GPUs are told that they reach each other's memory", _parse_clique),
     Setting("STOP_TIMEOUT_SECONDS", "stop_timeout_seconds", "25", "0 to 86400",
             "how long a guest may take to shut down before it is killed", parse_seconds),
 )  # fmt: skip
@@ -139,9 +149,9 @@ class Config(Record):
     """Everything that was said, checked by form. Nothing in here has touched a file."""
 
     __slots__ = (
-        "cmdline", "config_images", "console", "cpu_count", "debug", "devices", "initramfs_path",
-        "kernel_path", "log_destinations", "memory", "name", "serial", "stop_timeout_seconds",
-        "system_images", "warnings",
+        "cmdline", "config_images", "console", "cpu_count", "debug", "devices",
+        "gpudirect_clique", "initramfs_path", "kernel_path", "log_destinations", "memory", "name",
+        "serial", "stop_timeout_seconds", "system_images", "warnings",
     )  # fmt: skip
     kernel_path: str
     system_images: tuple[str, ...]
@@ -156,6 +166,7 @@ class Config(Record):
     initramfs_path: str | None
     console: Endpoint
     serial: Endpoint
+    gpudirect_clique: str | int
     stop_timeout_seconds: float
     warnings: tuple[str, ...]
 

@@ -36,6 +36,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from devices.vfio import gpudirect
     from devices.vfio.container import Domain
     from devices.vfio.passthrough import PassthroughFunction
     from devices.virtio.device import VirtioDevice
@@ -353,6 +354,9 @@ def attach_passthrough(machine: Machine) -> None:
     machine.domain = domain = Domain(vm.fd.create_vfio_device())
     found = find_devices(machine.config.devices)
     peers = PeerToPeer(domain, "" if len(found) > 1 else "a single device has no peer")
+    cliques = gpudirect.choose(
+        machine.config.gpudirect_clique, [host.bdf for host in found], peers.offered
+    )
     for slot, host in enumerate(found, len(machine.virtio) + 1):
         if slot >= layout.PCI_SLOTS:
             raise HostError(
@@ -363,7 +367,14 @@ def attach_passthrough(machine: Machine) -> None:
         gsi = layout.PCI_INTX_GSI + slot % layout.PCI_INTX_COUNT
         try:
             function = PassthroughFunction(
-                host.bdf, host.group, device, vm.irq, gsi, vm.device_slots, peers
+                host.bdf,
+                host.group,
+                device,
+                vm.irq,
+                gsi,
+                vm.device_slots,
+                peers,
+                cliques.get(host.bdf),
             )
         except BaseException:
             device.close()

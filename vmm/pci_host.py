@@ -111,10 +111,19 @@ def group_members(group: int) -> list[str]:
         return []
 
 
+def identity(bdf: str) -> tuple[int, int]:
+    """(vendor, class and subclass) of a device; zeros where sysfs does not say."""
+    return _number(bdf, "vendor"), _class(bdf)
+
+
 def _class(bdf: str) -> int:
+    return _number(bdf, "class") >> 8
+
+
+def _number(bdf: str, name: str) -> int:
     try:
-        with open(os.path.join(SYS_DEVICES, bdf, "class"), encoding="ascii") as file:
-            return int(file.read(), 16) >> 8
+        with open(os.path.join(SYS_DEVICES, bdf, name), encoding="ascii") as file:
+            return int(file.read(), 16)
     except (OSError, ValueError):
         return 0
 

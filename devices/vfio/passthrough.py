@@ -22,6 +22,7 @@ from devices.pci.config_space import (
     ConfigSpace,
 )
 from devices.pci.function import PciFunction, is_bar
+from devices.vfio import gpudirect
 from devices.vfio.host_signals import HostSignals
 from devices.vfio.interrupts import Interrupts, Overlay
 from devices.vfio.regions import Region, find_bars
@@ -61,6 +62,7 @@ class PassthroughFunction(PciFunction):
         intx_gsi: int,
         slots: DeviceSlots,
         peers: PeerToPeer,
+        clique: int | None = None,
     ) -> None:
         started = time.monotonic()
         self.bdf = bdf
@@ -80,10 +82,15 @@ class PassthroughFunction(PciFunction):
         self.overlay = Overlay(SIZE)
         self.overlay.own(HEADER_TYPE, self._get(HEADER_TYPE, 1) & ~MULTIFUNCTION, 1)
         self.overlay.own(INTERRUPT_LINE, 0, 1)
-        capabilities = self._capabilities()
+        chain = self._capabilities()
+        # The first of each kind counts.
+        capabilities = {kind: offset for offset, kind in reversed(chain)}
         self.interrupts = Interrupts(device, irq, intx_gsi, self.overlay, capabilities, self._get)
         self.hidden = self._hide_extended() if PCIE_ID in capabilities else []
         self._regions: dict[int, Region] = {}
+        self.clique = clique
+        if clique is not None:
+            self._tell_clique(clique, chain)
         for bar, region in find_bars(bdf, device, self.interrupts, self._get, self._put):
             self.add_bar(bar)
             self._regions[bar.index] = region
@@ -109,18 +116,30 @@ class PassthroughFunction(PciFunction):
             return f"failed: {error}"
         return "done"
 
-    def _capabilities(self) -> dict[int, int]:
-        """Offsets of the capabilities by id (PCI 3.0, 6.7); a chain that loops is cut."""
-        found: dict[int, int] = {}
+    def _capabilities(self) -> list[tuple[int, int]]:
+        """(offset, id) of each capability in the chain (PCI 3.0, 6.7); one that loops is cut."""
+        found: list[tuple[int, int]] = []
         if not self._get(STATUS, 2) & STATUS_CAPABILITIES:
             return found
         offset = self._get(CAPABILITIES, 1) & ~3
         for _ in range(CHAIN_MAX):
             if offset < FIRST_CAPABILITY:
                 break
-            found.setdefault(self._get(offset, 1), offset)
+            found.append((offset, self._get(offset, 1)))
             offset = self._get(offset + 1, 1) & ~3
         return found
+
+    def _tell_clique(self, clique: int, chain: list[tuple[int, int]]) -> None:
+        """One more capability at the end of the chain, where this device has nothing."""
+        start, end = gpudirect.OFFSET, gpudirect.OFFSET + gpudirect.SIZE
+        taken = any(start <= offset < end for offset, _ in chain)
+        if not chain or taken or any(self._get(offset, 4) for offset in range(start, end, 4)):
+            log.warning(f"{self.bdf}: no room at {start:#x} to tell its GPUDirect clique")
+            self.clique = None
+            return
+        for offset, value in zip((start, start + 4), gpudirect.capability(clique), strict=True):
+            self.overlay.own(offset, value, 4)
+        self.overlay.own(chain[-1][0] + 1, start, 1)
 
     def _hide_extended(self) -> list[str]:
         hidden = []
@@ -225,6 +244,7 @@ class PassthroughFunction(PciFunction):
             "attach_ms": self.attach_ms,
             "interrupts": self.interrupts.status(),
             "hidden": self.hidden,
+            "gpudirect_clique": self.clique,
             "p2p": self._peers.state([region.name for region in self._regions.values()]),
             "bars": [
                 {

@@ -27,6 +27,11 @@ class PeerToPeer:
         self._shared: set[str] = set()
         self._told = 0
 
+    @property
+    def offered(self) -> bool:
+        """False when no device of this machine can reach another's memory."""
+        return not self._off
+
     def share(self, name: str, gpa: int, size: int, hva: int) -> bool:
         """Let the domain's devices reach [gpa, gpa + size), which is device memory at ``hva``."""
         if self._domain is None or self._off:

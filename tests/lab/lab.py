@@ -116,7 +116,7 @@ class Lab:
     def __init__(
         self,
         memory: str = "9G",
-        cpus: int = 2,
+        cpus: int = 1,
         drives: list[Path] | None = None,
         extra: list[str] | None = None,
         suite: str | None = None,

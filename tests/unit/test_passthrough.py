@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from devices.vfio import gpudirect
 from devices.vfio.interrupts import Overlay
 from devices.vfio.passthrough import PassthroughFunction
 from devices.vfio.peers import PeerToPeer
@@ -152,6 +153,64 @@ def test_writes_reach_the_device_but_for_ours(made):
     function.config_write(4, 6, 2)
     assert device.config[4] == 6
     assert function.bars[0].mapped is None  # no bus here
+
+
+@pytest.fixture
+def build():
+    irq = IrqRouter(FakeVm())
+    made: list[PassthroughFunction] = []
+
+    def make(device: FakeDevice, clique: int) -> PassthroughFunction:
+        peers = PeerToPeer(None)
+        made.append(PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None, peers, clique))
+        return made[-1]
+
+    yield make
+    for function in made:
+        function.close()
+    irq.close()
+
+
+def test_a_clique_is_told_at_the_end_of_the_chain(build):
+    function = build(FakeDevice(), 5)
+    assert function.config_read(PCIE + 1, 1) == 0xD4
+    assert function.config_read(0xD4, 4) == 0x50080009
+    assert function.config_read(0xD8, 4) == 5 << 19 | 0x5032
+    function.config_write(0xD4, 0, 4)
+    assert function.config_read(0xD4, 4) == 0x50080009
+    assert function.status()["gpudirect_clique"] == 5
+
+
+@pytest.mark.parametrize("taken", [0xD4, 0xDB])
+def test_a_clique_is_not_told_where_the_device_has_something(build, taken):
+    device = FakeDevice()
+    device.put(taken, "<B", 1)
+    function = build(device, 5)
+    assert function.config_read(PCIE + 1, 1) == 0
+    assert function.status()["gpudirect_clique"] is None
+
+
+def test_gpus_behind_one_switch_share_a_clique():
+    first, second = "/sys/devices/pci0000:00", "/sys/devices/pci0001:00"
+    switch = "0000:00:01.0/0000:01:00.0"
+    paths = {
+        "0000:04:00.0": f"{first}/{switch}/0000:02:00.0/0000:04:00.0",
+        "0000:05:00.0": f"{first}/{switch}/0000:02:01.0/0000:05:00.0",
+        "0000:08:00.0": f"{first}/0000:00:03.0/0000:08:00.0",
+        "0001:04:00.0": f"{second}/{switch}/0000:02:00.0/0001:04:00.0",
+        "0001:05:00.0": f"{second}/{switch}/0000:02:01.0/0001:05:00.0",
+    }
+    assert gpudirect.automatic(paths) == {
+        "0000:04:00.0": 0, "0000:05:00.0": 0, "0001:04:00.0": 1, "0001:05:00.0": 1,
+    }  # fmt: skip
+
+
+def test_only_nvidia_s_display_controllers_get_one(monkeypatch):
+    kinds = {"gpu": (0x10DE, 0x0302), "audio": (0x10DE, 0x0403), "other": (0x1002, 0x0300)}
+    monkeypatch.setattr(gpudirect, "identity", kinds.__getitem__)
+    assert gpudirect.choose(3, list(kinds), False) == {"gpu": 3}
+    assert gpudirect.choose("off", list(kinds), True) == {}
+    assert gpudirect.choose("auto", list(kinds), True) == {}
 
 
 def test_from_the_line_to_messages_and_back(made):
