@@ -12,7 +12,8 @@ from vmm.config import survey
 from vmm.errors import ConfigError, VmmError
 from vmm.finding import OK, PROBLEM, WARNING, Finding, of_error, problem, warning
 from vmm.host import HOST
-from vmm.instance import Instance, instance_names, name_from_image, runtime_directory
+from vmm.host_nodes import kvm_node, runtime_directory_missing
+from vmm.instance import Instance, instance_names, name_from_image, runtime_base, runtime_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     stages.append(check_files.log_destinations(values.get("log_destinations", ())))
     stages.append(_host(values, host))
     name = values.get("name") or _name_from(values)
-    stages.append(_instance(name, environment))
+    stages.append(_instance(name, environment, host))
 
     def stop(pids: list[int]) -> tuple[list[str], bool]:
         return stop_commands(pids, environment)
@@ -121,8 +122,6 @@ def _settings(warnings: list[str], problems: list[tuple[str, str]]) -> list[Find
 
 def _host(values: dict[str, Any], host: Host) -> list[Finding]:
     """What `start` checks before anything else, and the host's memory, IOMMU and devices."""
-    from vmm.host_nodes import kvm_node
-
     findings = preflight.kernel_files(values.get("kernel_path"), values.get("initramfs_path"))
     findings += preflight.images(values.get("system_images", ()), values.get("config_images", ()))
     if "memory" in values:
@@ -145,8 +144,10 @@ def _name_from(values: dict[str, Any]) -> str | None:
     return name_from_image(images[0]) if images else None
 
 
-def _instance(name: str | None, environment: Mapping[str, str]) -> list[Finding]:
+def _instance(name: str | None, environment: Mapping[str, str], host: Host) -> list[Finding]:
     """The instance can have its folder, and nobody runs it."""
+    if not environment.get("XDG_RUNTIME_DIR") and not host.exists(runtime_base(environment)):
+        return [runtime_directory_missing(host)]
     if name is None:
         return []
     try:

@@ -51,6 +51,8 @@ def create_error(path: str, make_folders: bool = False) -> int:
     if os.path.exists(path):
         return 0 if os.access(path, os.W_OK) else errno.EACCES
     folder = os.path.dirname(os.path.abspath(path))
+    if folder.startswith(("/proc", "/sys")):
+        return errno.ENOENT  # whatever the modes say, nobody makes files there
     while make_folders and not os.path.lexists(folder):
         folder = os.path.dirname(folder)
     if not os.path.exists(folder):

@@ -61,18 +61,22 @@ def name_from_image(path: str) -> str:
     return f"{safe.lstrip('.-') or 'vm'}-{digest}"
 
 
+def runtime_base(environment: Mapping[str, str]) -> str:
+    """XDG_RUNTIME_DIR, or where systemd-logind makes it."""
+    uid = os.geteuid()
+    default = "/run" if uid == 0 else f"/run/user/{uid}"
+    return environment.get("XDG_RUNTIME_DIR") or default
+
+
 def runtime_directory(environment: Mapping[str, str]) -> str:
     """Where the folders of all instances of this user are; HostError when there is no place."""
-    base = environment.get("XDG_RUNTIME_DIR", "")
-    if not base:
-        uid = os.geteuid()
-        base = "/run" if uid == 0 else f"/run/user/{uid}"
-        if not os.path.isdir(base):
-            from vmm.host import HOST
-            from vmm.host_nodes import runtime_directory_missing
+    base = runtime_base(environment)
+    if not environment.get("XDG_RUNTIME_DIR") and not os.path.isdir(base):
+        from vmm.host import HOST
+        from vmm.host_nodes import runtime_directory_missing
 
-            finding = runtime_directory_missing(HOST)
-            raise HostError(finding.found, finding.remedy)
+        finding = runtime_directory_missing(HOST)
+        raise HostError(finding.found, finding.remedy)
     if not os.path.isabs(base):
         raise ConfigError([f"XDG_RUNTIME_DIR={base}: not an absolute path"])
     return os.path.join(base, FOLDER)

@@ -120,6 +120,10 @@ def test_bad_settings(tmp_path, settings, code, words):
     for word in words:
         assert word in text
     assert "Traceback" not in text
+    found, text = Command(tmp_path, **settings).run("check")
+    assert found == code, text
+    for word in words:
+        assert word in text
 
 
 def test_every_problem_is_told_at_once(tmp_path):
@@ -145,9 +149,10 @@ def test_every_problem_is_told_at_once(tmp_path):
 def test_files_that_are_no_kernel(tmp_path, content, words):
     command = Command(tmp_path)
     (tmp_path / "guest.elf").write_bytes(content)
-    code, text = command.run("start")
-    assert code == 2, text
-    assert words in text
+    for verb in ("start", "check"):
+        code, text = command.run(verb)
+        assert code == 2, text
+        assert words in text
     assert "Traceback" not in text
 
 
