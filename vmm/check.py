@@ -103,9 +103,13 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         path = values["kernel_path"]
         stages.append(check_files.kernel(path, values.get("initramfs_path")))
     stages.append(check_host.kvm(host, values.get("cpu_count")))
-    found, _ = pci_host.look_up_devices(values.get("devices", ()), host)
-    groups = dict.fromkeys([device.group for device in found])
+    devices, _ = pci_host.look_up_devices(values.get("devices", ()), host)
+    groups = dict.fromkeys([device.group for device in devices])
     stages.append(check_host.groups_in_use(host, groups, stop))
+    if "memory" in values:
+        node = values["memory"].host_numa_node
+        bdfs = [device.bdf for device in devices]
+        stages.append(check_host.device_nodes(host, bdfs, node))
     return Report(name, host.user(), host.uid, stages)
 
 

@@ -8,6 +8,7 @@ import os
 from vmm import host_nodes
 from vmm.errors import BusyError, HostError
 from vmm.finding import Finding, of_error, problem, warning
+from vmm.pci_host import SYS_DEVICES
 from vmm.preflight import MIB, SYS_NODES, free_bytes
 
 TYPE_CHECKING = False
@@ -74,6 +75,25 @@ def memory_nodes(host: Host) -> list[Finding]:
             total = host.number(f"{folder}/{size}/nr_hugepages")
             told.append(f"{free} of {total} huge pages of {size.removeprefix('hugepages-')} free")
         findings.append(Finding("numa-node", "; ".join(told), str(number)))
+    return findings
+
+
+def device_nodes(host: Host, bdfs: Iterable[str], node: int | None) -> list[Finding]:
+    """Devices whose NUMA node guest RAM (bound to ``node``, if any) may not be on."""
+    if len([name for name in host.names(SYS_NODES) if name[4:].isdigit()]) < 2:
+        return []
+    findings = []
+    for bdf in bdfs:
+        own = host.text(f"{SYS_DEVICES}/{bdf}/numa_node")
+        if own is None or not own.isdigit():
+            continue  # -1: the firmware does not tell
+        where = "any node" if node is None else f"node {node}"
+        told = f"{bdf} is on node {own}, guest RAM on {where}"
+        if own == str(node):
+            findings.append(Finding("device-node", told, bdf))
+        else:
+            advice = f"host_numa_node={own} in VLLMD_HYPERVISOR_MEMORY_CONFIG"
+            findings.append(warning("device-node", told, bdf, advice=advice))
     return findings
 
 

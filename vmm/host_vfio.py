@@ -16,7 +16,9 @@ DRIVER = "/sys/bus/pci/drivers/vfio-pci"
 TYPE1 = "/sys/module/vfio_iommu_type1"
 IOMMUFD = "/dev/iommu"
 UNSAFE = "/sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts"
-ENABLE_IOMMU = "enable it in the firmware set-up, and boot with intel_iommu=on or amd_iommu=on"
+ENABLE_IOMMU = "enable it in the firmware set-up; on Intel's processors boot with intel_iommu=on"
+# A kind of reserved region that VFIO takes for granted that nobody needs.
+RELAXABLE = "direct-relaxable"
 
 
 def iommu(host: Host) -> Finding:
@@ -63,6 +65,32 @@ def interrupt_remapping(host: Host) -> Finding | None:
     if unsafe == "Y":
         return warning(name, f"{found}; allow_unsafe_interrupts accepts that", advice=REMAP)
     return problem(name, found, cure=[f"echo Y >{UNSAFE}"], advice=f"that accepts it; or {REMAP}")
+
+
+def reserved_regions(host: Host, group: int, ram: list[tuple[int, int]]) -> Finding | None:
+    """Whether guest RAM, as (gpa, size), stays clear of addresses that the IOMMU cannot map.
+
+    None while the group is not to be seen.
+    Source: Documentation/ABI/testing/sysfs-kernel-iommu_groups.
+    """
+    text = host.text(f"{GROUPS}/{group}/reserved_regions")
+    if text is None:
+        return None
+    met = []
+    for line in text.split("\n"):
+        fields = line.split()
+        if len(fields) != 3 or fields[2] == RELAXABLE:
+            continue
+        first, last = int(fields[0], 16), int(fields[1], 16)
+        if any(first < gpa + size and gpa <= last for gpa, size in ram):
+            met.append(f"[{first:#x}, {last:#x}] ({fields[2]})")
+    name, subject = "iommu-range", str(group)
+    if not met:
+        return Finding(name, f"IOMMU group {group} can reach all guest RAM", subject)
+    return problem(
+        name, f"IOMMU group {group} cannot reach guest RAM at {', '.join(met)}", subject,
+        advice="lower size in VLLMD_HYPERVISOR_MEMORY_CONFIG",
+    )  # fmt: skip
 
 
 REMAP = "switch interrupt remapping on: firmware set-up, and no intremap=off at boot"

@@ -165,6 +165,7 @@ def devices(specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host) -
     """What passing these devices through needs. ``ram`` None: RAM's size is not known."""
     from vmm import host_nodes, host_vfio, pci_host
     from vmm.host_memlock import memlock
+    from vmm.layout import ram_regions
 
     found, findings = pci_host.look_up_devices(specs, host)
     findings += host_vfio.modules(host, needed=True)
@@ -174,6 +175,9 @@ def devices(specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host) -
     findings.append(host_nodes.vfio_container(host))
     findings += [finding for finding in (*nodes, remapping) if finding is not None]
     if found and ram is not None:
+        regions = ram_regions(ram.size)
+        ranges = [host_vfio.reserved_regions(host, group, regions) for group in groups]
+        findings += [finding for finding in ranges if finding is not None]
         bars = sum([pci_host.bar_bytes(device.bdf, host) for device in found])
         findings.append(memlock(host, ram.size, bars))
     return findings

@@ -171,6 +171,41 @@ def test_interrupt_remapping(host, interrupts, unsafe, level):
         assert finding.cure == (f"echo Y >{host_vfio.UNSAFE}",)
 
 
+def test_reserved_regions(host):
+    path = "/sys/kernel/iommu_groups/7/reserved_regions"
+    below, above = (0, 3 << 30), (4 << 30, 1 << 40)
+    assert host_vfio.reserved_regions(host, 7, [below]) is None
+    host.add(
+        path,
+        "0x00000000000a0000 0x00000000000bffff direct-relaxable\n"
+        "0x00000000fee00000 0x00000000feefffff msi\n"
+        "0x000000fd00000000 0x000000ffffffffff reserved\n",
+    )
+    assert host_vfio.reserved_regions(host, 7, [below]).level == OK
+    assert host_vfio.reserved_regions(host, 7, [below, (4 << 30, 0xFC << 32)]).level == OK
+    finding = host_vfio.reserved_regions(host, 7, [below, above])
+    assert finding.level == PROBLEM
+    assert "[0xfd00000000, 0xffffffffff] (reserved)" in finding.found
+    assert "msi" not in finding.found
+
+
+def test_devices_and_numa_nodes(host):
+    bdf = "0000:01:00.0"
+    host.add(f"/sys/bus/pci/devices/{bdf}/numa_node", "1\n")
+    host.add("/sys/devices/system/node/node0/meminfo")
+    assert check_host.device_nodes(host, [bdf], None) == []  # one node only
+    host.add("/sys/devices/system/node/node1/meminfo")
+    (finding,) = check_host.device_nodes(host, [bdf], None)
+    assert (finding.level, finding.found) == (
+        WARNING, f"{bdf} is on node 1, guest RAM on any node",
+    )  # fmt: skip
+    assert "host_numa_node=1" in finding.advice
+    assert check_host.device_nodes(host, [bdf], 1)[0].level == OK
+    assert check_host.device_nodes(host, [bdf], 0)[0].level == WARNING
+    host.add(f"/sys/bus/pci/devices/{bdf}/numa_node", "-1\n")
+    assert check_host.device_nodes(host, [bdf], None) == []
+
+
 def test_iommu(host):
     assert host_vfio.iommu(host).level == WARNING
     host.add("/sys/kernel/iommu_groups/3/type").add("/sys/class/iommu/dmar0/x")
