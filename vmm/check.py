@@ -77,10 +77,10 @@ class Report:
         counts = dict.fromkeys((OK, WARNING, PROBLEM), 0)
         for finding in self.findings:
             counts[finding.level] += 1
-        told = f"{counts[PROBLEM]} problems, {counts[WARNING]} warnings"
+        told = f"problems: {counts[PROBLEM]}, warnings: {counts[WARNING]}"
         if self.exit_code:
-            return f"{told}: start would end with exit code {self.exit_code}"
-        return f"{told}: start would go through"
+            return f"{told}; start would end with exit code {self.exit_code}"
+        return f"{told}; start would go through"
 
 
 def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:

@@ -56,7 +56,7 @@ def kvm(host: Host, vcpus: int | None) -> list[Finding]:
 
 
 def _vcpus(count: int, processors: int) -> Finding:
-    told = f"{count} vCPUs on {processors} processors"
+    told = f"CPU_COUNT={count}, of {processors} processors"
     if count <= processors:
         return Finding("vcpus", told)
     return warning("vcpus", f"{told}: they will wait for each other", advice="lower CPU_COUNT")

@@ -47,7 +47,7 @@ def test_a_report_in_words():
         "                     advice: log in again",
         "problem  instance  it runs",
         "                     cure: stop it",
-        "2 problems, 0 warnings: start would end with exit code 38",
+        "problems: 2, warnings: 0; start would end with exit code 38",
     ]
 
 
