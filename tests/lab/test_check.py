@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.job_guest import JobGuest
+from tests.lab.packages import unpacked
 from tests.lab.steady import SteadyLab
 
 SCENARIO = "tests.lab.scenarios.check"
@@ -47,3 +48,7 @@ def test_as_root(nvme_lab, job):
 def test_as_a_plain_user(nvme_lab, job):
     md5 = hashlib.md5(CONTENT[:FIRST_BYTES]).hexdigest()
     nvme_lab.call(f"{SCENARIO}:as_a_plain_user", md5=md5, **job)
+
+
+def test_a_udev_rule(nvme_lab):
+    nvme_lab.call(f"{SCENARIO}:a_udev_rule_gives_groups", udev=str(unpacked("udev")))

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,30 @@ def as_a_plain_user(kernel: str, initramfs: str, md5: str) -> None:
     limit.unlink()
     run(f"userdel -r {USER} 2>/dev/null; chown root:root /dev/kvm; chmod 600 /dev/kvm")
     bind(bdf)
+
+
+def a_udev_rule_gives_groups(udev: str) -> None:
+    """The rule that README.md shows, under Debian's udev: a group that appears is the user's."""
+    readme = Path("README.md").read_text().splitlines()
+    (rule,) = [line.strip() for line in readme if line.strip().startswith('SUBSYSTEM=="vfio"')]
+    run(f"useradd --uid {UID + 1} keeper")
+    file = Path("/etc/udev/rules.d/70-vfio.rules")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(rule.replace("alice", "keeper") + "\n")
+    bdf = find(NVME)
+    release(bdf)
+    daemon = subprocess.Popen(["systemd-udevd"], executable=f"{udev}/bin/udevadm")
+    try:
+        deadline = time.monotonic() + 30
+        while not Path("/run/udev/control").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        node = Path(f"/dev/vfio/{bind(bdf)}")
+        while node.stat().st_uid != UID + 1:
+            expect(daemon.poll() is None, "udev ended")
+            expect(time.monotonic() < deadline, f"{node}: {node.stat()} under {rule}")
+            time.sleep(0.1)
+    finally:
+        daemon.terminate()
+        daemon.wait()
+        file.unlink()
+        run("userdel keeper")
