@@ -1,4 +1,4 @@
-"""The command line: start, stop, status, env. The only module that prints."""
+"""The command line: start, stop, status, check, env. The only module that prints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ PROGRAM = "vllmd-hypervisor"
 EXIT_INTERRUPTED = 130
 ERROR_PRIORITY = 3
 EPILOG = """\
-Settings come from the environment; `vllmd-hypervisor env` shows all of them. Required:
+Settings come from the environment; `vllmd-hypervisor env` shows all of them, and
+`vllmd-hypervisor check` what this host lacks for them. Required:
 VLLMD_HYPERVISOR_KERNEL_FILEPATH, VLLMD_HYPERVISOR_SYSTEM_IMAGE_FILEPATH and
 VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH. Exit codes: 0 done, 1 the VMM failed, 2 bad settings,
 3 not running (status), 4 unknown (status), 33 the guest crashed, 34 a device failed,
@@ -125,6 +126,8 @@ def run_verb(argv: list[str]) -> int:
         return dry_run(environment, options.json) if options.dry_run else start()
     if options.verb == "env":
         return show_settings(environment, options.json)
+    if options.verb == "check":
+        return check(environment, options.json)
     from vmm import client
 
     if options.verb == "stop":
@@ -152,7 +155,9 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="start | stop | status | env")
+    verbs = parser.add_subparsers(
+        dest="verb", required=True, metavar="start | stop | status | check | env"
+    )
     verb = verbs.add_parser("start", help="run the VM in the foreground")
     verb.add_argument("--dry-run", action="store_true", help="check the settings, start nothing")
     verb.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
@@ -161,6 +166,13 @@ def build_parser() -> argparse.ArgumentParser:
     verb.add_argument("--now", action="store_true", help="do not wait for the guest: kill it")
     verb = verbs.add_parser("status", help="tell how the VM does, or how it ended")
     verb.add_argument("name", nargs="?", help="instance name (else found from the environment)")
+    verb.add_argument("--json", action="store_true", help="print JSON")
+    verb = verbs.add_parser(
+        "check",
+        help="tell what this host and these settings lack for a start, and what cures it",
+        description="Looks at settings, files, memory, KVM and devices without starting anything. "
+        "Exit code: 0 when start would go through, else the code that start would end with.",
+    )
     verb.add_argument("--json", action="store_true", help="print JSON")
     verb = verbs.add_parser("env", help="show every setting, its value and where it came from")
     verb.add_argument("--json", action="store_true", help="print JSON")
@@ -245,6 +257,18 @@ def dry_run(environment: dict[str, str], as_json: bool) -> int:
     if failure is not None:
         raise failure
     return 0
+
+
+def check(environment: dict[str, str], as_json: bool) -> int:
+    """`check`: what this host and these settings lack, and what cures it."""
+    from vmm.check import examine
+
+    report = examine(environment)
+    if as_json:
+        print_json(report.facts())
+    else:
+        print(report.text())
+    return report.exit_code
 
 
 def print_json(facts: dict[str, Any]) -> None:

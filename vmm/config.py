@@ -19,6 +19,7 @@ from vmm.config_parse import (
     check_path,
     nearest,
     parse_device,
+    parse_each,
     parse_endpoint,
     parse_integer,
     parse_paths,
@@ -91,7 +92,7 @@ def _parse_name(text: str) -> str:
 
 
 def _parse_devices(text: str) -> tuple[DeviceSpec, ...]:
-    return tuple(parse_device(item) for item in split_list(text))
+    return parse_each(split_list(text), parse_device)
 
 
 def _parse_clique(text: str) -> str | int:
@@ -176,26 +177,34 @@ class Config(Record):
     @classmethod
     def from_env(cls, environment: Mapping[str, str]) -> Config:
         """Parse all variables; ConfigError lists every problem at once."""
-        problems = _unknown_names(environment)
-        warnings: list[str] = []
-        values: dict[str, Any] = {}
-        for setting in SETTINGS:
-            name = PREFIX + setting.name
-            text = environment.get(name, "")
-            if text:
-                text = _unwrap(name, text, setting, warnings)
-            if not text and setting.default == REQUIRED:
-                problems.append(f"{name} is not set: {setting.meaning} ({setting.form})")
-            elif not text and not setting.default:
-                values[setting.field] = UNSET[setting.field]
-            else:
-                try:
-                    values[setting.field] = setting.parse(text or setting.default)
-                except BadValue as error:
-                    problems.append(f"{name}={text}: {error}; accepted: {setting.form}")
+        values, warnings, problems = survey(environment)
         if problems:
-            raise ConfigError(problems)
+            raise ConfigError([text for _, text in problems])
         return cls(warnings=tuple(warnings), **values)
+
+
+def survey(
+    environment: Mapping[str, str],
+) -> tuple[dict[str, Any], list[str], list[tuple[str, str]]]:
+    """(Config's fields as far as they are good, warnings, (variable, problem) of the others)."""
+    problems = _unknown_names(environment)
+    warnings: list[str] = []
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        name = PREFIX + setting.name
+        text = environment.get(name, "")
+        if text:
+            text = _unwrap(name, text, setting, warnings)
+        if not text and setting.default == REQUIRED:
+            problems.append((name, f"{name} is not set: {setting.meaning} ({setting.form})"))
+        elif not text and not setting.default:
+            values[setting.field] = UNSET[setting.field]
+        else:
+            try:
+                values[setting.field] = setting.parse(text or setting.default)
+            except BadValue as error:
+                problems.append((name, f"{name}={text}: {error}; accepted: {setting.form}"))
+    return values, warnings, problems
 
 
 def settings_in_use(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
@@ -224,14 +233,15 @@ def identity(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
         raise ConfigError([f"{PREFIX}NAME or {PREFIX}SYSTEM_IMAGE_FILEPATH: {error}"]) from None
 
 
-def _unknown_names(environment: Mapping[str, str]) -> list[str]:
+def _unknown_names(environment: Mapping[str, str]) -> list[tuple[str, str]]:
     known = [PREFIX + setting.name for setting in SETTINGS]
     problems = []
     for name in environment:
         if name.startswith("export ") and PREFIX in name:
-            problems.append(f"{name!r}: an EnvironmentFile takes no 'export'; remove the word")
+            told = f"{name!r}: an EnvironmentFile takes no 'export'; remove the word"
+            problems.append((name, told))
         elif name.startswith(PREFIX) and name not in known:
-            problems.append(f"{name} is not a known setting{nearest(name, known)}")
+            problems.append((name, f"{name} is not a known setting{nearest(name, known)}"))
     return problems
 
 

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from vmm.config_parse import BadValue, nearest, parse_integer, parse_size, parse_switch, split_list
+from vmm.config_parse import (
+    BadValue,
+    nearest,
+    parse_each,
+    parse_integer,
+    parse_size,
+    parse_switch,
+    split_list,
+)
 from vmm.record import Record
 
 TYPE_CHECKING = False
@@ -65,20 +73,23 @@ class MemoryConfig(Record):
 
 def parse_memory(text: str) -> MemoryConfig:
     """The whole value; BadValue for an unknown key, a bad value or a combination refused."""
-    values: dict[str, Any] = {}
-    for item in split_list(text):
-        key, separator, value = item.strip().partition("=")
-        if key not in KEYS:
-            raise BadValue(f"unknown key {key!r}{nearest(key, KEYS)}; accepted: {FORM}")
-        if not separator:
-            raise BadValue(f"{key!r} has no value; accepted: {FORM}")
-        if not value:
-            continue  # an empty value counts as not given
-        try:
-            values[key] = _parse_key(key, value)
-        except BadValue as error:
-            raise BadValue(f"{key}: {error}") from None
-    return _check(values)
+    items = parse_each(split_list(text), _parse_item)
+    # An empty value counts as not given.
+    return _check(dict([item for item in items if item[1] is not None]))
+
+
+def _parse_item(item: str) -> tuple[str, Any]:
+    key, separator, value = item.strip().partition("=")
+    if key not in KEYS:
+        raise BadValue(f"unknown key {key!r}{nearest(key, KEYS)}")
+    if not separator:
+        raise BadValue(f"{key!r} has no value")
+    if not value:
+        return key, None
+    try:
+        return key, _parse_key(key, value)
+    except BadValue as error:
+        raise BadValue(f"{key}: {error}") from None
 
 
 def _parse_key(key: str, value: str) -> int | bool:

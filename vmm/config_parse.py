@@ -6,6 +6,13 @@ import os
 
 from vmm.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    Value = TypeVar("Value")
+
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 TRUE_WORDS = ("on", "true", "yes", "1")
 FALSE_WORDS = ("off", "false", "no", "0")
@@ -105,6 +112,20 @@ def split_list(text: str) -> tuple[str, ...]:
     return tuple(items)
 
 
+def parse_each(items: Sequence[str], parse: Callable[[str], Value]) -> tuple[Value, ...]:
+    """All items parsed; BadValue tells what is wrong with each of them, not only the first."""
+    values = []
+    wrong = []
+    for item in items:
+        try:
+            values.append(parse(item))
+        except BadValue as error:
+            wrong.append(str(error))
+    if wrong:
+        raise BadValue("; ".join(wrong))
+    return tuple(values)
+
+
 def check_path(path: str) -> str:
     """Refuse what people mean to be expanded and nobody expands."""
     if "\0" in path:
@@ -125,7 +146,7 @@ def check_path(path: str) -> str:
 
 def parse_paths(text: str) -> tuple[str, ...]:
     """One or more paths, comma separated."""
-    return tuple(check_path(path) for path in split_list(text))
+    return parse_each(split_list(text), check_path)
 
 
 def parse_endpoint(text: str) -> Endpoint:

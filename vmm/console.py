@@ -137,12 +137,7 @@ class HostConsole:
     def _listen(self, path: str) -> int:
         import _socket
 
-        if len(os.fsencode(path)) > SUN_PATH_MAX:
-            raise HostError(
-                f"the console socket {path} has a path of {len(os.fsencode(path))} bytes; "
-                f"{SUN_PATH_MAX} are possible",
-                "use a shorter path",
-            )
+        check_socket_path(path)
         listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
         try:
             _remove_stale(path)
@@ -150,10 +145,7 @@ class HostConsole:
             listener.listen(1)
         except OSError as error:
             listener.close()
-            raise HostError(
-                f"cannot listen on the console socket {path}: {error.strerror}",
-                "check its directory, or that no other program uses it",
-            ) from error
+            raise cannot_listen(path, error.strerror) from error
         listener.setblocking(False)
         self._socket = listener
         return listener.fileno()
@@ -170,10 +162,32 @@ def _open_file(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     except OSError as error:
+        raise cannot_open_file(path, error.strerror) from error
+
+
+def check_socket_path(path: str) -> None:
+    """HostError when it is longer than a socket's address can be."""
+    length = len(os.fsencode(path))
+    if length > SUN_PATH_MAX:
         raise HostError(
-            f"cannot open the console file {path}: {error.strerror}",
-            "check its directory and permissions",
-        ) from error
+            f"the console socket {path} has a path of {length} bytes; {SUN_PATH_MAX} are possible",
+            "use a shorter path",
+        )
+
+
+def cannot_listen(path: str, why: str | None) -> HostError:
+    """The error for a console's socket that cannot be made."""
+    return HostError(
+        f"cannot listen on the console socket {path}: {why}",
+        "check its directory, or that no other program uses it",
+    )
+
+
+def cannot_open_file(path: str, why: str | None) -> HostError:
+    """The error for a console's file that cannot be opened."""
+    return HostError(
+        f"cannot open the console file {path}: {why}", "check its directory and permissions"
+    )
 
 
 def _remove_stale(path: str) -> None:

@@ -66,10 +66,7 @@ class Disk:
             lock_image(path, fd, read_only)
             disk = cls(path, fd, read_only)
             if not disk.capacity:
-                raise HostError(
-                    f"the disk image {path} has {disk.size} bytes, less than one sector",
-                    f"make it larger: truncate -s 1G {path}",
-                )
+                raise too_small(path, disk.size)
         except BaseException:
             os.close(fd)
             raise
@@ -104,6 +101,14 @@ class Disk:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def too_small(path: str, size: int) -> HostError:
+    """The error for an image without a single sector."""
+    return HostError(
+        f"the disk image {path} has {size} bytes, less than one sector",
+        f"make it larger: truncate -s 1G {path}",
+    )
 
 
 def open_disks(system: tuple[str, ...], config: tuple[str, ...]) -> list[Disk]:

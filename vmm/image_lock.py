@@ -31,13 +31,28 @@ def lock_image(path: str, fd: int, read_only: bool) -> None:
         if not _take(fd, read_only):
             raise BlockingIOError
     except BlockingIOError:
-        holders = lock_holders(os.fstat(fd))
-        who = f"by process {', '.join([str(pid) for pid in holders])}" if holders else "elsewhere"
-        raise BusyError(
-            f"the disk image {path} is in use {who}", "stop what uses it, or give another image"
-        ) from None
+        raise busy(path, lock_holders(os.fstat(fd))) from None
     except OSError as error:
         log.warning(f"{path}: this file system cannot lock it ({error.strerror}); not protected")
+
+
+def busy(path: str, holders: list[int]) -> BusyError:
+    """The error for an image that others hold."""
+    who = f"by process {', '.join([str(pid) for pid in holders])}" if holders else "elsewhere"
+    return BusyError(
+        f"the disk image {path} is in use {who}", "stop what uses it, or give another image"
+    )
+
+
+def would_lock(fd: int, read_only: bool) -> bool:
+    """Whether lock_image() would get its lock now; takes none. True where nothing can lock."""
+    ranges = [(READS_BYTE, 1), (BEARS_NO_WRITER_BYTE, 1)] if read_only else [(0, 0)]
+    try:
+        if any(ofd_conflict(fd, not read_only, start, length) for start, length in ranges):
+            return False
+        return not read_only or _no_writer(fd)
+    except OSError:
+        return True
 
 
 def _take(fd: int, read_only: bool) -> bool:
@@ -46,6 +61,11 @@ def _take(fd: int, read_only: bool) -> bool:
         return True
     ofd_lock(fd, False, READS_BYTE, 1)
     ofd_lock(fd, False, BEARS_NO_WRITER_BYTE, 1)
+    return _no_writer(fd)
+
+
+def _no_writer(fd: int) -> bool:
+    """No writer's lock stands beside ours for reading."""
     # The kernel joins neighbouring locks: QEMU's writer shows as one from its first byte on. A
     # lock that starts before that is Cloud Hypervisor's, and a reader's, or ours had failed.
     met = ofd_conflict(fd, True, WRITES_BYTE, 1)

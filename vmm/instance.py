@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
+from errno import EACCES, ENOENT
 
 from vmm._native.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
@@ -60,18 +61,22 @@ def name_from_image(path: str) -> str:
     return f"{safe.lstrip('.-') or 'vm'}-{digest}"
 
 
+def runtime_base(environment: Mapping[str, str]) -> str:
+    """XDG_RUNTIME_DIR, or where systemd-logind makes it."""
+    uid = os.geteuid()
+    default = "/run" if uid == 0 else f"/run/user/{uid}"
+    return environment.get("XDG_RUNTIME_DIR") or default
+
+
 def runtime_directory(environment: Mapping[str, str]) -> str:
     """Where the folders of all instances of this user are; HostError when there is no place."""
-    base = environment.get("XDG_RUNTIME_DIR", "")
-    if not base:
-        uid = os.geteuid()
-        base = "/run" if uid == 0 else f"/run/user/{uid}"
-        if not os.path.isdir(base):
-            raise HostError(
-                f"XDG_RUNTIME_DIR is not set and {base} does not exist",
-                "log in through systemd-logind (loginctl enable-linger USER for services), or "
-                "set XDG_RUNTIME_DIR to a folder of this user's",
-            )
+    base = runtime_base(environment)
+    if not environment.get("XDG_RUNTIME_DIR") and not os.path.isdir(base):
+        from vmm.host import HOST
+        from vmm.host_nodes import runtime_directory_missing
+
+        finding = runtime_directory_missing(HOST)
+        raise HostError(finding.found, finding.remedy)
     if not os.path.isabs(base):
         raise ConfigError([f"XDG_RUNTIME_DIR={base}: not an absolute path"])
     return os.path.join(base, FOLDER)
@@ -121,22 +126,40 @@ class Instance:
                 _make_private(directory)
             self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise HostError(
-                f"cannot use the instance folder {self.directory}: {error.strerror}",
-                "check XDG_RUNTIME_DIR and its permissions",
-            ) from error
+            raise self._unusable(error.strerror) from error
         try:
             ofd_lock(self._lock_fd, True, 0, 0)
         except BlockingIOError:
             holder = self._read_holder(self._lock_fd)
             self.release()
-            who = f"by process {holder.pid}" if holder else "already"
-            raise BusyError(
-                f"the instance {self.name} is run {who}", "stop it first: vllmd-hypervisor stop"
-            ) from None
+            raise self.busy(holder) from None
         content = f"{os.getpid()} {process_start_time(os.getpid())}\n"
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, content.encode(), 0)
+
+    def _unusable(self, why: str | None) -> HostError:
+        return HostError(
+            f"cannot use the instance folder {self.directory}: {why}",
+            "check XDG_RUNTIME_DIR and its permissions",
+        )
+
+    def check_folder(self) -> None:
+        """HostError when acquire() could not make or use the folder. Makes nothing."""
+        for directory in (self.directory, self.root, os.path.dirname(self.root)):
+            if os.path.lexists(directory):
+                break
+        if directory != os.path.dirname(self.root):
+            _check_private(directory)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise self._unusable(os.strerror(EACCES if os.path.exists(directory) else ENOENT))
+
+    def busy(self, holder: Holder | None) -> BusyError:
+        """The error for a start while ``holder`` runs the instance."""
+        who = f"by process {holder.pid}" if holder else "already"
+        return BusyError(
+            f"the instance {self.name} is run {who}",
+            f"stop it first: vllmd-hypervisor stop {self.name}",
+        )
 
     def release(self) -> None:
         """Let the lock go; idempotent."""
@@ -206,8 +229,12 @@ def _make_private(directory: str) -> None:
     try:
         os.mkdir(directory, 0o700)
     except FileExistsError:
-        found = os.lstat(directory)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise HostError(
-                f"{directory} is not a folder of this user's", "remove it, or set XDG_RUNTIME_DIR"
-            ) from None
+        _check_private(directory)
+
+
+def _check_private(directory: str) -> None:
+    found = os.lstat(directory)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise HostError(
+            f"{directory} is not a folder of this user's", "remove it, or set XDG_RUNTIME_DIR"
+        )

@@ -213,8 +213,13 @@ def open_sinks(destinations: tuple[str, ...], journal_stream: str = "") -> list[
         except OSError as error:
             for sink in sinks:
                 sink.close()
-            raise HostError(
-                f"VLLMD_HYPERVISOR_LOG_FILEPATH: cannot log to {destination}: {error.strerror}",
-                "give a path that can be written, /dev/stdout, /dev/stderr, journald or syslog",
-            ) from error
+            raise cannot_log(destination, error.strerror) from error
     return sinks
+
+
+def cannot_log(destination: str, why: str | None) -> HostError:
+    """The error for a destination that cannot be opened."""
+    return HostError(
+        f"VLLMD_HYPERVISOR_LOG_FILEPATH: cannot log to {destination}: {why}",
+        "give a path that can be written, /dev/stdout, /dev/stderr, journald or syslog",
+    )

@@ -29,7 +29,7 @@ from vmm.log import get_logger
 from vmm.memory import allocate, memory_status
 from vmm.smbios import build_smbios
 from vmm.vcpu import BootState, Vcpu
-from vmm.vm import Vm, max_vcpus, open_kvm
+from vmm.vm import Vm, check_vcpu_count, open_kvm
 from vmm.x86 import cpuid, lapic, msr, regs
 
 TYPE_CHECKING = False
@@ -253,14 +253,8 @@ def create_vm(machine: Machine, apic_ids: list[int]) -> None:
     """KVM, guest RAM and its slots, then the interrupt controllers, then the vCPUs."""
     config = machine.config
     kvm = open_kvm()
-    limit = max_vcpus(kvm)
-    if config.cpu_count > limit:
-        kvm.close()
-        raise HostError(
-            f"VLLMD_HYPERVISOR_CPU_COUNT={config.cpu_count}: this host's KVM allows {limit}",
-            f"use 1 to {limit}",
-        )
     try:
+        check_vcpu_count(kvm, config.cpu_count)
         machine.vm = Vm(kvm)
     except BaseException:
         kvm.close()

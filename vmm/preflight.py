@@ -1,51 +1,65 @@
-"""What must be true of the host before a machine is built; everything wrong is told at once."""
+"""What must be true before a machine is built. `start` refuses by it, `check` shows it.
+
+Each check takes what it looks at and yields findings; a start has no time for more than these.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from vmm.errors import ConfigError, HostError
+from vmm.errors import ConfigError
+from vmm.finding import Finding, problem, refuse
+from vmm.host import HOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm.config import Config
     from vmm.config_memory import MemoryConfig
+    from vmm.config_parse import DeviceSpec
+    from vmm.host import Host
 
 PREFIX = "VLLMD_HYPERVISOR_"
 MIB = 1 << 20
+KVM = "/dev/kvm"
 SYS_NODES = "/sys/devices/system/node"
 SYS_HUGEPAGES = "/sys/kernel/mm/hugepages"
+# What a node can give without swapping: free pages, and caches that are dropped for a guest.
+NODE_AVAILABLE = ("MemFree:", "Active(file):", "Inactive(file):", "SReclaimable:")
 
 
-def check_host(config: Config) -> None:
+def check_host(config: Config, host: Host = HOST) -> None:
     """ConfigError for what the settings get wrong, HostError for what the host lacks."""
-    wrong = [*_files(config), *_images(config)]
-    lacking = memory_problems(config.memory)
-    if wrong:
-        raise ConfigError([*wrong, *[f"{problem} ({cure})" for problem, cure in lacking]])
-    if lacking:
-        problem, cure = lacking[0]
-        more = "".join([f"\n{problem} ({cure})" for problem, cure in lacking[1:]])
-        raise HostError(problem, cure + more)
+    findings = kernel_files(config.kernel_path, config.initramfs_path)
+    findings += images(config.system_images, config.config_images)
+    findings.append(memory(config.memory, host))
+    if not host.usable(KVM):
+        from vmm.host_nodes import kvm_node
+
+        findings.append(kvm_node(host))
     if config.devices:
-        from vmm.pci_host import find_devices
+        findings += devices(config.devices, config.memory, host)
+    refuse(findings)
 
-        find_devices(config.devices)
+
+def kernel_files(kernel: str | None, initramfs: str | None) -> list[Finding]:
+    """Kernel and initramfs are files that can be read; None for one that is not set."""
+    findings = []
+    for variable, path in (("KERNEL_FILEPATH", kernel), ("INITRAMFS_FILEPATH", initramfs)):
+        if path:
+            why = _unreadable(path)
+            if why is None and not stat.S_ISREG(os.stat(path).st_mode):
+                why = "it is not a regular file"
+            findings.append(_of_file("kernel-file", f"{PREFIX}{variable}={path}", path, why))
+    return findings
 
 
-def _files(config: Config) -> list[str]:
-    named = [("KERNEL_FILEPATH", config.kernel_path)]
-    if config.initramfs_path:
-        named.append(("INITRAMFS_FILEPATH", config.initramfs_path))
-    problems = []
-    for variable, path in named:
-        problem = _unreadable(path)
-        if problem is None and not stat.S_ISREG(os.stat(path).st_mode):
-            problem = "it is not a regular file"
-        if problem:
-            problems.append(f"{PREFIX}{variable}={path}: {problem}")
-    return problems
+def _of_file(name: str, told: str, path: str, why: str | None) -> Finding:
+    if why is None:
+        return Finding(name, told, path)
+    return problem(name, f"{told}: {why}", path, code=ConfigError.exit_code)
 
 
 def _unreadable(path: str, write: bool = False) -> str | None:
@@ -61,92 +75,109 @@ def _unreadable(path: str, write: bool = False) -> str | None:
     return None
 
 
-def _images(config: Config) -> list[str]:
-    problems = []
+def images(system: Sequence[str], config: Sequence[str]) -> list[Finding]:
+    """Disk images are files or block devices with the right permissions, each given once."""
+    findings = []
     seen: dict[tuple[int, int], str] = {}
-    images = [("SYSTEM_IMAGE_FILEPATH", path, True) for path in config.system_images]
-    images += [("CONFIG_IMAGE_FILEPATH", path, False) for path in config.config_images]
-    for variable, path, write in images:
-        problem = _unreadable(path, write)
-        if problem:
-            problems.append(f"{PREFIX}{variable}: {path}: {problem}")
-            continue
-        found = os.stat(path)
-        kind = found.st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-            problems.append(f"{PREFIX}{variable}: {path}: neither a file nor a block device")
-        key = (found.st_dev, found.st_rdev or found.st_ino)
-        if key in seen:
-            problems.append(
-                f"{PREFIX}{variable}: {path} is the same image as {seen[key]}; give each once"
-            )
-        seen[key] = path
-    return problems
+    given = [("SYSTEM_IMAGE_FILEPATH", path, True) for path in system]
+    given += [("CONFIG_IMAGE_FILEPATH", path, False) for path in config]
+    for variable, path, write in given:
+        why = _unreadable(path, write)
+        told = f"{PREFIX}{variable}: {path}"
+        if why is None:
+            found = os.stat(path)
+            kind = found.st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+                why = "neither a file nor a block device"
+            key = (found.st_dev, found.st_rdev or found.st_ino)
+            if why is None and key in seen:
+                why = f"it is the same image as {seen[key]}; give each once"
+            seen[key] = path
+        findings.append(_of_file("image", told, path, why))
+    return findings
 
 
-def memory_problems(memory: MemoryConfig) -> list[tuple[str, str]]:
-    """(problem, cure) of everything that keeps the host from giving this guest its RAM."""
+def memory(config: MemoryConfig, host: Host) -> Finding:
+    """The host has the guest's RAM to give."""
     setting = f"{PREFIX}MEMORY_CONFIG"
-    node = memory.host_numa_node
-    if node is not None and not os.path.isdir(f"{SYS_NODES}/node{node}"):
-        return [
-            (
-                f"{setting}: host_numa_node={node}: this host has no such node",
-                f"ls -d {SYS_NODES}/node* shows them",
-            )
-        ]
-    if memory.hugepages:
-        return _huge_page_problems(memory)
-    available = free_bytes(node)
-    if memory.size <= available:
-        return []
+    node = config.host_numa_node
+    if node is not None and not host.exists(f"{SYS_NODES}/node{node}"):
+        return problem(
+            "memory", f"{setting}: host_numa_node={node}: this host has no such node",
+            advice=f"ls -d {SYS_NODES}/node* shows them",
+        )  # fmt: skip
+    if config.hugepages:
+        return _huge_pages(config, host)
+    available = free_bytes(host, node)
     where = "" if node is None else f" on node {node}"
-    return [
-        (
-            f"{setting}: size={memory.size // MIB}M, but only {available // MIB}M of memory are "
-            f"available{where}",
-            "lower size, or free memory",
-        )
-    ]
+    told = f"{setting}: size={config.size // MIB}M"
+    if available is None or config.size <= available:
+        shown = "unknown" if available is None else f"{available // MIB}M available{where}"
+        return Finding("memory", f"{told}; {shown}")
+    return problem(
+        "memory",
+        f"{told}, but only {available // MIB}M of memory are available{where}",
+        advice="lower size, or free memory",
+    )
 
 
-def _huge_page_problems(memory: MemoryConfig) -> list[tuple[str, str]]:
-    setting = f"{PREFIX}MEMORY_CONFIG"
-    size = memory.hugepage_size
-    node = memory.host_numa_node
+def huge_page_folder(size: int, node: int | None) -> str:
+    """Where the kernel counts pages of this many bytes, for the host or for a node."""
     base = SYS_HUGEPAGES if node is None else f"{SYS_NODES}/node{node}/hugepages"
-    folder = f"{base}/hugepages-{size // 1024}kB"
-    try:
-        offered = sorted(os.listdir(SYS_HUGEPAGES))
-    except OSError:
-        offered = []
-    if not os.path.isdir(folder):
-        sizes = ", ".join([name.removeprefix("hugepages-") for name in offered]) or "none"
-        return [
-            (
-                f"{setting}: hugepage_size={size}: this host offers {sizes}",
-                "use a size that it offers, or boot it with hugepagesz=",
-            )
-        ]
-    wanted = memory.size // size
-    with open(f"{folder}/free_hugepages", encoding="ascii") as file:
-        free = int(file.read())
-    if free >= wanted:
-        return []
-    return [
-        (
-            f"{setting}: {wanted} huge pages of {size // 1024} KiB are needed, {free} are free",
-            f"echo N >{folder}/nr_hugepages, with N larger by {wanted - free} or more",
+    return f"{base}/hugepages-{size // 1024}kB"
+
+
+def _huge_pages(config: MemoryConfig, host: Host) -> Finding:
+    setting = f"{PREFIX}MEMORY_CONFIG"
+    size = config.hugepage_size
+    folder = huge_page_folder(size, config.host_numa_node)
+    if not host.exists(folder):
+        offered = [name.removeprefix("hugepages-") for name in host.names(SYS_HUGEPAGES)]
+        return problem(
+            "memory",
+            f"{setting}: hugepage_size={size}: this host offers {', '.join(offered) or 'none'}",
+            advice="use a size that it offers, or boot it with hugepagesz=",
         )
-    ]
+    wanted = config.size // size
+    # Reserved pages are free and promised to others; nodes do not count them.
+    reserved = host.number(f"{folder}/resv_hugepages") or 0
+    free = (host.number(f"{folder}/free_hugepages") or 0) - reserved
+    told = f"{setting}: {wanted} huge pages of {size // 1024} KiB are needed, {free} are free"
+    if free >= wanted:
+        return Finding("memory", told)
+    total = (host.number(f"{folder}/nr_hugepages") or 0) + wanted - free
+    return problem("memory", told, cure=[f"echo {total} >{folder}/nr_hugepages"])
 
 
-def free_bytes(node: int | None = None) -> int:
-    """Memory that can be had without swapping: MemAvailable (proc(5)), or a node's MemFree."""
+def free_bytes(host: Host, node: int | None = None) -> int | None:
+    """Memory that can be had without swapping: MemAvailable (proc(5)), or what a node has."""
     path = "/proc/meminfo" if node is None else f"{SYS_NODES}/node{node}/meminfo"
-    key = "MemAvailable:" if node is None else "MemFree:"
-    with open(path, encoding="ascii") as file:
-        for line in file:
-            if key in line:
-                return int(line.split(key)[1].split()[0]) * 1024
-    raise HostError(f"{path} has no {key.rstrip(':')}", "mount /proc as usual")
+    keys = ("MemAvailable:",) if node is None else NODE_AVAILABLE
+    sizes = []
+    for line in (host.text(path) or "").split("\n"):
+        fields = line.split()
+        if len(fields) > 2 and fields[-3] in keys:
+            sizes.append(int(fields[-2]) * 1024)
+    return sum(sizes) if sizes else None
+
+
+def devices(specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host) -> list[Finding]:
+    """What passing these devices through needs. ``ram`` None: RAM's size is not known."""
+    from vmm import host_nodes, host_vfio, pci_host
+    from vmm.host_memlock import memlock
+    from vmm.layout import ram_regions
+
+    found, findings = pci_host.look_up_devices(specs, host)
+    findings += host_vfio.modules(host, needed=True)
+    remapping = host_vfio.interrupt_remapping(host)
+    groups = dict.fromkeys([device.group for device in found])
+    nodes = [host_nodes.vfio_group(host, group) for group in groups]
+    findings.append(host_nodes.vfio_container(host))
+    findings += [finding for finding in (*nodes, remapping) if finding is not None]
+    if found and ram is not None:
+        regions = ram_regions(ram.size)
+        ranges = [host_vfio.reserved_regions(host, group, regions) for group in groups]
+        findings += [finding for finding in ranges if finding is not None]
+        bars = sum([pci_host.bar_bytes(device.bdf, host) for device in found])
+        findings.append(memlock(host, ram.size, bars))
+    return findings

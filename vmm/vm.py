@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm._native.guestmem import GuestMemory
 
+KVM_PATH = "/dev/kvm"
 KVM_API_VERSION = 12
 # KVM_CAP_* that must be there (linux/kvm.h), with the name told when one is missing.
 REQUIRED_CAPS = {
@@ -36,24 +37,19 @@ X2APIC_API_FLAGS = 3
 XAPIC_ID_MAX = 254
 
 
-def open_kvm(path: str = "/dev/kvm") -> Kvm:
+def open_kvm() -> Kvm:
     """Open KVM and check what it can do; HostError says what is missing and what helps."""
     try:
-        kvm = Kvm.open(path)
-    except FileNotFoundError:
-        raise HostError(
-            f"{path} does not exist: this host has no KVM",
-            "load the module (modprobe kvm_intel or kvm_amd), or switch virtualisation on in "
-            "the firmware set-up, or enable nesting when this host is itself a VM",
-        ) from None
-    except PermissionError:
-        raise HostError(
-            f"no permission to open {path}",
-            "add the user to the device's group (usermod -aG kvm USER) and log in again",
-        ) from None
+        kvm = Kvm.open(KVM_PATH)
+    except (FileNotFoundError, PermissionError):
+        from vmm.host import HOST
+        from vmm.host_nodes import kvm_refused
+
+        finding = kvm_refused(HOST)
+        raise HostError(finding.found, finding.remedy) from None
     except OSError as error:
         raise HostError(
-            f"cannot open {path}: {error.strerror}",
+            f"cannot open {KVM_PATH}: {error.strerror}",
             "check that the processor's virtualisation is enabled and not used by another "
             "hypervisor",
         ) from error
@@ -62,7 +58,7 @@ def open_kvm(path: str = "/dev/kvm") -> Kvm:
     if version != KVM_API_VERSION or missing:
         kvm.close()
         found = f"KVM API {version}" + (f" without {', '.join(missing)}" if missing else "")
-        raise HostError(f"{path}: {found}", "use a kernel from 4.14 on, with KVM API 12")
+        raise HostError(f"{KVM_PATH}: {found}", "use a kernel from 4.14 on, with KVM API 12")
     return kvm
 
 
@@ -151,3 +147,13 @@ class Vm:
 def max_vcpus(kvm: Kvm) -> int:
     """The most vCPUs KVM gives one VM."""
     return kvm.check_extension(CAP_MAX_VCPUS) or kvm.check_extension(CAP_NR_VCPUS) or 4
+
+
+def check_vcpu_count(kvm: Kvm, count: int) -> None:
+    """HostError when KVM does not give one VM so many."""
+    limit = max_vcpus(kvm)
+    if count > limit:
+        raise HostError(
+            f"VLLMD_HYPERVISOR_CPU_COUNT={count}: this host's KVM allows {limit}",
+            f"use 1 to {limit}",
+        )

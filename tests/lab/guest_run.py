@@ -34,6 +34,8 @@ class Guest:
         for name, value in settings.items():
             self.env[f"VLLMD_HYPERVISOR_{name}"] = str(value)
         self.process: subprocess.Popen[bytes] | None = None
+        # Set by a scenario that runs it as another user: a command that runs the rest.
+        self.prefix: list[str] = []
         # Set by a scenario whose guest does that on purpose.
         self.may_triple_fault = False
 
@@ -41,8 +43,8 @@ class Guest:
         """Start it in the background."""
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(
-                [COMMAND, "start"], env=self.env, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=output,
+                [*self.prefix, COMMAND, "start"], env=self.env, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output,
             )  # fmt: skip
         return self
 
@@ -88,7 +90,7 @@ class Guest:
     def verb(self, *arguments: str, timeout: float = 120) -> tuple[int, str]:
         """Run another verb under the same environment: (exit code, output)."""
         done = subprocess.run(
-            [COMMAND, *arguments], env=self.env, stdout=subprocess.PIPE,
+            [*self.prefix, COMMAND, *arguments], env=self.env, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout

@@ -29,6 +29,8 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm.boot", 3),
     ("vmm.acpi", 3),
     ("vmm.symbols", 3),
+    ("vmm.finding", 2),
+    ("vmm.host", 2),
     ("vmm.pci_host", 3),
     ("vmm.probe", 3),
     ("devices", 4),

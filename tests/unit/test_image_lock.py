@@ -9,7 +9,7 @@ import pytest
 
 from vmm._native.posix import ofd_lock
 from vmm.errors import BusyError
-from vmm.image_lock import lock_holders, lock_image
+from vmm.image_lock import lock_holders, lock_image, would_lock
 
 SIZE = 1 << 20
 READ, WRITE = False, True
@@ -45,6 +45,7 @@ def locks(fd: int, read_only: bool) -> bool:
 )
 def test_two_of_ours(fds, first, second, both):
     assert locks(fds[0], read_only=first)
+    assert would_lock(fds[1], read_only=second) == both
     assert locks(fds[1], read_only=second) == both
 
 
@@ -61,6 +62,7 @@ def test_two_of_ours(fds, first, second, both):
 def test_beside_a_peer(fds, peer, reader_may, writer_may, read_only):
     for exclusive, start, length in peer:
         ofd_lock(fds[0], exclusive, start, length)
+    assert would_lock(fds[1], read_only) == (reader_may if read_only else writer_may)
     assert locks(fds[1], read_only) == (reader_may if read_only else writer_may)
 
 

@@ -7,6 +7,7 @@ import pytest
 from vmm import pci_host
 from vmm.config_parse import parse_device
 from vmm.errors import ConfigError, HostError
+from vmm.host import Host
 
 GPU, AUDIO, BRIDGE, NIC, LOST = (
     "0000:01:00.0", "0000:01:00.1", "0000:00:01.0", "0000:02:00.0", "0000:03:00.0",
@@ -81,6 +82,79 @@ def test_hosts_that_cannot(sysfs):
     (sysfs / AUDIO / "driver").unlink()
     with pytest.raises(HostError, match=f"{AUDIO} of IOMMU group 10 has no driver"):
         find(GPU)
+
+
+def test_only_a_vfio_driver_gives_a_device_away(sysfs):
+    """pci-stub harms no group, but gives nothing away; variants of vfio-pci do."""
+    driver = sysfs / AUDIO / "driver"
+    driver.unlink()
+    driver.symlink_to("drivers/pci-stub")
+    assert find(GPU) == [GPU]
+    with pytest.raises(
+        HostError, match=f"{AUDIO} of IOMMU group 10 is kept by the driver pci-stub"
+    ):
+        find(AUDIO)
+    driver.unlink()
+    driver.symlink_to("drivers/mlx5_vfio_pci")
+    assert find(AUDIO) == [AUDIO]
+
+
+def test_a_bridge_stays_with_the_host(sysfs):
+    with pytest.raises(ConfigError, match=f"{BRIDGE} is a PCI bridge"):
+        find(BRIDGE)
+
+
+def test_the_whole_group_is_shown(sysfs):
+    _, findings = pci_host.look_up_devices([parse_device(GPU)], Host())
+    (told,) = [finding.found for finding in findings if finding.name == "iommu-group"]
+    assert told == (f"IOMMU group 10: {BRIDGE} (pcieport), {GPU} (vfio-pci), {AUDIO} (vfio-pci)")
+
+
+@pytest.mark.parametrize(
+    ("files", "level", "words"),
+    [
+        ({"reset_method": "flr bus\n"}, "ok", "reset by flr, bus"),
+        ({"reset": ""}, "ok", "can be reset"),
+        ({}, "warning", "cannot be reset"),
+        ({"reset_method": "\n"}, "warning", "cannot be reset"),
+    ],
+)
+def test_reset_methods(sysfs, files, level, words):
+    for name, text in files.items():
+        (sysfs / GPU / name).write_text(text)
+    finding = pci_host.reset_methods(GPU, Host())
+    assert finding.level == level
+    assert words in finding.found
+
+
+def test_bar_bytes(sysfs):
+    lines = [
+        "0x00000000f6000000 0x00000000f6ffffff 0x0000000000040200",
+        "0x000000e000000000 0x000000e7ffffffff 0x000000000014220c",
+        "0x0000000000000000 0x0000000000000000 0x0000000000000000",
+        "0x000000000000e000 0x000000000000e07f 0x0000000000040101",  # ports
+        "0x0000000000000000 0x0000000000000000 0x0000000000000000",
+        "0x0000000000000000 0x0000000000000000 0x0000000000000000",
+        "0x00000000f7000000 0x00000000f707ffff 0x0000000000046200",  # the ROM
+    ]
+    (sysfs / GPU / "resource").write_text("\n".join(lines))
+    assert pci_host.bar_bytes(GPU) == (16 << 20) + (32 << 30)
+    assert pci_host.bar_bytes(NIC) == 0
+
+
+def test_candidates(sysfs):
+    found = {finding.subject: finding.found for finding in pci_host.candidates(Host())}
+    assert list(found) == [GPU, AUDIO, NIC]  # no bridge, nothing without a group
+    assert found[GPU].endswith(f"IOMMU group 10, driver vfio-pci; with {AUDIO}")
+    assert found[NIC].endswith("IOMMU group 11, driver e1000e")
+
+
+def test_cures_are_commands_in_order(sysfs):
+    commands = pci_host.bind_commands(NIC, "e1000e", Host())
+    assert [word in command for word, command in zip(
+        ("unbind", "driver_override", "drivers_probe"), commands[-3:], strict=True
+    )] == [True] * 3  # fmt: skip
+    assert "unbind" not in " ".join(pci_host.bind_commands(LOST, None, Host()))
 
 
 def test_everything_is_told_at_once(sysfs):

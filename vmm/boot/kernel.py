@@ -103,7 +103,7 @@ def load_initramfs(plan: LoadPlan, memory: GuestMemory, path: str) -> tuple[int,
     try:
         size = os.fstat(fd).st_size
         if size == 0:
-            raise GuestError(f"the initramfs {path} is empty", "give a complete file, or unset it")
+            raise empty_initramfs(path)
         top = memory.regions[0][1]
         if plan.kind == BZIMAGE:
             top = min(top, initrd_limit(plan))
@@ -119,3 +119,8 @@ def load_initramfs(plan: LoadPlan, memory: GuestMemory, path: str) -> tuple[int,
         return gpa, size
     finally:
         os.close(fd)
+
+
+def empty_initramfs(path: str) -> GuestError:
+    """The error for an initramfs without content."""
+    return GuestError(f"the initramfs {path} is empty", "give a complete file, or unset it")
