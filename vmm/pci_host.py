@@ -9,10 +9,11 @@ import os
 
 from vmm.errors import ConfigError, HostError, VmmError
 from vmm.record import Record
+from vmm.vfio_backend import choose_cdevs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from vmm.config_parse import DeviceSpec
 
@@ -26,18 +27,22 @@ VARIABLE = "VLLMD_HYPERVISOR_DEVICE_FILEPATH_LIST"
 
 
 class HostDevice(Record):
-    """A device: PCI address, IOMMU group, and the driver that has it now (None for no driver)."""
+    """A device: PCI address, IOMMU group, and the driver that has it now (None for no driver).
 
-    __slots__ = ("bdf", "driver", "group")
+    ``cdev``: its own file when it is used through iommufd, empty when through its group.
+    """
+
+    __slots__ = ("bdf", "cdev", "driver", "group")
     bdf: str
     group: int
     driver: str | None
+    cdev: str
 
-    def __init__(self, bdf: str, group: int, driver: str | None) -> None:
-        self._set(bdf=bdf, group=group, driver=driver)
+    def __init__(self, bdf: str, group: int, driver: str | None, cdev: str = "") -> None:
+        self._set(bdf=bdf, group=group, driver=driver, cdev=cdev)
 
 
-def find_devices(specs: Iterable[DeviceSpec]) -> list[HostDevice]:
+def find_devices(specs: Sequence[DeviceSpec]) -> list[HostDevice]:
     """All devices meant, in order. Everything that keeps one from the guest is told at once.
 
     ConfigError when a name stands for nothing, else HostError.
@@ -60,7 +65,8 @@ def find_devices(specs: Iterable[DeviceSpec]) -> list[HostDevice]:
         problems += _group_problems(group)
     if problems:
         raise ConfigError(problems) if kind is ConfigError else HostError("\n".join(problems))
-    return list(found.values())
+    cdevs = choose_cdevs(VARIABLE, specs, {bdf: device.group for bdf, device in found.items()})
+    return [HostDevice(d.bdf, d.group, d.driver, cdevs.get(d.bdf, "")) for d in found.values()]
 
 
 def _addresses(spec: DeviceSpec) -> list[str]:

@@ -46,6 +46,7 @@ PCIE_ID = 0x10
 # Extended capabilities that speak of more functions or other BARs than the guest has.
 HIDDEN = {0x0E: "ARI", 0x10: "SR-IOV", 0x15: "Resizable BAR"}
 CHAIN_MAX = 64
+NO_ANSWER = 0xFFFFFFFF
 FAILURES_TOLD = 5
 
 
@@ -74,6 +75,11 @@ class PassthroughFunction(PciFunction):
             raise HostError(f"{bdf} is no PCI device to VFIO", "bind it to vfio-pci")
         self.reset = self._reset(flags)
         self._base = device.get_region_info(vfio.CONFIG_REGION)[2]
+        if self._get(0, 4) == NO_ANSWER:
+            raise HostError(
+                f"{bdf} does not answer: its configuration reads as all ones",
+                "see the kernel's log; power the host off and on if a reset does not bring it back",
+            )
         config = ConfigSpace(0, 0, 0, 0, (0, 0))
         config.set(COMMAND, self._get(COMMAND, 2), 2)
         super().__init__(bdf, config)
@@ -81,7 +87,9 @@ class PassthroughFunction(PciFunction):
         self.overlay.own(HEADER_TYPE, self._get(HEADER_TYPE, 1) & ~MULTIFUNCTION, 1)
         self.overlay.own(INTERRUPT_LINE, 0, 1)
         capabilities = self._capabilities()
-        self.interrupts = Interrupts(device, irq, intx_gsi, self.overlay, capabilities, self._get)
+        self.interrupts = Interrupts(
+            bdf, device, irq, intx_gsi, self.overlay, capabilities, self._get
+        )
         self.hidden = self._hide_extended() if PCIE_ID in capabilities else []
         self._regions: dict[int, Region] = {}
         for bar, region in find_bars(bdf, device, self.interrupts, self._get, self._put):
@@ -221,6 +229,7 @@ class PassthroughFunction(PciFunction):
             "bdf": self.bdf,
             "group": self.group,
             "driver": "vfio-pci",
+            "backend": self._peers.backend,
             "reset": self.reset,
             "attach_ms": self.attach_ms,
             "interrupts": self.interrupts.status(),

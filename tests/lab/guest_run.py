@@ -34,6 +34,8 @@ class Guest:
         for name, value in settings.items():
             self.env[f"VLLMD_HYPERVISOR_{name}"] = str(value)
         self.process: subprocess.Popen[bytes] | None = None
+        # Commands that run the start with other rights, as `setpriv`.
+        self.prefix: list[str] = []
         # Set by a scenario whose guest does that on purpose.
         self.may_triple_fault = False
 
@@ -41,8 +43,8 @@ class Guest:
         """Start it in the background."""
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(
-                [COMMAND, "start"], env=self.env, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=output,
+                [*self.prefix, COMMAND, "start"], env=self.env, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output,
             )  # fmt: skip
         return self
 

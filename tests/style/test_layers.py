@@ -30,6 +30,7 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm.acpi", 3),
     ("vmm.symbols", 3),
     ("vmm.pci_host", 3),
+    ("vmm.vfio_backend", 3),
     ("vmm.probe", 3),
     ("devices", 4),
     ("vmm.console", 5),

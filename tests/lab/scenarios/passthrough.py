@@ -30,6 +30,17 @@ def bind(bdf: str, driver: str = "vfio-pci") -> int:
     return int((device / "iommu_group").resolve().name)
 
 
+def name_of(bdf: str, form: str) -> str:
+    """A device that vfio-pci has, as a user may name it."""
+    device = DEVICES / bdf
+    if form == "group":
+        return f"/dev/vfio/{(device / 'iommu_group').resolve().name}"
+    if form == "cdev":
+        (number,) = [path.name for path in (device / "vfio-dev").iterdir()]
+        return f"/dev/vfio/devices/{number}"
+    return {"bdf": bdf, "sysfs": str(device)}[form]
+
+
 def guest_with(kernel: str, initramfs: str, script: str, devices: str, **more: object) -> Guest:
     return job_guest(kernel, initramfs, script, DEVICE_FILEPATH_LIST=devices, **more)
 
@@ -56,9 +67,8 @@ def facts(text: str) -> dict[str, str]:
 def nvme_works(kernel: str, initramfs: str, md5: str, form: str) -> None:
     """Its whole content is right, what the guest writes is there, by MSI-X, without exits."""
     bdf = find(NVME)
-    group = bind(bdf)
-    names = {"bdf": bdf, "group": f"/dev/vfio/{group}", "sysfs": str(DEVICES / bdf)}
-    with guest_with(kernel, initramfs, NVME_JOB, names[form]) as guest:
+    bind(bdf)
+    with guest_with(kernel, initramfs, NVME_JOB, name_of(bdf, form)) as guest:
         code = guest.run(timeout=200)
         text, state = guest.text, guest.status()
     expect(code == 0, f"{code}\n{text}")
@@ -69,6 +79,7 @@ def nvme_works(kernel: str, initramfs: str, md5: str, form: str) -> None:
     (device,) = [found for found in state["devices"] if found.get("bdf") == bdf]
     expect(device["interrupts"]["messages_used"] == ["msix"], str(device))
     expect(device["reset"] == "done", str(device))
+    expect(device["backend"] == ("iommufd" if form == "cdev" else "type1v2"), str(device))
     (bar,) = device["bars"]
     expect(bar["mapped_bytes"] == bar["size"] - 4096, f"all but the MSI-X table: {bar}")
     expect(bar["trapped_accesses"] == 0, f"accesses that cost an exit: {bar}")
@@ -83,11 +94,11 @@ echo "guest: boot-$n $(dd if=/dev/nvme0n1 bs=1M count=4 2>/dev/null | md5sum | c
 """
 
 
-def reboots_with_a_device(kernel: str, initramfs: str, md5: str) -> None:
+def reboots_with_a_device(kernel: str, initramfs: str, md5: str, form: str = "bdf") -> None:
     """Four machines one after the other in one process, each with the device reset and working."""
     bdf = find(NVME)
     bind(bdf)
-    with guest_with(kernel, initramfs, COUNT + AGAIN, bdf) as guest:
+    with guest_with(kernel, initramfs, COUNT + AGAIN, name_of(bdf, form)) as guest:
         code = guest.run(timeout=280)
         text, state = guest.text, guest.status()
     expect(code == 0 and state["reboots"] == 3, f"{code} {state}\n{text}")
@@ -95,13 +106,14 @@ def reboots_with_a_device(kernel: str, initramfs: str, md5: str) -> None:
     expect([seen.get(f"boot-{n}") for n in range(1, 5)] == [md5] * 4, f"{md5}\n{text}")
 
 
-def killed_and_started_again(kernel: str, initramfs: str) -> None:
+def killed_and_started_again(kernel: str, initramfs: str, form: str = "bdf") -> None:
     """`kill -9` with a device attached: the next start gets it; a start meanwhile is refused."""
     bdf = find(NVME)
     bind(bdf)
-    with guest_with(kernel, initramfs, WAIT, bdf, STOP_TIMEOUT_SECONDS=1) as guest:
+    name = name_of(bdf, form)
+    with guest_with(kernel, initramfs, WAIT, name, STOP_TIMEOUT_SECONDS=1) as guest:
         guest.start().until("guest: ready")
-        with guest_with(kernel, initramfs, WAIT, bdf, NAME="second") as second:
+        with guest_with(kernel, initramfs, WAIT, name, NAME="second") as second:
             code = second.run(timeout=60)
             expect(code == 39 and "in use by another process" in second.text, second.text)
         expect(guest.process is not None, "not started")
