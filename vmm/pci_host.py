@@ -77,7 +77,12 @@ def _addresses(spec: DeviceSpec) -> list[str]:
     if spec.form == "cdev":
         link = os.path.join(SYS_CDEVS, os.path.basename(spec.value), "device")
         if not os.path.exists(link):
-            raise ConfigError([f"{VARIABLE}={spec.value}: there is no such VFIO device"])
+            raise ConfigError(
+                [
+                    f"{VARIABLE}={spec.value}: there is no such VFIO device (cure: "
+                    f"ls -l {SYS_CDEVS} shows those there are; {VFIO_DRIVER} gives a device one)"
+                ]
+            )
         return [os.path.basename(os.path.realpath(link))]
     members = group_members(int(os.path.basename(spec.value)))
     endpoints = [bdf for bdf in members if _class(bdf) != BRIDGE_CLASS]

@@ -32,7 +32,12 @@ def iommufd_lab(nvme) -> Iterator[SteadyLab]:
 
 def test_our_header_is_this_kernel_s(tmp_path):
     folder = headers()
-    compare(tmp_path, *[f'#include "{folder}/linux/{name}.h"' for name in ("vfio", "iommufd")])
+    # The kernel's own copy is not made ready for programs (scripts/headers_install.sh).
+    compare(
+        tmp_path,
+        "#define __user",
+        *[f'#include "{folder}/linux/{name}.h"' for name in ("vfio", "iommufd")],
+    )
 
 
 def test_an_nvme_by_its_file(iommufd_lab, job, nvme):
@@ -63,5 +68,5 @@ def test_faults(iommufd_lab):
 
 
 def test_the_group_as_before(iommufd_lab, job, nvme):
-    md5 = hashlib.md5(nvme.read_bytes()).hexdigest()
-    iommufd_lab.call(f"{SCENARIO}.passthrough:nvme_works", md5=md5, form="group", **job)
+    md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
+    iommufd_lab.call(f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, form="group", **job)

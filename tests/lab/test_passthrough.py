@@ -75,7 +75,7 @@ def test_a_large_bar(vfio_lab, job):
 
 def test_faults(vfio_lab, job, nvme):
     vfio_lab.call(f"{SCENARIO}.faults:faults_of_edu", form="bdf")
-    md5 = hashlib.md5(nvme.read_bytes()).hexdigest()
+    md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
     vfio_lab.call(f"{SCENARIO}.faults:fewer_vectors", md5=md5, form="bdf", **job)
 
 

@@ -52,9 +52,13 @@ class TinyMachine:
             self._serial = HostConsole("file", str(self.serial_path))
         self.consoles = [self._console, self._serial]
         self._serial.start("serial")
-        self.machine: Machine = build_machine(
-            config, self._disks, self._console, self._serial, vfio_kernel=vfio_kernel
-        )
+        try:
+            self.machine: Machine = build_machine(
+                config, self._disks, self._console, self._serial, vfio_kernel=vfio_kernel
+            )
+        except BaseException:
+            self._close_host_ends()
+            raise
 
     def load(self, code: bytes) -> None:
         """Another program at the entry, made once the machine's addresses were known."""
@@ -80,6 +84,9 @@ class TinyMachine:
 
     def close(self) -> None:
         self.machine.close()
+        self._close_host_ends()
+
+    def _close_host_ends(self) -> None:
         self._serial.close()
         self._console.close()
         for disk in self._disks:

@@ -28,6 +28,10 @@ EDU_IDENTITY = 0xED
 CHUNK = 4 << 20
 LINUX_SECONDS = 240
 VECTORS = 2
+FIRST = """
+for try in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nvme0n1 ] && break; sleep 1; done
+echo "guest: first $(dd if=/dev/nvme0n1 bs=1M count=4 2>/dev/null | md5sum | cut -d' ' -f1)"
+"""
 
 
 def build(folder: Path, faults: Faults, device: str) -> TinyMachine:
@@ -141,9 +145,10 @@ def fewer_vectors(kernel: str, initramfs: str, md5: str, form: str) -> None:
         status, text = linux(folder, faults, kernel, initramfs, name_of(bdf, form))
         gc.collect()
         left = Holdings().more_than(before, slack=64 << 20)
-    expect(faults.happened == ["vectors"], f"{faults.happened}\n{text}")
+    expect(set(faults.happened) == {"vectors"}, f"{faults.happened}\n{text}")
     seen = facts(text)
-    expect(seen.get("all") == md5 and seen.get("wrote") == seen.get("back"), text)
+    expect(seen.get("first") == md5, f"{md5}\n{text}")
+    expect(seen.get("wrote") == seen.get("back") and seen.get("wrote"), text)
     interrupts = status["interrupts"]
     expect(interrupts["messages_used"] == ["msix"], str(interrupts))  # type: ignore[index]
     expect(not left, f"left behind: {left}")
@@ -160,7 +165,7 @@ def linux(
         "KERNEL_FILEPATH": kernel, "INITRAMFS_FILEPATH": initramfs, "CPU_COUNT": 1,
         "MEMORY_CONFIG": "size=256M", "DEVICE_FILEPATH_LIST": device,
         "SYSTEM_IMAGE_FILEPATH": system,
-        "CONFIG_IMAGE_FILEPATH": write_job(folder / "job.img", NVME_JOB),
+        "CONFIG_IMAGE_FILEPATH": write_job(folder / "job.img", FIRST + NVME_JOB),
         "CMDLINE": "console=ttyS0 quiet panic=-1",
     }  # fmt: skip
     config = Config.from_env({PREFIX + name: str(value) for name, value in values.items()})
