@@ -181,9 +181,11 @@ class Holdings:
         for line in Path("/proc/self/maps").read_text().splitlines():
             fields = line.split(None, 5)
             start, end = (int(part, 16) for part in fields[0].split("-"))
+            if len(fields) > 5 and ".so" in fields[5]:
+                continue  # a library is loaded when it is first used, and stays
             if len(fields) > 5 and not fields[5].startswith("["):
                 self.mapped[fields[5]] += 1
-            else:
+            elif fields[1] != "---p":  # address space that malloc(3) keeps for later is no memory
                 self.anonymous += end - start
 
     def more_than(self, before: Holdings, slack: int = 4 << 20) -> str:

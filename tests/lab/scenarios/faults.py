@@ -140,6 +140,10 @@ def fewer_vectors(kernel: str, initramfs: str, md5: str, form: str) -> None:
     bind(bdf)
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         folder = Path(name)
+        with build(folder, Faults(), name_of(bdf, form)) as tiny:  # loads what is loaded once
+            tiny.load(Program().power_off())
+            tiny.run(60)
+        gc.collect()
         before = Holdings()
         faults = Faults(vectors=VECTORS)
         status, text = linux(folder, faults, kernel, initramfs, name_of(bdf, form))
