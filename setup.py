@@ -104,5 +104,5 @@ setup(
         "devices.vfio",
         "devices.virtio",
     ],
-    package_data={"": ["*.pxd", "*.pyi", "py.typed"]},
+    package_data={"": ["*.pxd", "*.pyi", "*.h", "py.typed"]},
 )

@@ -101,6 +101,19 @@ def vfio_group(host: Host, group: int) -> Finding | None:
     )  # fmt: skip
 
 
+def vfio_own_file(host: Host, path: str) -> Finding:
+    """A file that iommufd needs: /dev/iommu, or a device's own, which are root's at first."""
+    if host.usable(path):
+        return Finding("vfio-node", f"{path} may be opened", path)
+    if host.uid == 0:
+        return _withheld("vfio-node", path)
+    user = host.user()
+    return problem(
+        "vfio-node", NO_PERMISSION.format(path), path, cure=[f"chown {user} {path}"],
+        advice="a udev rule with OWNER= keeps it so",
+    )  # fmt: skip
+
+
 def runtime_directory_missing(host: Host) -> Finding:
     """The problem that /run/user/UID is not there: made at a login, or for good by lingering."""
     user = host.user()

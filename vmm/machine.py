@@ -36,8 +36,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from devices.vfio import gpudirect
-    from devices.vfio.container import Domain
+    from devices.vfio.dma import DmaDomain
+    from devices.vfio.kernel import VfioKernel
     from devices.vfio.passthrough import PassthroughFunction
     from devices.virtio.device import VirtioDevice
     from vmm._native.guestmem import GuestMemory
@@ -76,8 +76,9 @@ class Machine:
     any state.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, vfio_kernel: VfioKernel | None = None) -> None:
         self.config = config
+        self.vfio_kernel = vfio_kernel
         self.outcome_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.pio = Bus("ports")
         self.mmio = Bus("MMIO")
@@ -94,7 +95,7 @@ class Machine:
         self.window32: layout.TopDownAllocator
         self.window64: layout.TopDownAllocator
         self.io_window: layout.TopDownAllocator
-        self.domain: Domain | None = None
+        self.domain: DmaDomain | None = None
         self.ged: Ged
         self.uart: Uart
         self.console: Console
@@ -201,13 +202,15 @@ def build_machine(
     console: HostConsole,
     serial: HostConsole,
     cache_directory: str | None = None,
+    vfio_kernel: VfioKernel | None = None,
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
     ``disks`` are the opened and locked images in the order of their slots; they and the consoles
-    outlive the machine, so that a guest's reboot can use them again.
+    outlive the machine, so that a guest's reboot can use them again. ``vfio_kernel`` opens VFIO's
+    files; None is the kernel's own.
     """
-    machine = Machine(config)
+    machine = Machine(config, vfio_kernel)
     try:
         _build(machine, disks, console, serial, cache_directory)
     except BaseException:
@@ -339,14 +342,16 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
 
 def attach_passthrough(machine: Machine) -> None:
     """The host's devices that the guest gets, in the slots behind the virtio devices."""
-    from devices.vfio.container import Domain
+    from devices.vfio import gpudirect
+    from devices.vfio.kernel import VfioKernel, open_domain
     from devices.vfio.passthrough import PassthroughFunction
     from devices.vfio.peers import PeerToPeer
     from vmm.pci_host import find_devices
 
     vm = machine.vm
-    machine.domain = domain = Domain(vm.fd.create_vfio_device())
     found = find_devices(machine.config.devices)
+    kernel = machine.vfio_kernel or VfioKernel()
+    machine.domain = domain = open_domain(vm.fd.create_vfio_device(), kernel, found)
     peers = PeerToPeer(domain, "" if len(found) > 1 else "a single device has no peer")
     cliques = gpudirect.choose(
         machine.config.gpudirect_clique, [host.bdf for host in found], peers.offered
@@ -357,7 +362,7 @@ def attach_passthrough(machine: Machine) -> None:
                 f"{host.bdf} finds no slot: the PCI bus has {layout.PCI_SLOTS}",
                 "use fewer devices or disks",
             )
-        device = domain.open_device(host.bdf, host.group, machine.memory)
+        device = domain.open_device(host, machine.memory)
         gsi = layout.PCI_INTX_GSI + slot % layout.PCI_INTX_COUNT
         try:
             function = PassthroughFunction(
@@ -370,6 +375,9 @@ def attach_passthrough(machine: Machine) -> None:
                 peers,
                 cliques.get(host.bdf),
             )
+        except OSError as error:
+            device.close()
+            raise HostError(f"{host.bdf} fails: {error}", "see the kernel's log") from error
         except BaseException:
             device.close()
             raise

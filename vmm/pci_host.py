@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 
-from vmm.errors import ConfigError
+from vmm.errors import ConfigError, VmmError
 from vmm.finding import Finding, problem, refuse, warning
 from vmm.host import HOST
 from vmm.host_vfio import DRIVER, ENABLE_IOMMU
 from vmm.record import Record
+from vmm.vfio_backend import choose_cdevs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from vmm.config_parse import DeviceSpec
     from vmm.host import Host
@@ -36,18 +37,22 @@ IORESOURCE_MEM = 0x200
 
 
 class HostDevice(Record):
-    """A device: PCI address, IOMMU group, and the driver that has it now (None for no driver)."""
+    """A device: PCI address, IOMMU group, and the driver that has it now (None for no driver).
 
-    __slots__ = ("bdf", "driver", "group")
+    ``cdev``: its own file when it is used through iommufd, empty when through its group.
+    """
+
+    __slots__ = ("bdf", "cdev", "driver", "group")
     bdf: str
     group: int
     driver: str | None
+    cdev: str
 
-    def __init__(self, bdf: str, group: int, driver: str | None) -> None:
-        self._set(bdf=bdf, group=group, driver=driver)
+    def __init__(self, bdf: str, group: int, driver: str | None, cdev: str = "") -> None:
+        self._set(bdf=bdf, group=group, driver=driver, cdev=cdev)
 
 
-def find_devices(specs: Iterable[DeviceSpec], host: Host = HOST) -> list[HostDevice]:
+def find_devices(specs: Sequence[DeviceSpec], host: Host = HOST) -> list[HostDevice]:
     """All devices meant, in order. Everything that keeps one from the guest is told at once.
 
     ConfigError when a name stands for nothing, else HostError.
@@ -58,7 +63,7 @@ def find_devices(specs: Iterable[DeviceSpec], host: Host = HOST) -> list[HostDev
 
 
 def look_up_devices(
-    specs: Iterable[DeviceSpec], host: Host
+    specs: Sequence[DeviceSpec], host: Host
 ) -> tuple[list[HostDevice], list[Finding]]:
     """The devices that exist and have an IOMMU group; what is to be said of them and of others."""
     findings: list[Finding] = []
@@ -79,6 +84,16 @@ def look_up_devices(
                 findings.append(reset_methods(bdf, host))
     for group_number in dict.fromkeys([device.group for device in found.values()]):
         findings += group_findings(group_number, list(found), host)
+    try:
+        groups = {bdf: device.group for bdf, device in found.items()}
+        cdevs = choose_cdevs(VARIABLE, specs, groups, host)
+    except VmmError as error:
+        findings.append(problem("vfio-interface", str(error), code=error.exit_code))
+        cdevs = {}
+    found = {
+        bdf: HostDevice(bdf, device.group, device.driver, cdevs.get(bdf, ""))
+        for bdf, device in found.items()
+    }
     return list(found.values()), findings
 
 
@@ -100,7 +115,10 @@ def _addresses(spec: DeviceSpec, host: Host) -> list[str]:
 
 def _nothing(spec: DeviceSpec) -> str:
     if spec.form == "cdev":
-        return "there is no such VFIO device"
+        return (
+            f"there is no such VFIO device (cure: ls -l {SYS_CDEVS} shows those there are; "
+            f"{VFIO_DRIVER} gives a device one)"
+        )
     return "no device is in this IOMMU group"
 
 

@@ -166,18 +166,23 @@ def devices(specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host) -
     from vmm import host_nodes, host_vfio, pci_host
     from vmm.host_memlock import memlock
     from vmm.layout import ram_regions
+    from vmm.vfio_backend import DEV_IOMMU
 
     found, findings = pci_host.look_up_devices(specs, host)
     findings += host_vfio.modules(host, needed=True)
     remapping = host_vfio.interrupt_remapping(host)
     groups = dict.fromkeys([device.group for device in found])
-    nodes = [host_nodes.vfio_group(host, group) for group in groups]
-    findings.append(host_nodes.vfio_container(host))
-    findings += [finding for finding in (*nodes, remapping) if finding is not None]
+    cdevs = [device.cdev for device in found if device.cdev]
+    if cdevs:
+        findings += [host_nodes.vfio_own_file(host, path) for path in (DEV_IOMMU, *cdevs)]
+    else:
+        nodes = [host_nodes.vfio_group(host, group) for group in groups]
+        findings.append(host_nodes.vfio_container(host))
+        findings += [finding for finding in (*nodes, remapping) if finding is not None]
     if found and ram is not None:
         regions = ram_regions(ram.size)
         ranges = [host_vfio.reserved_regions(host, group, regions) for group in groups]
         findings += [finding for finding in ranges if finding is not None]
         bars = sum([pci_host.bar_bytes(device.bdf, host) for device in found])
-        findings.append(memlock(host, ram.size, bars))
+        findings.append(memlock(host, ram.size, bars, iommufd=bool(cdevs)))
     return findings

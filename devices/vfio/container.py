@@ -6,45 +6,45 @@ Source: Documentation/driver-api/vfio.rst (type 1 version 2).
 from __future__ import annotations
 
 import errno
-import time
 
+from devices.vfio.dma import DmaDomain
 from vmm._native import vfio
 from vmm.errors import BusyError, HostError
 from vmm.log import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from devices.vfio.kernel import VfioKernel
     from vmm._native.guestmem import GuestMemory
     from vmm._native.kvm import KvmVfio
     from vmm._native.vfio import VfioContainer, VfioDevice, VfioGroup
+    from vmm.pci_host import HostDevice
 
 log = get_logger(__name__)
 
 GROUP_PATH = "/dev/vfio/{}"
-# RAM is mapped in pieces, so that the progress of a large guest can be told.
-CHUNK_BYTES = 4 << 30
-PROGRESS_SECONDS = 2.0
 
 
-class Domain:
-    """One container. Control thread only; close() comes after the devices are closed."""
+class ContainerDomain(DmaDomain):
+    """One container."""
 
-    def __init__(self, kvm: KvmVfio) -> None:
-        self._kvm = kvm
+    backend = "type1v2"
+
+    def __init__(self, kvm: KvmVfio, kernel: VfioKernel) -> None:
+        super().__init__(kvm, kernel)
         self._container: VfioContainer | None = None
         self._groups: dict[int, VfioGroup] = {}
         self._told_kvm: set[int] = set()
-        self._ranges: list[tuple[int, int]] = []
 
-    def open_device(self, bdf: str, group: int, memory: GuestMemory) -> VfioDevice:
-        """The device's fd; the first one brings the container and all of RAM's mappings."""
-        if group not in self._groups:
-            self._add_group(group, memory)
+    def open_device(self, host: HostDevice, memory: GuestMemory) -> VfioDevice:
+        """As the base: from its group, which is put into the container first."""
+        if host.group not in self._groups:
+            self._add_group(host.group, memory)
         try:
-            return self._groups[group].get_device_fd(bdf)
+            return self._groups[host.group].get_device_fd(host.bdf)
         except OSError as error:
             raise HostError(
-                f"cannot open the device {bdf} of IOMMU group {group}: {error}",
+                f"cannot open the device {host.bdf} of IOMMU group {host.group}: {error}",
                 "see the kernel's log; a device in a low power state or without its "
                 "vfio-pci driver answers so",
             ) from error
@@ -63,13 +63,13 @@ class Domain:
         self._groups[number] = group
         if len(self._groups) == 1:
             container.set_iommu(vfio.TYPE1V2)
-            self._map_ram(container, memory)
+            self._map_ram(memory)
         self._kvm.add_group(group.fd)
         self._told_kvm.add(number)
 
     def _open_container(self) -> VfioContainer:
         try:
-            container = vfio.VfioContainer.open()
+            container = self._kernel.container()
         except OSError as error:
             raise HostError(
                 f"cannot open /dev/vfio/vfio: {error.strerror}",
@@ -87,7 +87,7 @@ class Domain:
     def _open_group(self, number: int) -> VfioGroup:
         path = GROUP_PATH.format(number)
         try:
-            group = vfio.VfioGroup.open(path)
+            group = self._kernel.group(path)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise BusyError(
@@ -107,61 +107,17 @@ class Domain:
             )
         return group
 
-    def _map_ram(self, container: VfioContainer, memory: GuestMemory) -> None:
-        """All RAM at its guest addresses. It is faulted in and pinned, which takes its time."""
-        self._check_ranges(container, memory)
-        started = told = time.monotonic()
-        total = memory.size
-        done = 0
-        for gpa, size, hva in memory.slots:
-            for offset in range(0, size, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, size - offset)
-                try:
-                    container.map_dma(hva + offset, gpa + offset, length)
-                except OSError as error:
-                    raise HostError(
-                        f"cannot map guest RAM [{gpa + offset:#x}, {gpa + offset + length:#x}) "
-                        f"for devices: {error}",
-                        f"{total} bytes must be locked: raise LimitMEMLOCK= (ulimit -l)",
-                    ) from error
-                done += length
-                if time.monotonic() - told > PROGRESS_SECONDS:
-                    told = time.monotonic()
-                    log.info(f"pinned {done >> 20} of {total >> 20} MiB of guest RAM")
-        seconds = time.monotonic() - started
-        rate = total / (1 << 30) / max(seconds, 1e-9)
-        log.info(
-            f"guest RAM mapped for devices: {total >> 20} MiB in {seconds:.3f} s ({rate:.1f} GiB/s)"
-        )
-
-    def _check_ranges(self, container: VfioContainer, memory: GuestMemory) -> None:
-        self._ranges = container.iova_ranges()
-        for gpa, size in memory.regions:
-            if not self._can_map(gpa, size):
-                raise HostError(
-                    f"guest RAM [{gpa:#x}, {gpa + size:#x}) lies outside of what this host's "
-                    f"IOMMU can map: {self._allowed()}",
-                    "lower size in VLLMD_HYPERVISOR_MEMORY_CONFIG",
-                )
-
-    def _can_map(self, gpa: int, size: int) -> bool:
-        inside = [first <= gpa and gpa + size - 1 <= last for first, last in self._ranges]
-        return any(inside) or not inside
-
-    def _allowed(self) -> str:
-        return ", ".join([f"[{first:#x}, {last:#x}]" for first, last in self._ranges])
-
-    def map_device_memory(self, hva: int, gpa: int, size: int) -> None:
-        """Let devices reach device memory; OSError when the IOMMU or the kernel does not."""
-        if not self._can_map(gpa, size):
-            raise OSError(errno.ERANGE, f"this host's IOMMU can map {self._allowed()}")
+    def _iova_ranges(self) -> list[tuple[int, int]]:
         assert self._container is not None
-        self._container.map_dma(hva, gpa, size)
+        return self._container.iova_ranges()
 
-    def unmap_device_memory(self, gpa: int, size: int) -> None:
-        """Undo it."""
+    def _map_dma(self, hva: int, iova: int, size: int) -> None:
+        assert self._container is not None
+        self._container.map_dma(hva, iova, size)
+
+    def _unmap_dma(self, iova: int, size: int) -> None:
         if self._container is not None:
-            self._container.unmap_dma(gpa, size)
+            self._container.unmap_dma(iova, size)
 
     def close(self) -> None:
         """Give groups and container back; the mappings go with the container. Idempotent."""

@@ -6,11 +6,13 @@ Source: PCI Local Bus Specification 3.0, 6.8; <linux/vfio.h> (VFIO_DEVICE_SET_IR
 
 from __future__ import annotations
 
+import errno
 from _thread import allocate_lock
 
 from devices.pci.msix import CAPABILITY_ID as MSIX_ID
 from devices.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_MASK_ALL, ENTRY_SIZE, Msix
 from vmm._native import vfio
+from vmm.log import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
     from vmm._native.vfio import VfioDevice
     from vmm.irq import IrqRouter, LevelLine
+
+log = get_logger(__name__)
 
 PAGE = 4096
 MSI_ID = 0x05
@@ -62,6 +66,7 @@ class Interrupts:
 
     def __init__(
         self,
+        name: str,
         device: VfioDevice,
         irq: IrqRouter,
         intx_gsi: int,
@@ -69,6 +74,7 @@ class Interrupts:
         capabilities: dict[int, int],
         get: Callable[[int, int], int],
     ) -> None:
+        self._name = name
         self._device = device
         self._overlay = overlay
         self._irq = irq
@@ -78,6 +84,8 @@ class Interrupts:
         self._msi = capabilities.get(MSI_ID, 0) if device.get_irq_count(vfio.MSI) else 0
         self._msix_offset = capabilities.get(MSIX_ID, 0) if device.get_irq_count(vfio.MSIX) else 0
         self.kind = "none"
+        # How many messages the host gives for the kind that is on.
+        self._connected = 0
         # Configuration space and the table are written by several vCPUs.
         self._lock = allocate_lock()
         self._used: list[str] = []
@@ -208,7 +216,15 @@ class Interrupts:
     def _switch(self, kind: str, fds: list[int]) -> None:
         """From whatever is on to ``kind``; VFIO wants the old kind off first."""
         self._off()
-        self._device.trigger_eventfds(VFIO_INDEX[kind], fds)
+        available = self._device.trigger_eventfds(VFIO_INDEX[kind], fds)
+        self._connected = available or len(fds)
+        if available:
+            log.warning(
+                f"{self._name}: the host gives {available} of {len(fds)} {kind} vectors: those "
+                f"from {available} on never interrupt the guest; other devices use up the host's"
+            )
+            if self._device.trigger_eventfds(VFIO_INDEX[kind], fds[:available]):
+                raise OSError(errno.ENOSPC, f"not even {available} {kind} vectors are left")
         self.kind = kind
         if kind not in self._used:
             self._used.append(kind)
@@ -232,9 +248,18 @@ class Interrupts:
             "msi": len(self._msi_vectors),
             "msix": len(self.msix.vectors) if self.msix else 0,
         }
-        return {"in_use": self.kind, "messages_used": list(self._used), **offered}
+        return {
+            "in_use": self.kind,
+            "messages_used": list(self._used),
+            "messages_connected": self._connected if self.kind in ("msi", "msix") else 0,
+            **offered,
+        }
 
     def close(self) -> None:
         """Everything off; the router closes lines and vectors."""
         if self._device.fd >= 0:
-            self._off()
+            try:
+                self._off()
+            except OSError as error:
+                # A device that is gone; closing its file, which follows, switches them off as well.
+                log.warning(f"{self._name}: {error}")

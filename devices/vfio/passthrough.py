@@ -47,6 +47,7 @@ PCIE_ID = 0x10
 # Extended capabilities that speak of more functions or other BARs than the guest has.
 HIDDEN = {0x0E: "ARI", 0x10: "SR-IOV", 0x15: "Resizable BAR"}
 CHAIN_MAX = 64
+NO_ANSWER = 0xFFFFFFFF
 FAILURES_TOLD = 5
 
 
@@ -76,6 +77,11 @@ class PassthroughFunction(PciFunction):
             raise HostError(f"{bdf} is no PCI device to VFIO", "bind it to vfio-pci")
         self.reset = self._reset(flags)
         self._base = device.get_region_info(vfio.CONFIG_REGION)[2]
+        if self._get(0, 4) == NO_ANSWER:
+            raise HostError(
+                f"{bdf} does not answer: its configuration reads as all ones",
+                "see the kernel's log; power the host off and on if a reset does not bring it back",
+            )
         config = ConfigSpace(0, 0, 0, 0, (0, 0))
         config.set(COMMAND, self._get(COMMAND, 2), 2)
         super().__init__(bdf, config)
@@ -85,7 +91,9 @@ class PassthroughFunction(PciFunction):
         chain = self._capabilities()
         # The first of each kind counts.
         capabilities = {kind: offset for offset, kind in reversed(chain)}
-        self.interrupts = Interrupts(device, irq, intx_gsi, self.overlay, capabilities, self._get)
+        self.interrupts = Interrupts(
+            bdf, device, irq, intx_gsi, self.overlay, capabilities, self._get
+        )
         self.hidden = self._hide_extended() if PCIE_ID in capabilities else []
         self._regions: dict[int, Region] = {}
         self.clique = clique
@@ -240,6 +248,7 @@ class PassthroughFunction(PciFunction):
             "bdf": self.bdf,
             "group": self.group,
             "driver": "vfio-pci",
+            "backend": self._peers.backend,
             "reset": self.reset,
             "attach_ms": self.attach_ms,
             "interrupts": self.interrupts.status(),

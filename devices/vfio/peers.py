@@ -10,7 +10,7 @@ from vmm.log import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from devices.vfio.container import Domain
+    from devices.vfio.dma import DmaDomain
 
 log = get_logger(__name__)
 
@@ -20,8 +20,9 @@ FAILURES_TOLD = 5
 class PeerToPeer:
     """The sharing of device memory in one domain; safe from vCPU threads under the PCI lock."""
 
-    def __init__(self, domain: Domain | None, off: str = "") -> None:
+    def __init__(self, domain: DmaDomain | None, off: str = "") -> None:
         self._domain = domain
+        self.backend = domain.backend if domain is not None else ""
         self._off = off if domain is not None else "no domain"
         self._failed: dict[str, str] = {}
         self._shared: set[str] = set()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from devices.pci.bar import Bar, IoBar, RomBar
 from devices.pci.config_space import BAR0, BAR_COUNT
 from vmm._native import vfio
-from vmm._native.vfio import DeviceMapping
+from vmm.errors import HostError
 from vmm.log import get_logger
 
 TYPE_CHECKING = False
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from devices.vfio.interrupts import Interrupts
     from devices.vfio.peers import PeerToPeer
-    from vmm._native.vfio import VfioBar, VfioDevice
+    from vmm._native.vfio import DeviceMapping, VfioBar, VfioDevice
     from vmm.vm import DeviceSlots
 
 log = get_logger(__name__)
@@ -97,6 +97,12 @@ def find_bars(
         put(register, old, 4)
         wide = not mask & IO_SPACE and mask & MEMORY_TYPE == MEMORY_64
         flags, size, offset, areas, mappable = device.get_region_info(index)
+        # A device that fell off the bus: every BAR has some bits that are 0.
+        if size and mask == DWORD:
+            raise HostError(
+                f"{name} does not answer: BAR {index} reads as all ones",
+                "see the kernel's log; power the host off and on if a reset does not bring it back",
+            )
         bar_name = f"{name}: BAR {index}"
         if not mask or not size:
             pass
@@ -137,7 +143,7 @@ def _map(
     mappings = []
     for start, end in parts:
         try:
-            mapping = DeviceMapping(device, file_offset + start, end - start)
+            mapping = device.map(file_offset + start, end - start)
         except OSError as error:
             log.warning(
                 f"{name} [{start:#x}, {end:#x}) cannot be mapped: {error}; each access to it "

@@ -46,7 +46,10 @@ MODULES = [
     "vfio_iommu_type1", "vfio-pci",
 ]  # fmt: skip
 # The emulated IOMMU has no interrupt remapping by default.
-ARGUMENTS = {"vfio_iommu_type1": "allow_unsafe_interrupts=1"}
+ARGUMENTS = {
+    "vfio_iommu_type1": "allow_unsafe_interrupts=1",
+    "iommufd": "allow_unsafe_interrupts=1",
+}
 # mount(8) of the host's files: 9p over virtio, cached, because nobody changes them meanwhile.
 INIT = """
 mkdir -p /lower /overlay
@@ -110,7 +113,7 @@ class Lab:
     """A running lab; a context manager. ``drives``: host files that become /dev/vda, /dev/vdb, …
 
     Drives are written to a temporary file, never to the originals. ``verbose`` copies the lab's
-    console to stderr. ``extra``: more QEMU arguments.
+    console to stderr. ``extra``: more QEMU arguments. ``kernel``: in place of the ``suite``'s.
     """
 
     def __init__(
@@ -121,12 +124,13 @@ class Lab:
         extra: list[str] | None = None,
         suite: str | None = None,
         verbose: bool = False,
+        kernel: Kernel | None = None,
     ) -> None:
         missing = [tool for tool in (QEMU, "depmod") if shutil.which(tool) is None]
         if missing:
             packages = " ".join(TOOLS.get(tool, tool) for tool in missing)
             raise LabError(f"the lab cannot start: apt-get install {packages}")
-        kernel = Kernel("linux-image-amd64", suite)
+        kernel = kernel or Kernel("linux-image-amd64", suite)
         self.verbose = verbose
         self._folder = tempfile.mkdtemp(prefix="vllmd-lab-")
         self._console = Path(self._folder) / "console"

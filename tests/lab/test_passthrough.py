@@ -73,6 +73,16 @@ def test_a_large_bar(vfio_lab, job):
     vfio_lab.call(f"{SCENARIO}.passthrough:a_large_bar", size=LARGE_BYTES, **job)
 
 
+def test_faults(vfio_lab, job, nvme):
+    vfio_lab.call(f"{SCENARIO}.faults:faults_of_edu", form="bdf")
+    md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
+    vfio_lab.call(f"{SCENARIO}.faults:fewer_vectors", md5=md5, form="bdf", **job)
+
+
+def test_a_device_s_own_file_is_refused_without_iommufd(vfio_lab, job):
+    vfio_lab.call(f"{SCENARIO}.iommufd:not_offered", **job)
+
+
 def test_registers_and_dma(vfio_lab):
     vfio_lab.call(f"{SCENARIO}.edu:registers_and_dma")
 

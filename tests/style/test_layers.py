@@ -32,6 +32,7 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm.finding", 2),
     ("vmm.host", 2),
     ("vmm.pci_host", 3),
+    ("vmm.vfio_backend", 3),
     ("vmm.probe", 3),
     ("devices", 4),
     ("vmm.console", 5),

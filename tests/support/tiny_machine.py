@@ -6,6 +6,7 @@ import select
 import struct
 from pathlib import Path
 
+from devices.vfio.kernel import VfioKernel
 from tests.support.elf_builder import LOAD_GPA, build_elf
 from tests.support.guest_asm import RESULT_GPA, Program
 from vmm.config import PREFIX, Config
@@ -19,7 +20,13 @@ SECONDS = 10
 class TinyMachine:
     """A built machine; run() starts it and waits for its outcome. A context manager."""
 
-    def __init__(self, folder: Path, code: bytes, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        code: bytes,
+        vfio_kernel: VfioKernel | None = None,
+        **settings: object,
+    ) -> None:
         kernel = folder / "guest.elf"
         kernel.write_bytes(build_elf(code))
         for name in ("system.img", "config.img"):
@@ -45,7 +52,13 @@ class TinyMachine:
             self._serial = HostConsole("file", str(self.serial_path))
         self.consoles = [self._console, self._serial]
         self._serial.start("serial")
-        self.machine: Machine = build_machine(config, self._disks, self._console, self._serial)
+        try:
+            self.machine: Machine = build_machine(
+                config, self._disks, self._console, self._serial, vfio_kernel=vfio_kernel
+            )
+        except BaseException:
+            self._close_host_ends()
+            raise
 
     def load(self, code: bytes) -> None:
         """Another program at the entry, made once the machine's addresses were known."""
@@ -71,6 +84,9 @@ class TinyMachine:
 
     def close(self) -> None:
         self.machine.close()
+        self._close_host_ends()
+
+    def _close_host_ends(self) -> None:
         self._serial.close()
         self._console.close()
         for disk in self._disks:

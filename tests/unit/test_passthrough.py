@@ -11,6 +11,7 @@ from devices.vfio.interrupts import Overlay
 from devices.vfio.passthrough import PassthroughFunction
 from devices.vfio.peers import PeerToPeer
 from vmm._native import vfio
+from vmm.errors import HostError
 from vmm.irq import IrqRouter
 
 MSIX, MSI, PCIE = 0x50, 0x60, 0x70
@@ -30,6 +31,8 @@ class FakeDevice:
     def __init__(self) -> None:
         self.asked: list[tuple[object, ...]] = []
         self.gone = False
+        self.vectors = VECTORS  # what the host gives at once
+        self.reset_error: OSError | None = None
         self.config = bytearray(4096)
         put = self.put
         put(0x00, "<HH", 0x10DE, 0x2330)
@@ -59,6 +62,8 @@ class FakeDevice:
 
     def reset(self) -> None:
         self.asked.append(("reset",))
+        if self.reset_error:
+            raise self.reset_error
 
     def read(self, offset: int, size: int) -> int:
         if self.gone:
@@ -74,8 +79,9 @@ class FakeDevice:
             value = -PORTS & 0xFFFFFFFF | 1
         self.config[offset : offset + size] = value.to_bytes(size, "little")
 
-    def trigger_eventfds(self, index: int, fds: list[int]) -> None:
+    def trigger_eventfds(self, index: int, fds: list[int]) -> int:
         self.asked.append(("trigger", index, len(fds)))
+        return self.vectors if index == vfio.MSIX and len(fds) > self.vectors else 0
 
     def unmask_eventfd(self, index: int, fd: int) -> None:
         self.asked.append(("unmask", index))
@@ -254,6 +260,43 @@ def test_a_device_that_is_gone_reads_ones(made):
     assert function.config_read(0x00, 4) == 0xFFFFFFFF
     function.config_write(0x0C, 1, 1)
     function.config_write(4, 0, 2)
+
+
+def attach(device: FakeDevice, irq: IrqRouter) -> PassthroughFunction:
+    return PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None, PeerToPeer(None))
+
+
+def test_fewer_vectors_than_the_table_has(made):
+    """The host gives two of four: those are connected, and `status` says so."""
+    function, device, _ = made
+    device.vectors = 2
+    function.config_write(MSIX + 2, 0x8000, 2)
+    assert device.asked[-2:] == [("trigger", vfio.MSIX, VECTORS), ("trigger", vfio.MSIX, 2)]
+    interrupts = function.status()["interrupts"]
+    assert (interrupts["in_use"], interrupts["messages_connected"]) == ("msix", 2)
+    assert (interrupts["msix"], function.config_read(MSIX + 2, 2)) == (VECTORS, 0x8000 | 3)
+
+
+def test_a_failing_reset_is_told():
+    device, irq = FakeDevice(), IrqRouter(FakeVm())
+    device.reset_error = OSError(25, "no way")
+    function = attach(device, irq)
+    assert function.status()["reset"] == "failed: [Errno 25] no way"
+    function.close()
+    irq.close()
+
+
+@pytest.mark.parametrize("register", [0x00, 0x10])
+def test_a_device_that_does_not_answer_is_refused(register):
+    """All of it reads as ones, or a BAR does: neither is a device to show to a guest."""
+    device, irq = FakeDevice(), IrqRouter(FakeVm())
+    read = device.read
+    device.read = lambda offset, size: (
+        (1 << 8 * size) - 1 if offset == register else read(offset, size)
+    )
+    with pytest.raises(HostError, match="0000:01:00.0 does not answer.*all ones"):
+        attach(device, irq)
+    irq.close()
 
 
 def test_the_table_s_pages_are_left_out(made):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vmm import pci_host
-from vmm.config_parse import parse_device
+from vmm import pci_host, vfio_backend
+from vmm.config_parse import DeviceSpec, parse_device
 from vmm.errors import ConfigError, HostError
 from vmm.host import Host
 
@@ -50,7 +50,6 @@ def find(*texts: str) -> list[str]:
 
 def test_every_name_of_a_device(sysfs):
     assert find(GPU) == [GPU]
-    assert find("/dev/vfio/devices/vfio3") == [GPU]
     assert find(AUDIO, GPU) == [AUDIO, GPU]
     (device,) = pci_host.find_devices([parse_device(GPU)])
     assert (device.group, device.driver) == (10, "vfio-pci")
@@ -162,3 +161,58 @@ def test_everything_is_told_at_once(sysfs):
         find(LOST, NIC)
     assert LOST in str(told.value)
     assert NIC in str(told.value)
+
+
+@pytest.fixture
+def vfio_files(sysfs, tmp_path, monkeypatch):
+    """What /dev has: groups 10, and the GPU's functions' own files with /dev/iommu."""
+    dev = tmp_path / "dev"
+    (dev / "vfio/devices").mkdir(parents=True)
+    for bdf, name in ((GPU, "vfio3"), (AUDIO, "vfio4")):
+        (sysfs / bdf / "vfio-dev" / name).mkdir(parents=True)
+        (dev / "vfio/devices" / name).touch()
+    (dev / "vfio/10").touch()
+    (dev / "iommu").touch()
+    monkeypatch.setattr(vfio_backend, "SYS_DEVICES", str(sysfs))
+    monkeypatch.setattr(vfio_backend, "DEV_VFIO", str(dev / "vfio"))
+    monkeypatch.setattr(vfio_backend, "DEV_IOMMU", str(dev / "iommu"))
+    return dev
+
+
+def cdevs(dev, *forms: str) -> list[str]:
+    """The files chosen; a device's own file is named as in ``dev``."""
+    specs = [
+        DeviceSpec("cdev", f"{dev}/vfio/devices/{form}") if form.startswith("vfio") else
+        parse_device(form)
+        for form in forms
+    ]  # fmt: skip
+    return [device.cdev.rpartition("/")[2] for device in pci_host.find_devices(specs)]
+
+
+def test_which_interface_a_name_stands_for(vfio_files):
+    assert cdevs(vfio_files, GPU, AUDIO) == ["", ""]
+    assert cdevs(vfio_files, "/dev/vfio/10") == ["", ""]
+    assert cdevs(vfio_files, "vfio3") == ["vfio3"]
+    assert cdevs(vfio_files, AUDIO, "vfio3") == ["vfio4", "vfio3"]  # one names it, all have it
+
+
+def test_a_kernel_without_groups(vfio_files):
+    (vfio_files / "vfio/10").unlink()
+    assert cdevs(vfio_files, GPU, AUDIO) == ["vfio3", "vfio4"]
+    (vfio_files / "iommu").unlink()
+    assert cdevs(vfio_files, GPU) == [""]  # neither: the error names the group's file
+
+
+def test_a_group_beside_a_device_s_own_file(vfio_files):
+    other = vfio_files / "vfio/devices/vfio3"
+    specs = [DeviceSpec("group", "/dev/vfio/11"), DeviceSpec("cdev", str(other))]
+    with pytest.raises(ConfigError, match=f"/dev/vfio/11 is a group and {other} a device by itse"):
+        vfio_backend.choose_cdevs("LIST", specs, {GPU: 10, NIC: 11})
+
+
+@pytest.mark.parametrize("missing", ["iommu", "vfio/devices/vfio3", "vfio/devices/vfio4"])
+def test_what_is_not_offered_is_named_with_its_cure(vfio_files, missing):
+    (vfio_files / missing).unlink()
+    match = "PCI address" if missing.endswith("4") else f"there is no {vfio_files / missing}"
+    with pytest.raises(HostError, match=match):
+        cdevs(vfio_files, "vfio3", AUDIO)

@@ -218,8 +218,11 @@ cdef class VfioDevice(OwnedFd):
         return info.count
 
     def trigger_eventfds(self, uint32_t index, fds):
-        """Signal ``fds`` (one for each interrupt from 0 on) when the device interrupts."""
-        self.set_irqs(index, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, fds)
+        """Signal ``fds`` (one for each interrupt from 0 on) when the device interrupts.
+
+        Returns 0, or how many interrupts the host can give when it has fewer; none is on then.
+        """
+        return self.set_irqs(index, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, fds)
 
     def unmask_eventfd(self, uint32_t index, int fd):
         """Unmask the (level) interrupt whenever ``fd`` is signalled."""
@@ -230,7 +233,7 @@ cdef class VfioDevice(OwnedFd):
         self.set_irqs(index, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, [])
 
     def set_irqs(self, uint32_t index, uint32_t flags, fds):
-        """VFIO_DEVICE_SET_IRQS for interrupts from 0 on."""
+        """VFIO_DEVICE_SET_IRQS for interrupts from 0 on; returns what the kernel does."""
         cdef size_t count = len(fds)
         cdef size_t size = sizeof(vfio_irq_set) + count * sizeof(int32_t)
         cdef vfio_irq_set *request
@@ -250,9 +253,13 @@ cdef class VfioDevice(OwnedFd):
                 (<int32_t *>(<char *>request + sizeof(vfio_irq_set)))[i] = fds[i]
             with nogil:
                 rc = ioctl(self.fd, VFIO_DEVICE_SET_IRQS, request)
-            check(rc, b"VFIO_DEVICE_SET_IRQS")
+            return check(rc, b"VFIO_DEVICE_SET_IRQS")
         finally:
             free(request)
+
+    def map(self, uint64_t offset, uint64_t size):
+        """[offset, offset + size) of the device's file, mapped: a DeviceMapping."""
+        return DeviceMapping(self, offset, size)
 
     def reset(self):
         """VFIO_DEVICE_RESET."""

@@ -1,0 +1,72 @@
+"""Devices by their own files through iommufd, in a lab whose kernel has it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.abi.test_iommufd import compare
+from tests.lab.iommufd_kernel import COMPILER, IommufdKernel, headers
+from tests.lab.steady import SteadyLab
+from tests.lab.test_passthrough import FIRST_BYTES, SCENARIO, job, nvme
+
+__all__ = ["job", "nvme"]
+CDEV = "cdev"
+
+
+@pytest.fixture(scope="module")
+def iommufd_lab(nvme) -> Iterator[SteadyLab]:
+    missing = [tool for tool in (COMPILER, "make", "strip") if shutil.which(tool) is None]
+    assert not missing, f"apt-get install make binutils {COMPILER}"
+    drive = f"file={nvme},if=none,id=nvme,format=raw,snapshot=on"
+    running = SteadyLab(
+        memory="4G", kernel=IommufdKernel(),
+        extra=["-drive", drive, "-device", "nvme,drive=nvme,serial=lab", "-device", "edu"],
+    )  # fmt: skip
+    yield running
+    running.close()
+
+
+def test_our_header_is_this_kernel_s(tmp_path):
+    folder = headers()
+    # The kernel's own copy is not made ready for programs (scripts/headers_install.sh).
+    compare(
+        tmp_path,
+        "#define __user",
+        *[f'#include "{folder}/linux/{name}.h"' for name in ("vfio", "iommufd")],
+    )
+
+
+def test_an_nvme_by_its_file(iommufd_lab, job, nvme):
+    md5 = hashlib.md5(nvme.read_bytes()).hexdigest()
+    iommufd_lab.call(f"{SCENARIO}.passthrough:nvme_works", md5=md5, form=CDEV, **job)
+
+
+def test_reboots(iommufd_lab, job, nvme):
+    md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
+    iommufd_lab.call(f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, form=CDEV, **job)
+
+
+def test_killed_and_started_again(iommufd_lab, job):
+    iommufd_lab.call(f"{SCENARIO}.passthrough:killed_and_started_again", form=CDEV, **job)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["by_its_file_alone", "two_devices_by_one_file", "a_group_and_a_file_are_refused",
+     "without_the_group_s_file"],
+)  # fmt: skip
+def test_files(iommufd_lab, job, name):
+    iommufd_lab.call(f"{SCENARIO}.iommufd:{name}", **job)
+
+
+def test_faults(iommufd_lab):
+    iommufd_lab.call(f"{SCENARIO}.faults:faults_of_edu", form=CDEV)
+
+
+def test_the_group_as_before(iommufd_lab, job, nvme):
+    md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
+    iommufd_lab.call(f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, form="group", **job)
