@@ -104,6 +104,7 @@ class Lifecycle:
         self._disks: list[Disk] = []
         self._consoles: list[HostConsole] = []
         self._control: ControlServer | None = None
+        self._feed()
 
     def run(self) -> int:
         """Run the guest until it ends or is told to; returns the exit code. Raises VmmError."""
@@ -131,7 +132,10 @@ class Lifecycle:
         """Build a machine and let it run."""
         console, serial = self._consoles
         self._machine_left = False
-        machine = build_machine(self.config, self._disks, console, serial, self.cache_directory)
+        self.notifier.status(f"booting {self.config.kernel_path}")
+        machine = build_machine(
+            self.config, self._disks, console, serial, self.cache_directory, self.notifier.progress
+        )
         self.machine = machine
         self._loop.add(machine.outcome_fd, self._on_outcome)
         for function in machine.passthrough:
@@ -146,8 +150,20 @@ class Lifecycle:
         self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         if self.state == STARTING:
             self.state = RUNNING
-        self.notifier.send(READY=1, STATUS=f"{self.instance.name}: running")
+        self.notifier.ready(self._running())
         self._save()
+
+    def _running(self) -> str:
+        """One line about the guest for the service manager."""
+        config = self.config
+        text = f"{self.state}: {config.cpu_count} vCPUs, {config.memory.size >> 20} MiB"
+        return f"{text}, reboots: {self.reboots}" if self.reboots else text
+
+    def _feed(self) -> None:
+        """Feed the manager's watchdog from the event loop, so that a loop that hangs misses it."""
+        if self.notifier.watchdog_seconds:
+            self.notifier.feed()
+            self._loop.call_later(self.notifier.watchdog_seconds, self._feed)
 
     def _announce(self, machine: Machine) -> None:
         config = self.config
@@ -256,7 +272,9 @@ class Lifecycle:
             f"stopping ({reason}): power button pressed; the guest has "
             f"{self.config.stop_timeout_seconds:g} s"
         )
-        self.notifier.send(STOPPING=1, STATUS="stopping: waiting for the guest to shut down")
+        self.notifier.stopping(
+            "stopping: waiting for the guest to shut down", self.config.stop_timeout_seconds
+        )
         self._loop.call_later(self.config.stop_timeout_seconds, self._on_stop_timeout)
         self._press_button()
         self._save()
@@ -289,6 +307,10 @@ class Lifecycle:
                 self.request_stop(f"{name} received")
 
     def _reopen(self) -> None:
+        # A reload is possible while the guest runs only.
+        reload = self.state == RUNNING
+        if reload:
+            self.notifier.reloading()
         hub.reopen()
         for console in self._consoles:
             try:
@@ -296,6 +318,8 @@ class Lifecycle:
             except VmmError as error:
                 log.warning(str(error))
         log.info("SIGHUP received: logs reopened")
+        if reload:
+            self.notifier.ready(self._running())
 
     def _on_escape(self) -> None:
         for _ in range(os.eventfd_read(self._escape)):
@@ -352,7 +376,7 @@ class Lifecycle:
         if self._ending is None:
             self._ending = Ending(VmmError.exit_code, "the VMM failed")
         self.state = FAILED if self._ending.code else STOPPED
-        self.notifier.send(STOPPING=1, STATUS=f"{self.state}: {self._ending.reason}")
+        self.notifier.stopping(f"{self.state}: {self._ending.reason}", 0)
         if self.machine is not None:
             self.machine.close()
         for console in reversed(self._consoles):

@@ -26,7 +26,7 @@ from vmm.boot.image import BZIMAGE
 from vmm.boot.kernel import load_guest, open_plan
 from vmm.errors import HostError
 from vmm.log import get_logger
-from vmm.memory import allocate, memory_status
+from vmm.memory import allocate, memory_status, no_progress
 from vmm.smbios import build_smbios
 from vmm.vcpu import BootState, Vcpu
 from vmm.vm import Vm, max_vcpus, open_kvm
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from vmm.config import Config
     from vmm.console import HostConsole
     from vmm.disk import Disk
+    from vmm.memory import Progress
 
 log = get_logger(__name__)
 
@@ -75,8 +76,9 @@ class Machine:
     any state.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, progress: Progress = no_progress) -> None:
         self.config = config
+        self.progress = progress
         self.outcome_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.pio = Bus("ports")
         self.mmio = Bus("MMIO")
@@ -200,13 +202,15 @@ def build_machine(
     console: HostConsole,
     serial: HostConsole,
     cache_directory: str | None = None,
+    progress: Progress = no_progress,
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
     ``disks`` are the opened and locked images in the order of their slots; they and the consoles
-    outlive the machine, so that a guest's reboot can use them again.
+    outlive the machine, so that a guest's reboot can use them again. ``progress`` hears of the
+    steps that take long with much RAM.
     """
-    machine = Machine(config)
+    machine = Machine(config, progress)
     try:
         _build(machine, disks, console, serial, cache_directory)
     except BaseException:
@@ -264,7 +268,7 @@ def create_vm(machine: Machine, apic_ids: list[int]) -> None:
     except BaseException:
         kvm.close()
         raise
-    machine.memory = allocate(config.memory)
+    machine.memory = allocate(config.memory, machine.progress)
     machine.vm.map_memory(machine.memory)
     machine.vm.create_irqchip(apic_ids)
     machine.vm.create_vcpus(apic_ids)
@@ -350,7 +354,7 @@ def attach_passthrough(machine: Machine) -> None:
     from vmm.pci_host import find_devices
 
     vm = machine.vm
-    machine.domain = domain = Domain(vm.fd.create_vfio_device())
+    machine.domain = domain = Domain(vm.fd.create_vfio_device(), machine.progress)
     found = find_devices(machine.config.devices)
     peers = PeerToPeer(domain, "" if len(found) > 1 else "a single device has no peer")
     for slot, host in enumerate(found, len(machine.virtio) + 1):

@@ -11,12 +11,14 @@ import time
 from vmm._native import vfio
 from vmm.errors import BusyError, HostError
 from vmm.log import get_logger
+from vmm.memory import no_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm._native.guestmem import GuestMemory
     from vmm._native.kvm import KvmVfio
     from vmm._native.vfio import VfioContainer, VfioDevice, VfioGroup
+    from vmm.memory import Progress
 
 log = get_logger(__name__)
 
@@ -27,10 +29,14 @@ PROGRESS_SECONDS = 2.0
 
 
 class Domain:
-    """One container. Control thread only; close() comes after the devices are closed."""
+    """One container. Control thread only; close() comes after the devices are closed.
 
-    def __init__(self, kvm: KvmVfio) -> None:
+    ``progress`` is called before each piece of RAM is pinned, which may take long.
+    """
+
+    def __init__(self, kvm: KvmVfio, progress: Progress = no_progress) -> None:
         self._kvm = kvm
+        self._progress = progress
         self._container: VfioContainer | None = None
         self._groups: dict[int, VfioGroup] = {}
         self._told_kvm: set[int] = set()
@@ -116,6 +122,7 @@ class Domain:
         for gpa, size, hva in memory.slots:
             for offset in range(0, size, CHUNK_BYTES):
                 length = min(CHUNK_BYTES, size - offset)
+                self._progress("pinning", done, total)
                 try:
                     container.map_dma(hva + offset, gpa + offset, length)
                 except OSError as error:

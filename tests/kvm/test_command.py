@@ -301,20 +301,6 @@ def test_a_runtime_folder_that_cannot_be_used(tmp_path):
     assert "XDG_RUNTIME_DIR" in text
 
 
-def test_systemd_is_told(tmp_path):
-    path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(10)
-        command = Command(tmp_path, HALT)
-        command.env["NOTIFY_SOCKET"] = path
-        process = command.start()
-        assert b"READY=1" in manager.recv(4096)
-        command.run("stop", "--now")
-        assert b"STOPPING=1" in manager.recv(4096)
-        finish(process)
-
-
 def test_the_terminal_comes_back(tmp_path):
     command = Command(tmp_path, HALT)
     master, slave = pty.openpty()
