@@ -40,6 +40,9 @@ TOOLS = {
     "fio": "fio",
     "lz4": "lz4",
     "zstd": "zstd",
+    "systemd-analyze": "systemd-sysv",
+    "dbus-daemon": "dbus-user-session",
+    "logrotate": "logrotate",
 }
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm-amd",
@@ -65,12 +68,63 @@ export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 for word in $(cat /proc/cmdline); do
   case $word in lab.root=*) root=${word#*=};; lab.python=*) python=${word#*=};; esac
 done
-cd $root && exec $python -m tests.lab.agent
+cd $root && $python -m tests.lab.agent
 START
+"""
+# The agent alone, or the host's systemd as PID 1 that has the agent as a service.
+AGENT = """
 chroot /new /bin/sh /run/start
 echo o >/new/proc/sysrq-trigger
 while :; do sleep 1; done
 """
+SYSTEMD = """
+# None of what this machine happens to have switched on, and nothing of a first boot.
+rm -rf /new/etc/systemd/system/*.wants
+# By these systemd would take the lab for a container.
+rm -f /new/.dockerenv /new/run/.containerenv
+: >/new/etc/fstab
+echo 6c6162206f6620766c6c6d642d687970 >/new/etc/machine-id
+# Debian empties /tmp at boot, where the project may be; its own user may have to get there, too.
+ln -sf /dev/null /new/etc/tmpfiles.d/tmp.conf
+for word in $(cat /new/proc/cmdline); do
+  case $word in lab.root=*) folder=${word#*=};; esac
+done
+while [ "$folder" ]; do chmod o+rx "/new$folder"; folder=${folder%/*}; done
+# Nor what nobody needs here: each costs seconds in an emulated processor.
+mkdir -p /new/run/systemd/system /new/var/log/journal
+for unit in modprobe@.service systemd-modules-load.service systemd-update-utmp.service \\
+    systemd-random-seed.service systemd-remount-fs.service systemd-tmpfiles-setup-dev.service \\
+    systemd-tmpfiles-clean.timer systemd-pcrphase-sysinit.service systemd-pcrphase.service \\
+    dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \\
+    sys-kernel-config.mount sys-fs-fuse-connections.mount systemd-sysusers.service \\
+    systemd-networkd.service systemd-resolved.service; do
+  ln -s /dev/null /new/run/systemd/system/$unit
+done
+# Journals of users are readable by them only where they are kept.
+cat >/new/run/systemd/system/lab.service <<'UNIT'
+[Unit]
+Description=Takes the jobs of tests
+Requires=dbus.socket systemd-logind.service
+After=basic.target dbus.socket systemd-logind.service systemd-user-sessions.service
+[Service]
+ExecStart=/bin/sh -c '. /run/start; echo o >/proc/sysrq-trigger'
+StandardOutput=tty
+Slice=system.slice
+Delegate=yes
+UNIT
+cat >/new/run/systemd/system/lab.target <<'UNIT'
+[Unit]
+Requires=basic.target
+Wants=lab.service systemd-user-sessions.service
+After=basic.target
+AllowIsolate=yes
+UNIT
+exec switch_root /new /lib/systemd/systemd
+"""
+SYSTEMD_OPTIONS = (
+    "systemd.unit=lab.target systemd.show_status=1 systemd.journald.forward_to_console=1 "
+    "systemd.journald.max_level_console=info"
+)
 # QEMU's CMPXCHG16B leaves garbage in the flags now and then: an exit from a guest right behind it
 # saves that, and the guest goes on with impossible flags. Kernels do without it where it is absent
 # (one of nine small boots failed with it, none of 24 without it).
@@ -99,18 +153,21 @@ def missing_for_lab() -> list[str]:
     return [package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None]
 
 
-def lab_initramfs(kernel: Kernel) -> Path:
+def lab_initramfs(kernel: Kernel, systemd: bool) -> Path:
     def make(path: Path) -> None:
-        path.write_bytes(build_initramfs(kernel, MODULES, INIT, ARGUMENTS))
+        init = INIT + (SYSTEMD if systemd else AGENT)
+        path.write_bytes(build_initramfs(kernel, MODULES, init, ARGUMENTS))
 
-    return cached(f"lab-initramfs-2-{kernel.root.name}", make)
+    kind = "systemd-1" if systemd else "3"
+    return cached(f"lab-initramfs-{kind}-{kernel.root.name}", make)
 
 
 class Lab:
     """A running lab; a context manager. ``drives``: host files that become /dev/vda, /dev/vdb, …
 
     Drives are written to a temporary file, never to the originals. ``verbose`` copies the lab's
-    console to stderr. ``extra``: more QEMU arguments.
+    console to stderr. ``extra``: more QEMU arguments. ``systemd``: PID 1 is this machine's systemd,
+    with its journal on the console, in place of a shell.
     """
 
     def __init__(
@@ -121,6 +178,7 @@ class Lab:
         extra: list[str] | None = None,
         suite: str | None = None,
         verbose: bool = False,
+        systemd: bool = False,
     ) -> None:
         missing = [tool for tool in (QEMU, "depmod") if shutil.which(tool) is None]
         if missing:
@@ -141,9 +199,9 @@ class Lab:
             "setpriv", "--pdeathsig", "KILL",
             *qemu, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35",
             "-cpu", PROCESSOR, "-smp", str(cpus), "-m", memory, "-device", iommu(qemu),
-            "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel)),
+            "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel, systemd)),
             "-append", "console=ttyS0 panic=-1 mitigations=off nokaslr iommu=on intremap=off quiet "
-            f"lab.root={ROOT} lab.python={sys.executable}",
+            f"lab.root={ROOT} lab.python={sys.executable} {SYSTEMD_OPTIONS if systemd else ''}",
             "-virtfs", "local,path=/,security_model=none,mount_tag=host,readonly=on,"
             "multidevs=remap",
             "-nodefaults", "-display", "none", "-no-reboot", "-monitor", "none",
@@ -235,6 +293,22 @@ class Lab:
                 f"{function}({arguments}) in the lab: status {result.status}\n{result.output}"
             )
         return result.output
+
+    def shut_down(self, function: str, timeout: float = 120.0, **arguments: Any) -> str:
+        """Call a function that shuts the lab down; returns all that its console said.
+
+        AssertionError when the function ends otherwise, or the lab does not switch itself off.
+        """
+        try:
+            told = self.call(function, **arguments)
+        except LabError as error:
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                tail = self.console_tail()
+                raise AssertionError(f"no end after {timeout} s: {error}\n{tail}") from error
+            return self._console.read_text(errors="replace")
+        raise AssertionError(f"{function} came back: {told}")
 
     def close(self) -> None:
         """End the lab."""

@@ -1,0 +1,219 @@
+"""As a service: what the manager sees of an instance's life, under the system's and a user's."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from tests.lab.guest_run import expect
+from tests.lab.scenarios.lifecycle import COUNT
+from tests.lab.units import ROOT, Service, drop_in, run, wait_for
+from tests.support.elf_builder import build_elf
+from tests.support.guest_asm import Program
+
+CMDLINE = "console=hvc0 quiet panic=-1"
+# Hears the power button; the second boot of a disk leaves by itself.
+LISTEN = (
+    COUNT
+    + """
+if [ $n != 2 ]; then
+  echo "guest: ready $n"
+  dd if=/dev/input/event0 of=/dev/null bs=24 count=1 2>/dev/null
+  echo "guest: button heard"
+fi
+"""
+)
+HALT = bytes(Program().out_string(0x3F8, b"up\n").raw("f4 ebfd").code)
+FAULT = bytes(Program().write(0x1000, 0).write(0x1004, 0).raw("0f011d00100000 0f0b").code)
+MANAGER_KILLS = re.compile(r"timed out|Killing process")
+
+
+def linux(service: Service, kernel: str, initramfs: str, job: str, **more: object) -> Service:
+    return service.configure(
+        kernel, job, INITRAMFS_FILEPATH=initramfs, CMDLINE=CMDLINE, MEMORY_CONFIG="size=256M",
+        **more,
+    )  # fmt: skip
+
+
+def tiny(service: Service, code: bytes = HALT, **more: object) -> Service:
+    """A guest of a few instructions that is deaf to the power button."""
+    program = Path("/dev/shm/deaf.elf" if code is HALT else "/dev/shm/faulty.elf")
+    program.write_bytes(build_elf(code))
+    return service.configure(
+        str(program), SERIAL=f"file={service.guest_file}",
+        **{"CONSOLE": "null", "STOP_TIMEOUT_SECONDS": 2, "MEMORY_CONFIG": "size=16M", **more},
+    )  # fmt: skip
+
+
+def runs_as_one_command(service: Service) -> None:
+    """Active, in its slice, one process, and the manager shows it as our command."""
+    expect(service.state() == "active", service.ctl("status", service.unit, check=False))
+    expect(service.processes() == ["vllmd-hypervisor start"], str(service.processes()))
+    text = service.ctl("status", service.unit)
+    expect(text.count("vllmd-hypervisor start") == 1, text)
+    expect("vllmd.slice" in service.show("ControlGroup"), text)
+
+
+def life(kernel: str, initramfs: str, kind: str, unit: str) -> None:
+    """Start, status, restart with a clean shutdown, power-off by the guest."""
+    service = Service(kind, f"{kind}-life", unit)
+    linux(service, kernel, initramfs, LISTEN)
+    service.start()
+    runs_as_one_command(service)
+    if unit != "simple":
+        told = service.ctl("status", service.unit)
+        expect('Status: "running: 1 vCPUs, 256 MiB"' in told, told)
+        code, told = service.command("status", service.name)
+        expect(code == 0 and f"{service.name}: running" in told, told)
+    service.until("guest: ready 1")
+    first = service.pid
+    started = time.monotonic()
+    service.ctl("restart", service.unit)
+    took = time.monotonic() - started
+    expect("guest: button heard" in service.console(), service.console())
+    expect(took < 25, f"{took} s to restart")
+    expect(service.pid not in (0, first), "not a new process")
+    expect(service.show("NRestarts") == "0", "the manager restarted it by itself")
+    service.until("guest: boot 2")
+    wait_for("end of the unit", lambda: service.state() != "active")
+    wait_for("end of the unit", lambda: service.state() != "deactivating")
+    expect(service.state() == "inactive", service.ctl("status", service.unit, check=False))
+    expect(service.show("Result") == "success", service.show("Result"))
+    expect(not MANAGER_KILLS.search(service.managers_words()), service.managers_words())
+
+
+def deaf_guest_is_killed_by_us(kind: str, own: int, managers: int) -> None:
+    """Code 37 after ``own`` seconds, though the manager's patience is ``managers`` seconds."""
+    service = tiny(Service(kind, "deaf"), STOP_TIMEOUT_SECONDS=own)
+    drop_in(kind, "vllmd-hypervisor@deaf", "t", f"[Service]\nTimeoutStopSec={managers}\n")
+    service.ctl("daemon-reload")
+    service.start()
+    started = time.monotonic()
+    service.ctl("stop", service.unit, check=False)
+    took = time.monotonic() - started
+    expect(own <= took < own + 10, f"{took} s")
+    expect(service.show("ExecMainStatus") == "37", service.show("ExecMainStatus"))
+    expect(service.state() == "failed", service.state())
+    words = service.managers_words()
+    expect(not MANAGER_KILLS.search(words), words)
+    service.end()
+
+
+def restarted_after_its_death(kind: str) -> None:
+    """kill -9 leaves nothing locked; a stopped process misses the watchdog; two side by side."""
+    service = tiny(Service(kind, "one"))
+    other = tiny(Service(kind, "two"))
+    drop_in(kind, "vllmd-hypervisor@one", "watchdog", "[Service]\nWatchdogSec=3\n")
+    service.ctl("daemon-reload")
+    service.ctl("start", service.unit, other.unit)
+    pid, others_pid = service.pid, other.pid
+    expect(pid != others_pid, "one process for two instances")
+    for number, how in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
+        os.kill(service.pid, how)
+        wait_for("restart", lambda number=number: service.show("NRestarts") == str(number))
+        wait_for("start", lambda: service.state() == "active")
+        runs_as_one_command(service)
+        expect(service.pid != pid, "the same process")
+        pid = service.pid
+    expect("Watchdog timeout" in service.managers_words(), service.managers_words())
+    time.sleep(4)
+    expect(service.pid == pid, "a healthy VM missed its watchdog")
+    runs_as_one_command(other)
+    expect(other.pid == others_pid, "the other instance was touched")
+    for one in (service, other):
+        code, told = one.command("status", one.name)
+        expect(code == 0, told)
+        one.end()
+
+
+def crash_is_a_failure(kind: str) -> None:
+    """A guest that can do nothing but fault: code 33, started again, given up in the end."""
+    service = tiny(Service(kind, "crash"), FAULT)
+    drop_in(kind, "vllmd-hypervisor@crash", "t", "[Unit]\nStartLimitBurst=2\nStartLimitInterval=1h")
+    service.ctl("daemon-reload")
+    service.ctl("start", service.unit, check=False)
+    wait_for("the manager to give up", lambda: service.state() == "failed")
+    expect(service.show("NRestarts") == "2", service.show("NRestarts"))
+    expect(service.show("ExecMainStatus") == "33", service.show("ExecMainStatus"))
+    service.end()
+
+
+def mistakes_are_told(kind: str) -> None:
+    """Failed, not restarted; each mistake one readable record with its variable, in status too."""
+    service = tiny(Service(kind, "wrong"), CPU_COUNT="many", MEMRY_CONFIG="size=1G")
+    failed_with(service, "2", ["CPU_COUNT", "MEMRY_CONFIG"])
+    service = tiny(Service(kind, "astray"), LOG_FILEPATH="/proc/nowhere/log")
+    failed_with(service, "38", ["LOG_FILEPATH"])
+
+
+def failed_with(service: Service, code: str, variables: list[str]) -> None:
+    done = subprocess.run(
+        [*service._as_user(), "systemctl", *service._user_flag(), "start", service.unit],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    expect(done.returncode != 0, f"started\n{done.stdout}{done.stderr}")
+    wait_for("failure", lambda: service.state() == "failed")
+    expect(service.show("ExecMainStatus") == code, service.show("ExecMainStatus"))
+    expect(service.show("NRestarts") == "0", "started again")
+    told = service.ctl("status", "--full", service.unit, check=False)
+    records = service.journal()
+    for variable in variables:
+        name = f"VLLMD_HYPERVISOR_{variable}"
+        found = [one for one in records if one.get("VLLMD_VARIABLE") == name]
+        expect(len(found) == 1, f"{name}: {records}\n{told}")
+        expect(found[0]["PRIORITY"] == "3", str(found))
+        expect(found[0]["MESSAGE"].startswith(name), str(found))
+        expect(found[0]["MESSAGE"] in told, told)
+    errors = [one for one in records if one["PRIORITY"] == "3"]
+    expect(len(errors) == len(variables), str(errors))
+    (status,) = [line for line in told.splitlines() if line.strip().startswith("Status: ")]
+    expect(all(f"VLLMD_HYPERVISOR_{variable}" in status for variable in variables), told)
+    service.end()
+
+
+def logs_to_file_and_journal() -> None:
+    """Both at once, with priorities; logrotate and a reload open the file anew."""
+    log = Path("/var/log/vllmd/logged.log")
+    service = tiny(Service("system", "logged"), LOG_FILEPATH=f"{log},journald", DEBUG=1)
+    service.start()
+    records = service.journal()
+    seen = {one["PRIORITY"] for one in records}
+    expect({"6", "7"} <= seen, str(records))
+    said = [one for one in records if "runs as process" in one["MESSAGE"]]
+    expect(len(said) == 1 and said[0]["VLLMD_INSTANCE"] == "logged", str(records))
+    expect("runs as process" in log.read_text(), log.read_text())
+    run(
+        "logrotate",
+        "--force",
+        "--state",
+        "/run/logrotate",
+        str(ROOT / "packaging/logrotate/vllmd-hypervisor"),
+    )
+    rotated = log.with_name("logged.log.1")
+    wait_for("a new log file", log.exists)
+    wait_for("its first line", lambda: "logs reopened" in log.read_text())
+    expect("runs as process" in rotated.read_text(), rotated.read_text())
+    service.ctl("reload", service.unit)
+    runs_as_one_command(service)
+    expect(log.read_text().count("logs reopened") == 2, log.read_text())
+    service.ctl("stop", service.unit, check=False)
+    killed = [one for one in service.journal() if one["PRIORITY"] == "4"]
+    expect(killed and "was killed" in killed[-1]["MESSAGE"], str(killed))
+    service.end()
+
+
+def host_shuts_down(kernel: str, initramfs: str) -> None:
+    """With two VMs running; does not come back."""
+    services = [Service(kind, f"{kind}-last") for kind in ("system", "user")]
+    for service in services:
+        linux(service, kernel, initramfs, LISTEN, CONSOLE="tty").start()
+    for service in services:
+        wait_for(
+            "guest", lambda one=service: any("guest: ready" in r["MESSAGE"] for r in one.journal())
+        )
+    run("systemctl", "--no-block", "poweroff")
+    time.sleep(120)

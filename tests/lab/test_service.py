@@ -1,0 +1,60 @@
+"""As a service of systemd, the system's manager and a user's, on a host whose PID 1 it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.job_guest import JobGuest
+from tests.lab.steady import SteadyLab
+
+SCENARIO = "tests.lab.scenarios.service"
+OPTIONS = {"memory": "4G", "systemd": True}
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[SteadyLab]:
+    """One lab for all; the last test shuts it down."""
+    running = SteadyLab(**OPTIONS)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def guest() -> dict[str, str]:
+    job = JobGuest(more=("button", "evdev"))
+    return {"kernel": str(job.kernel.vmlinux()), "initramfs": str(job.initramfs)}
+
+
+@pytest.mark.parametrize(("kind", "unit"), [("system", "vllmd-hypervisor"), ("user", "simple")])
+def test_start_status_restart_power_off(host, guest, kind, unit):
+    host.call(f"{SCENARIO}:life", kind=kind, unit=unit, **guest)
+
+
+@pytest.mark.parametrize(("kind", "own", "managers"), [("user", 2, 30), ("system", 6, 3)])
+def test_a_deaf_guest_is_killed_by_us(host, kind, own, managers):
+    host.call(f"{SCENARIO}:deaf_guest_is_killed_by_us", kind=kind, own=own, managers=managers)
+
+
+@pytest.mark.parametrize("kind", ["system", "user"])
+def test_restarted_after_its_death(host, kind):
+    host.call(f"{SCENARIO}:restarted_after_its_death", kind=kind)
+
+
+def test_a_crash_is_a_failure(host):
+    host.call(f"{SCENARIO}:crash_is_a_failure", kind="system")
+
+
+@pytest.mark.parametrize("kind", ["system", "user"])
+def test_mistakes_are_told(host, kind):
+    host.call(f"{SCENARIO}:mistakes_are_told", kind=kind)
+
+
+def test_logs_to_file_and_journal(host):
+    host.call(f"{SCENARIO}:logs_to_file_and_journal")
+
+
+def test_guests_shut_down_before_the_host(host, guest):
+    said = host.shut_down(f"{SCENARIO}:host_shuts_down", **guest)
+    assert said.count("guest: button heard") == 2, said[-6000:]
