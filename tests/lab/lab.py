@@ -8,6 +8,7 @@ and its virtual environment are just there. One lab serves many jobs.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -154,12 +155,13 @@ def missing_for_lab() -> list[str]:
 
 
 def lab_initramfs(kernel: Kernel, systemd: bool) -> Path:
+    init = INIT + (SYSTEMD if systemd else AGENT)
+
     def make(path: Path) -> None:
-        init = INIT + (SYSTEMD if systemd else AGENT)
         path.write_bytes(build_initramfs(kernel, MODULES, init, ARGUMENTS))
 
-    kind = "systemd-1" if systemd else "3"
-    return cached(f"lab-initramfs-{kind}-{kernel.root.name}", make)
+    version = hashlib.blake2s(init.encode(), digest_size=4).hexdigest()
+    return cached(f"lab-initramfs-{version}-{kernel.root.name}", make)
 
 
 class Lab:

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.lab.flaw import FlawWatch, LabFlaw
 from tests.lab.guest_run import COMMAND, TRIPLE_FAULT, expect
@@ -103,6 +104,30 @@ def is_kernels(pid: str) -> bool:
     return bool(int(stat.rpartition(")")[2].split()[6]) & 0x200000)
 
 
+PROPERTIES = (
+    "ActiveState", "Result", "MainPID", "ExecMainStatus", "NRestarts", "ControlGroup",
+)  # fmt: skip
+
+
+class Facts(NamedTuple):
+    """What the manager knows of a unit."""
+
+    state: str
+    result: str
+    pid: str
+    exit_code: str
+    restarts: str
+    group: str
+
+    def processes(self) -> list[str]:
+        """Command lines of everything in the unit's control group."""
+        group = Path("/sys/fs/cgroup") / self.group.lstrip("/")
+        pids = (group / "cgroup.procs").read_text().split()
+        # KVM has a kernel thread in its user's group, which systemctl does not show either.
+        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if not is_kernels(pid)]
+        return [line.rstrip(b"\0").replace(b"\0", b" ").decode() for line in lines]
+
+
 class Service:
     """One instance under the system's manager ("system") or under a user's ("user")."""
 
@@ -176,16 +201,29 @@ class Service:
         self.ctl("start", self.unit)
         return self
 
-    def show(self, name: str) -> str:
-        return self.ctl("show", "--value", "--property", name, self.unit).strip()
+    def show(self) -> Facts:
+        """Its state, in one call: each costs half a second of an emulated processor."""
+        text = self.ctl("show", "--property", ",".join(PROPERTIES), self.unit)
+        values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        return Facts(*[values[name] for name in PROPERTIES])
 
-    def state(self) -> str:
-        """active, inactive, failed, …"""
-        return self.show("ActiveState")
+    def wait_for(self, what: str, condition: Callable[[Facts], bool], seconds: float = 60) -> Facts:
+        """The first state that meets the condition."""
+        seen: list[Facts] = []
 
-    @property
-    def pid(self) -> int:
-        return int(self.show("MainPID"))
+        def met() -> bool:
+            seen.append(self.show())
+            return condition(seen[-1])
+
+        try:
+            wait_for(f"{what} of {self.unit}", met, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{seen[-1]}\n{self.told()}") from error
+        return seen[-1]
+
+    def told(self) -> str:
+        """`systemctl status`, whatever the state."""
+        return self.ctl("status", "--full", self.unit, check=False)
 
     def journal(self) -> list[dict[str, str]]:
         """Records that journald attributes to the unit, the manager's own left out."""
@@ -211,21 +249,12 @@ class Service:
         try:
             wait_for(words, lambda: words in self.console(), seconds)
         except AssertionError as error:
-            told = self.ctl("status", "--full", self.unit, check=False)
+            told = self.told()
             if TRIPLE_FAULT in told:
                 raise LabFlaw(TRIPLE_FAULT) from error
             raise AssertionError(f"{error}\n{self.console()}\n{told}") from error
 
-    def processes(self) -> list[str]:
-        """Command lines of everything in the unit's control group."""
-        group = Path("/sys/fs/cgroup") / self.show("ControlGroup").lstrip("/")
-        pids = (group / "cgroup.procs").read_text().split()
-        # KVM has a kernel thread in its user's group, which systemctl does not show either.
-        lines = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids if not is_kernels(pid)]
-        return [line.rstrip(b"\0").replace(b"\0", b" ").decode() for line in lines]
-
     def end(self) -> None:
         """Whatever it is doing; for the end of a scenario."""
-        self.command("stop", self.name, "--now")
+        self.ctl("kill", "--signal=KILL", self.unit, check=False)
         self.ctl("stop", self.unit, check=False)
-        self.ctl("reset-failed", self.unit, check=False)

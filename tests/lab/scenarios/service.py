@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -49,40 +48,37 @@ def tiny(service: Service, code: bytes = HALT, **more: object) -> Service:
     )  # fmt: skip
 
 
-def runs_as_one_command(service: Service) -> None:
-    """Active, in its slice, one process, and the manager shows it as our command."""
-    expect(service.state() == "active", service.ctl("status", service.unit, check=False))
-    expect(service.processes() == ["vllmd-hypervisor start"], str(service.processes()))
-    text = service.ctl("status", service.unit)
-    expect(text.count("vllmd-hypervisor start") == 1, text)
-    expect("vllmd.slice" in service.show("ControlGroup"), text)
+def runs_as_one_command(service: Service) -> str:
+    """Active, in its slice, one process, and the manager shows it as our command; its pid."""
+    facts = service.show()
+    expect(facts.state == "active", service.told())
+    expect(facts.processes() == ["vllmd-hypervisor start"], str(facts.processes()))
+    expect("/vllmd.slice/" in facts.group, facts.group)
+    return facts.pid
 
 
 def life(kernel: str, initramfs: str, kind: str, unit: str) -> None:
     """Start, status, restart with a clean shutdown, power-off by the guest."""
     service = Service(kind, f"{kind}-life", unit)
-    linux(service, kernel, initramfs, LISTEN)
-    service.start()
-    runs_as_one_command(service)
+    linux(service, kernel, initramfs, LISTEN).start()
+    first = runs_as_one_command(service)
+    told = service.told()
+    expect(told.count("vllmd-hypervisor start") == 1, told)
     if unit != "simple":
-        told = service.ctl("status", service.unit)
         expect('Status: "running: 1 vCPUs, 256 MiB"' in told, told)
         code, told = service.command("status", service.name)
         expect(code == 0 and f"{service.name}: running" in told, told)
     service.until("guest: ready 1")
-    first = service.pid
     started = time.monotonic()
     service.ctl("restart", service.unit)
     took = time.monotonic() - started
     expect("guest: button heard" in service.console(), service.console())
     expect(took < 25, f"{took} s to restart")
-    expect(service.pid not in (0, first), "not a new process")
-    expect(service.show("NRestarts") == "0", "the manager restarted it by itself")
+    facts = service.show()
+    expect(facts.pid not in ("0", first) and facts.restarts == "0", str(facts))
     service.until("guest: boot 2")
-    wait_for("end of the unit", lambda: service.state() != "active")
-    wait_for("end of the unit", lambda: service.state() != "deactivating")
-    expect(service.state() == "inactive", service.ctl("status", service.unit, check=False))
-    expect(service.show("Result") == "success", service.show("Result"))
+    facts = service.wait_for("end", lambda now: now.state not in ("active", "deactivating"))
+    expect((facts.state, facts.result) == ("inactive", "success"), str(facts))
     expect(not MANAGER_KILLS.search(service.managers_words()), service.managers_words())
 
 
@@ -96,50 +92,47 @@ def deaf_guest_is_killed_by_us(kind: str, own: int, managers: int) -> None:
     service.ctl("stop", service.unit, check=False)
     took = time.monotonic() - started
     expect(own <= took < own + 10, f"{took} s")
-    expect(service.show("ExecMainStatus") == "37", service.show("ExecMainStatus"))
-    expect(service.state() == "failed", service.state())
+    facts = service.show()
+    expect((facts.state, facts.exit_code) == ("failed", "37"), str(facts))
     words = service.managers_words()
     expect(not MANAGER_KILLS.search(words), words)
-    service.end()
 
 
 def restarted_after_its_death(kind: str) -> None:
     """kill -9 leaves nothing locked; a stopped process misses the watchdog; two side by side."""
     service = tiny(Service(kind, "one"))
     other = tiny(Service(kind, "two"))
-    drop_in(kind, "vllmd-hypervisor@one", "watchdog", "[Service]\nWatchdogSec=3\n")
+    drop_in(kind, "vllmd-hypervisor@one", "watchdog", "[Service]\nWatchdogSec=2\n")
     service.ctl("daemon-reload")
     service.ctl("start", service.unit, other.unit)
-    pid, others_pid = service.pid, other.pid
+    pid, others_pid = runs_as_one_command(service), runs_as_one_command(other)
     expect(pid != others_pid, "one process for two instances")
-    for number, how in ((1, signal.SIGKILL), (2, signal.SIGSTOP)):
-        os.kill(service.pid, how)
-        wait_for("restart", lambda number=number: service.show("NRestarts") == str(number))
-        wait_for("start", lambda: service.state() == "active")
-        runs_as_one_command(service)
-        expect(service.pid != pid, "the same process")
-        pid = service.pid
+    for number, how in (("1", signal.SIGKILL), ("2", signal.SIGSTOP)):
+        os.kill(int(pid), how)
+        service.wait_for(
+            "restart", lambda now, n=number: now.restarts == n and now.state == "active"
+        )
+        before, pid = pid, runs_as_one_command(service)
+        expect(pid != before, "the same process")
     expect("Watchdog timeout" in service.managers_words(), service.managers_words())
-    time.sleep(4)
-    expect(service.pid == pid, "a healthy VM missed its watchdog")
-    runs_as_one_command(other)
-    expect(other.pid == others_pid, "the other instance was touched")
-    for one in (service, other):
-        code, told = one.command("status", one.name)
-        expect(code == 0, told)
-        one.end()
+    time.sleep(3)
+    expect(service.show().pid == pid, "a healthy VM missed its watchdog")
+    code, told = service.command("status", service.name)
+    expect(code == 0, told)
+    expect(runs_as_one_command(other) == others_pid, "the other instance was touched")
+    service.end()
+    other.end()
 
 
 def crash_is_a_failure(kind: str) -> None:
     """A guest that can do nothing but fault: code 33, started again, given up in the end."""
     service = tiny(Service(kind, "crash"), FAULT)
-    drop_in(kind, "vllmd-hypervisor@crash", "t", "[Unit]\nStartLimitBurst=2\nStartLimitInterval=1h")
+    limit = "[Unit]\nStartLimitBurst=2\nStartLimitInterval=1h\n"
+    drop_in(kind, "vllmd-hypervisor@crash", "t", limit)
     service.ctl("daemon-reload")
     service.ctl("start", service.unit, check=False)
-    wait_for("the manager to give up", lambda: service.state() == "failed")
-    expect(service.show("NRestarts") == "2", service.show("NRestarts"))
-    expect(service.show("ExecMainStatus") == "33", service.show("ExecMainStatus"))
-    service.end()
+    facts = service.wait_for("surrender", lambda now: now.state == "failed")
+    expect((facts.restarts, facts.exit_code) == ("2", "33"), f"{facts}\n{service.told()}")
 
 
 def mistakes_are_told(kind: str) -> None:
@@ -151,15 +144,10 @@ def mistakes_are_told(kind: str) -> None:
 
 
 def failed_with(service: Service, code: str, variables: list[str]) -> None:
-    done = subprocess.run(
-        [*service._as_user(), "systemctl", *service._user_flag(), "start", service.unit],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    expect(done.returncode != 0, f"started\n{done.stdout}{done.stderr}")
-    wait_for("failure", lambda: service.state() == "failed")
-    expect(service.show("ExecMainStatus") == code, service.show("ExecMainStatus"))
-    expect(service.show("NRestarts") == "0", "started again")
-    told = service.ctl("status", "--full", service.unit, check=False)
+    service.ctl("start", service.unit, check=False)
+    facts = service.wait_for("failure", lambda now: now.state == "failed")
+    expect((facts.exit_code, facts.restarts) == (code, "0"), str(facts))
+    told = service.told()
     records = service.journal()
     for variable in variables:
         name = f"VLLMD_HYPERVISOR_{variable}"
@@ -172,7 +160,6 @@ def failed_with(service: Service, code: str, variables: list[str]) -> None:
     expect(len(errors) == len(variables), str(errors))
     (status,) = [line for line in told.splitlines() if line.strip().startswith("Status: ")]
     expect(all(f"VLLMD_HYPERVISOR_{variable}" in status for variable in variables), told)
-    service.end()
 
 
 def logs_to_file_and_journal() -> None:
@@ -203,7 +190,6 @@ def logs_to_file_and_journal() -> None:
     service.ctl("stop", service.unit, check=False)
     killed = [one for one in service.journal() if one["PRIORITY"] == "4"]
     expect(killed and "was killed" in killed[-1]["MESSAGE"], str(killed))
-    service.end()
 
 
 def host_shuts_down(kernel: str, initramfs: str) -> None:
