@@ -26,7 +26,7 @@ Settings come from the environment; `vllmd-hypervisor env` shows all of them. Re
 VLLMD_HYPERVISOR_KERNEL_FILEPATH, VLLMD_HYPERVISOR_SYSTEM_IMAGE_FILEPATH and
 VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH. Exit codes: 0 done, 1 the VMM failed, 2 bad settings,
 3 not running (status), 4 unknown (status), 33 the guest crashed, 34 a device failed,
-37 the guest was killed, 38 this host cannot, 39 something is in use."""
+35 the guest panicked, 37 the guest was killed, 38 this host cannot, 39 something is in use."""
 
 
 def main() -> int:

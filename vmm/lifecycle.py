@@ -50,6 +50,7 @@ BUTTON_SECONDS = 1.0
 FLUSH_SECONDS = 0.2
 EXIT_CRASH = 33
 EXIT_DEVICE = 34
+EXIT_PANIC = 35
 EXIT_KILLED = 37
 # A machine that resets sooner than this after its start makes the next start wait, ever longer.
 EARLY_SECONDS = 2.0
@@ -234,7 +235,8 @@ class Lifecycle:
                 self._ending = Ending(0, outcome.reason)
         else:
             log.error(f"the guest cannot go on: {outcome.reason}\n{outcome.report}")
-            code = EXIT_CRASH if outcome.kind == "crash" else VmmError.exit_code
+            codes = {"crash": EXIT_CRASH, "panic": EXIT_PANIC}
+            code = codes.get(outcome.kind, VmmError.exit_code)
             self._ending = Ending(code, outcome.reason)
 
     def _reset(self, outcome: Outcome, lived: float) -> None:

@@ -9,6 +9,7 @@ from devices.acpi_pm import AcpiRegisters, Ged
 from devices.debugcon import FirmwareDebugPort
 from devices.i8042 import I8042
 from devices.pci.root import PciRoot
+from devices.pvpanic import PvPanic
 from devices.rtc import Rtc
 from devices.virtio.block import Block
 from devices.virtio.console import Console
@@ -57,7 +58,7 @@ TRIPLE_FAULT_EXIT = "shutdown"
 
 
 class Outcome:
-    """Why the guest stopped: ``kind`` is reset, shutdown, crash or error.
+    """Why the guest stopped: ``kind`` is reset, shutdown, panic, crash or error.
 
     ``report`` holds registers and last exits, where something went wrong.
     """
@@ -97,6 +98,7 @@ class Machine:
         self.io_window: layout.TopDownAllocator
         self.domain: Domain | None = None
         self.ged: Ged
+        self.pvpanic: PvPanic
         self.uart: Uart
         self.console: Console
 
@@ -133,6 +135,8 @@ class Machine:
             kind = vcpu.loop.outcome
             if kind == outcomes.RESET:
                 return self._reset(vcpu)
+            if kind == outcomes.SHUTDOWN and self.pvpanic.panicked:
+                return Outcome("panic", "the guest's kernel panicked", vcpu.report(self.memory))
             if kind == outcomes.SHUTDOWN:
                 return Outcome("shutdown", "the guest powered itself off")
             if kind == outcomes.CRASH:
@@ -288,6 +292,8 @@ def attach_platform(machine: Machine, serial: HostConsole) -> None:
     pio.attach(layout.CMOS_PORT, layout.CMOS_SIZE, rtc, "CMOS")
     pio.attach(layout.POST_PORT, 1, PostPort(), "POST code port")
     pio.attach(layout.FIRMWARE_DEBUG_PORT, 1, FirmwareDebugPort(), "firmware debug port")
+    machine.pvpanic = PvPanic()
+    pio.attach(layout.PVPANIC_PORT, 1, machine.pvpanic, "panic port")
     pio.attach(layout.ACPI_PORT, layout.ACPI_PORT_SIZE, AcpiRegisters(), "ACPI registers")
     pio.attach(layout.PM_TIMER_PORT, layout.PM_TIMER_SIZE, PmTimer(), "PM timer")
     machine.ged = Ged(irq.line(layout.GED_GSI))

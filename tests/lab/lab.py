@@ -27,6 +27,7 @@ from tests.lab.emulator import emulator, iommu
 from tests.lab.initramfs import build_initramfs
 from tests.lab.kernels import Kernel
 from tests.lab.progress import say
+from tests.lab.systemd_init import SYSTEMD, SYSTEMD_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
@@ -72,60 +73,11 @@ done
 cd $root && $python -m tests.lab.agent
 START
 """
-# The agent alone, or the host's systemd as PID 1 that has the agent as a service.
 AGENT = """
 chroot /new /bin/sh /run/start
 echo o >/new/proc/sysrq-trigger
 while :; do sleep 1; done
 """
-SYSTEMD = """
-# None of what this machine happens to have switched on, and nothing of a first boot.
-rm -rf /new/etc/systemd/system/*.wants
-# By these systemd would take the lab for a container.
-rm -f /new/.dockerenv /new/run/.containerenv
-: >/new/etc/fstab
-echo 6c6162206f6620766c6c6d642d687970 >/new/etc/machine-id
-# Debian empties /tmp at boot, where the project may be; its own user may have to get there, too.
-ln -sf /dev/null /new/etc/tmpfiles.d/tmp.conf
-for word in $(cat /new/proc/cmdline); do
-  case $word in lab.root=*) folder=${word#*=};; esac
-done
-while [ "$folder" ]; do chmod o+rx "/new$folder"; folder=${folder%/*}; done
-# Nor what nobody needs here: each costs seconds in an emulated processor.
-mkdir -p /new/run/systemd/system /new/var/log/journal
-for unit in modprobe@.service systemd-modules-load.service systemd-update-utmp.service \\
-    systemd-random-seed.service systemd-remount-fs.service systemd-tmpfiles-setup-dev.service \\
-    systemd-tmpfiles-clean.timer systemd-pcrphase-sysinit.service systemd-pcrphase.service \\
-    dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount \\
-    sys-kernel-config.mount sys-fs-fuse-connections.mount systemd-sysusers.service \\
-    systemd-networkd.service systemd-resolved.service; do
-  ln -s /dev/null /new/run/systemd/system/$unit
-done
-# Journals of users are readable by them only where they are kept.
-cat >/new/run/systemd/system/lab.service <<'UNIT'
-[Unit]
-Description=Takes the jobs of tests
-Requires=dbus.socket systemd-logind.service
-After=basic.target dbus.socket systemd-logind.service systemd-user-sessions.service
-[Service]
-ExecStart=/bin/sh -c '. /run/start; echo o >/proc/sysrq-trigger'
-StandardOutput=tty
-Slice=system.slice
-Delegate=yes
-UNIT
-cat >/new/run/systemd/system/lab.target <<'UNIT'
-[Unit]
-Requires=basic.target
-Wants=lab.service systemd-user-sessions.service
-After=basic.target
-AllowIsolate=yes
-UNIT
-exec switch_root /new /lib/systemd/systemd
-"""
-SYSTEMD_OPTIONS = (
-    "systemd.unit=lab.target systemd.show_status=1 systemd.journald.forward_to_console=1 "
-    "systemd.journald.max_level_console=info"
-)
 # QEMU's CMPXCHG16B leaves garbage in the flags now and then: an exit from a guest right behind it
 # saves that, and the guest goes on with impossible flags. Kernels do without it where it is absent
 # (one of nine small boots failed with it, none of 24 without it).
@@ -160,7 +112,8 @@ def lab_initramfs(kernel: Kernel, systemd: bool) -> Path:
     def make(path: Path) -> None:
         path.write_bytes(build_initramfs(kernel, MODULES, init, ARGUMENTS))
 
-    version = hashlib.blake2s(init.encode(), digest_size=4).hexdigest()
+    content = repr((init, MODULES, ARGUMENTS)).encode()
+    version = hashlib.blake2s(content, digest_size=4).hexdigest()
     return cached(f"lab-initramfs-{version}-{kernel.root.name}", make)
 
 

@@ -23,7 +23,7 @@ def host() -> Iterator[SteadyLab]:
 
 @pytest.fixture(scope="module")
 def guest() -> dict[str, str]:
-    job = JobGuest(more=("button", "evdev"))
+    job = JobGuest(more=("button", "evdev", "pvpanic-mmio"))
     return {"kernel": str(job.kernel.vmlinux()), "initramfs": str(job.initramfs)}
 
 
@@ -44,6 +44,10 @@ def test_restarted_after_its_death(host, kind):
 
 def test_a_crash_is_a_failure(host):
     host.call(f"{SCENARIO}:crash_is_a_failure", kind="system")
+
+
+def test_a_panic_is_a_failure(host, guest):
+    host.call(f"{SCENARIO}:panic_is_a_failure", kind="user", **guest)
 
 
 @pytest.mark.parametrize("kind", ["system", "user"])

@@ -12,6 +12,7 @@ import pytest
 
 from devices.vfio.container import CHUNK_BYTES, Domain
 from vmm.config_memory import parse_memory
+from vmm.console import JOURNAL_HEADER, HostConsole
 from vmm.errors import setting_of
 from vmm.log_sinks import FdSink, JournalSink, open_sink
 from vmm.memory import allocate
@@ -207,3 +208,33 @@ def test_a_stream_that_is_the_journal_gets_whole_messages(tmp_path, monkeypatch)
         assert type(sink) is JournalSink
         sink.close()
         assert type(open_sink("/dev/stdout", "1:2")) is FdSink
+
+
+def test_a_guest_has_a_stream_of_its_own_in_the_journal(tmp_path, monkeypatch):
+    """Where stdout is the journal: no priorities by what the guest writes, another identifier."""
+    path = str(tmp_path / "stdout")
+    monkeypatch.setattr("vmm.console.JOURNAL_PREFIX", str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as journald, socket.socket(socket.AF_UNIX) as service:
+        journald.bind(path)
+        journald.listen(2)
+        service.connect(path)
+        stdout = os.dup(1)
+        os.dup2(service.fileno(), 1)
+        try:
+            console = HostConsole("tty")
+            console.start("console")
+        finally:
+            os.dup2(stdout, 1)
+            os.close(stdout)
+        given, own = journald.accept()[0], journald.accept()[0]
+        console.port.guest_write(b"<0>boo\n")
+        console.close()
+        text = b""
+        while data := own.recv(4096):
+            text += data
+        assert text == JOURNAL_HEADER + b"<0>boo\n"
+        given.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            given.recv(1)
+        given.close()
+        own.close()

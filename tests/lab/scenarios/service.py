@@ -26,6 +26,9 @@ if [ $n != 2 ]; then
 fi
 """
 )
+PANIC = COUNT + "[ $n = 2 ] || echo c >/proc/sysrq-trigger\n"
+# What a guest may write is no word of the VMM's or of the host's.
+SPOOF = 'echo "<1>guest: alarm"\n'
 HALT = bytes(Program().out_string(0x3F8, b"up\n").raw("f4 ebfd").code)
 FAULT = bytes(Program().write(0x1000, 0).write(0x1004, 0).raw("0f011d00100000 0f0b").code)
 MANAGER_KILLS = re.compile(r"timed out|Killing process")
@@ -135,6 +138,18 @@ def crash_is_a_failure(kind: str) -> None:
     expect((facts.restarts, facts.exit_code) == ("2", "33"), f"{facts}\n{service.told()}")
 
 
+def panic_is_a_failure(kernel: str, initramfs: str, kind: str) -> None:
+    """A guest whose kernel panics: code 35, started again; the second boot powers off."""
+    service = Service(kind, "panic")
+    linux(service, kernel, initramfs, PANIC)
+    service.start()
+    service.until("guest: boot 2")
+    words = service.managers_words()
+    expect("status=35" in words and "Failed with result 'exit-code'" in words, words)
+    facts = service.wait_for("end", lambda now: now.state not in ("active", "deactivating"))
+    expect((facts.state, facts.restarts) == ("inactive", "1"), f"{facts}\n{words}")
+
+
 def mistakes_are_told(kind: str) -> None:
     """Failed, not restarted; each mistake one readable record with its variable, in status too."""
     service = tiny(Service(kind, "wrong"), CPU_COUNT="many", MEMRY_CONFIG="size=1G")
@@ -193,13 +208,20 @@ def logs_to_file_and_journal() -> None:
 
 
 def host_shuts_down(kernel: str, initramfs: str) -> None:
-    """With two VMs running; does not come back."""
+    """With two VMs running, their consoles in the journal; does not come back."""
     services = [Service(kind, f"{kind}-last") for kind in ("system", "user")]
     for service in services:
-        linux(service, kernel, initramfs, LISTEN, CONSOLE="tty").start()
+        linux(service, kernel, initramfs, SPOOF + LISTEN, CONSOLE="tty").start()
     for service in services:
-        wait_for(
-            "guest", lambda one=service: any("guest: ready" in r["MESSAGE"] for r in one.journal())
-        )
+        records: list[dict[str, str]] = []
+        wait_for("guest", lambda one=service, seen=records: is_ready(one, seen))
+        said = [one for one in records if one["SYSLOG_IDENTIFIER"] == "vllmd-guest"]
+        expect({one["PRIORITY"] for one in said} == {"6"}, str(said))
+        expect(any(one["MESSAGE"].startswith("<1>guest: alarm") for one in said), str(said))
     run("systemctl", "--no-block", "poweroff")
     time.sleep(120)
+
+
+def is_ready(service: Service, records: list[dict[str, str]]) -> bool:
+    records[:] = service.journal()
+    return any("guest: ready" in one["MESSAGE"] for one in records)
