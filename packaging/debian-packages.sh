@@ -6,7 +6,8 @@ build="gcc libc6-dev python3-dev python3-venv liburing-dev"
 demo="busybox-static kmod e2fsprogs dosfstools mtools"
 firmware="debootstrap fdisk"
 lab="qemu-system-x86"
-test="acpica-tools fio strace procps lz4 zstd xz-utils systemd-sysv libpam-systemd dbus-user-session logrotate"
+test="acpica-tools fio strace procps lz4 zstd xz-utils"
+test+=" systemd-sysv libpam-systemd dbus-user-session logrotate"
 
 wanted=$build
 for group in "$@"; do

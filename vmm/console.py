@@ -179,11 +179,12 @@ def _open_journal(fd: int) -> int:
     In the stream that a service is given a line that begins with "<0>" is an emergency, shown on
     every terminal of the host. A guest shall not be able to do that.
     """
-    import _socket
     import stat
 
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return -1
+    import _socket
+
     given = _socket.socket(fileno=os.dup(fd))
     link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:

@@ -217,7 +217,10 @@ class Lifecycle:
             self._watch.stop()
         self._machine_facts = machine.status()
         self.machine = None
+        # Giving much pinned RAM back takes its time.
+        self.notifier.feed()
         machine.close()
+        self.notifier.feed()
         for console in self._consoles:
             console.flush(FLUSH_SECONDS)
         if outcome is not None:

@@ -69,6 +69,7 @@ def install() -> None:
     for kind in ("user", "system"):
         shutil.copy(SYSTEMD / "vllmd.slice", UNITS / kind)
         shutil.copy(SYSTEMD / kind / "vllmd-hypervisor@.service", UNITS / kind)
+    shutil.copy(SYSTEMD / "system/vllmd-bind@.service", UNITS / "system")
     (UNITS / "user/simple@.service").write_text(SIMPLE_UNIT)
     drop_in("system", "vllmd-hypervisor@", "lab", DROP_IN)
     INSTALLED.symlink_to(COMMAND)

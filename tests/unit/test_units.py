@@ -13,6 +13,7 @@ import pytest
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "packaging/systemd"
 UNIT = "vllmd-hypervisor@.service"
+BIND = "vllmd-bind@.service"
 # systemd-analyze(1): 0 is a service that can do nothing, 10 one that can do everything.
 EXPOSURE_MAX = 1.0
 
@@ -32,6 +33,8 @@ def analyze(tmp_path):
         text = (SYSTEMD / kind / UNIT).read_text()
         text = re.sub(r"^(Exec\w+=)vllmd-hypervisor ", rf"\1{sys.executable} ", text, flags=re.M)
         (folder / UNIT.replace("@", "@one")).write_text(text)
+        if kind == "system":
+            shutil.copy(SYSTEMD / kind / BIND, folder / BIND.replace("@", "@one"))
         done = subprocess.run(
             ["systemd-analyze", f"--{kind}", *arguments, *sorted(map(str, folder.iterdir()))],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
