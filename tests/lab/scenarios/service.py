@@ -69,6 +69,8 @@ def life(kernel: str, initramfs: str, kind: str, unit: str) -> None:
     """Start, status, restart with a clean shutdown, power-off by the guest."""
     service = Service(kind, f"{kind}-{unit[:6]}", unit)
     linux(service, kernel, initramfs, LISTEN).start()
+    # Of Type=simple the manager knows no more than that there is a process.
+    service.until("guest: boot 1")
     first = runs_as_one_command(service)
     told = service.told()
     expect(told.count("vllmd-hypervisor start") == 1, told)
