@@ -7,6 +7,7 @@ demo="busybox-static kmod e2fsprogs dosfstools mtools"
 firmware="debootstrap fdisk"
 lab="qemu-system-x86"
 test="acpica-tools fio strace procps lz4 zstd xz-utils make gcc-12 binutils libelf1"
+test+=" systemd-sysv libpam-systemd dbus-user-session logrotate"
 
 wanted=$build
 for group in "$@"; do

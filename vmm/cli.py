@@ -6,7 +6,7 @@ import os
 import sys
 
 from vmm.config import PREFIX, Config, read_environment
-from vmm.errors import ConfigError, VmmError
+from vmm.errors import ConfigError, VmmError, setting_of
 from vmm.log import get_logger, hub
 
 TYPE_CHECKING = False
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmm.instance import Instance
+    from vmm.notify import Notifier
 
 log = get_logger(__name__)
 
 PROGRAM = "vllmd-hypervisor"
 EXIT_INTERRUPTED = 130
-ERROR_PRIORITY = 3
 EPILOG = """\
 Settings come from the environment; `vllmd-hypervisor env` shows all of them, and
 `vllmd-hypervisor check` what this host lacks for them. Required:
 VLLMD_HYPERVISOR_KERNEL_FILEPATH, VLLMD_HYPERVISOR_SYSTEM_IMAGE_FILEPATH and
 VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH. Exit codes: 0 done, 1 the VMM failed, 2 bad settings,
 3 not running (status), 4 unknown (status), 33 the guest crashed, 34 a device failed,
-37 the guest was killed, 38 this host cannot, 39 something is in use."""
+35 the guest panicked, 37 the guest was killed, 38 this host cannot, 39 something is in use."""
 
 
 def main() -> int:
@@ -48,6 +48,9 @@ def main() -> int:
     except VmmError as error:
         report(error)
         return error.exit_code
+    finally:
+        # Files and journald get what they have not taken yet.
+        hub.configure([], debug=False)
 
 
 def keep_standard_streams() -> None:
@@ -64,18 +67,21 @@ def keep_standard_streams() -> None:
 
 def report(error: VmmError) -> None:
     """Tell what failed: in the log, and on stderr unless the log goes there."""
-    from vmm.log_sinks import FdSink, stream_is_journal
+    from vmm.log_sinks import FdSink, JournalSink, open_sink, stream_is_journal
 
+    journal_stream = read_environment().get("JOURNAL_STREAM", "")
+    to_journal = stream_is_journal(2, journal_stream)
+    if to_journal and not any(isinstance(sink, JournalSink) for sink in hub.sinks):
+        hub.sinks.append(open_sink("/dev/stderr", journal_stream))
     problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
     for problem in problems:
-        log.error(problem)
-    if any(type(sink) is FdSink for sink in hub.sinks):
+        variable = setting_of(problem)
+        log.error(problem, [("VLLMD_VARIABLE", variable)] if variable else ())
+    if to_journal or any(type(sink) is FdSink for sink in hub.sinks):
         return
-    journal = stream_is_journal(2, read_environment().get("JOURNAL_STREAM", ""))
-    prefix = f"<{ERROR_PRIORITY}>" if journal else f"{PROGRAM}: error: "
     for problem in problems:
         for line in problem.split("\n"):
-            print(prefix + line, file=sys.stderr)
+            print(f"{PROGRAM}: error: {line}", file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -85,22 +91,34 @@ def start() -> int:
 
     set_process_name(PROGRAM.encode(), [PROGRAM.encode(), b"start"])
     environment = read_environment()
+    from vmm.notify import Notifier
+
+    notifier = Notifier.from_env(environment)
+    try:
+        return run_instance(environment, notifier)
+    except VmmError as error:
+        notifier.status(f"failed: {error}")
+        raise
+
+
+def run_instance(environment: dict[str, str], notifier: Notifier) -> int:
+    """Everything from the settings to the exit code."""
     config = Config.from_env(environment)
     from vmm.instance import Instance, name_of
     from vmm.lifecycle import Lifecycle
     from vmm.log_sinks import open_sinks
-    from vmm.notify import Notifier
     from vmm.preflight import check_host
 
     journal_stream = environment.get("JOURNAL_STREAM", "")
     hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
+    name = name_of(config)
+    hub.context = [("VLLMD_INSTANCE", name)]
     for warning in config.warnings:
         log.warning(warning)
     check_host(config)
-    instance = Instance(name_of(config), environment)
+    instance = Instance(name, environment)
     instance.acquire()
     try:
-        notifier = Notifier(environment.get("NOTIFY_SOCKET", ""))
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
         try:
             return life.run()

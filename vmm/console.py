@@ -22,6 +22,12 @@ FILE = "file"
 PTY = "pty"
 SOCKET = "socket"
 SUN_PATH_MAX = 107
+# Where systemd connects a service's output, which is "/run/systemd/journal/stdout" or, in a
+# journal namespace, the like.
+JOURNAL_PREFIX = "/run/systemd/journal"
+# journald's stream protocol: identifier, unit (journald knows it), priority info; no "<N>" at the
+# beginning of lines, no copies to syslog, kernel log and console. A line each.
+JOURNAL_HEADER = b"vllmd-guest\n\n6\n0\n0\n0\n0\n"
 FLUSH_STEP_SECONDS = 0.001
 # termios attribute lists: indices of the flag words.
 IFLAG, OFLAG, CFLAG, LFLAG = range(4)
@@ -43,7 +49,8 @@ class HostConsole:
         self._socket: Any = None
         in_fd = out_fd = listen_fd = -1
         if kind == TTY:
-            out_fd = 1
+            journal = _open_journal(1)
+            out_fd = 1 if journal < 0 else self._keep(journal)
             in_fd = 0 if _is_terminal(0) else -1
         elif kind == FILE:
             out_fd = self._keep(_open_file(path))
@@ -156,6 +163,34 @@ def _is_terminal(fd: int) -> bool:
         return os.isatty(fd)
     except OSError:
         return False
+
+
+def _open_journal(fd: int) -> int:
+    """A stream of our own to the journal that ``fd`` leads to; -1 when it leads elsewhere.
+
+    In the stream that a service is given a line that begins with "<0>" is an emergency, shown on
+    every terminal of the host. A guest shall not be able to do that.
+    """
+    import stat
+
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return -1
+    import _socket
+
+    given = _socket.socket(fileno=os.dup(fd))
+    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        peer = given.getpeername()
+        if not isinstance(peer, str) or not peer.startswith(JOURNAL_PREFIX):
+            return -1
+        link.connect(peer)
+        link.sendall(JOURNAL_HEADER)
+        return link.detach()
+    except OSError:
+        return -1
+    finally:
+        given.close()
+        link.close()
 
 
 def _open_file(path: str) -> int:

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+SETTING_PREFIX = "VLLMD_HYPERVISOR_"
+
+
+def setting_of(problem: str) -> str | None:
+    """The variable that a problem is about: by our rule its text begins with the name."""
+    name, _, _ = problem.partition("=")
+    name = name.partition(" ")[0].partition(":")[0]
+    return name if name.startswith(SETTING_PREFIX) else None
+
 
 class VmmError(Exception):
     """Base: something failed at run time. ``remedy`` says what helps; exit code 1."""

@@ -50,6 +50,7 @@ BUTTON_SECONDS = 1.0
 FLUSH_SECONDS = 0.2
 EXIT_CRASH = 33
 EXIT_DEVICE = 34
+EXIT_PANIC = 35
 EXIT_KILLED = 37
 # A machine that resets sooner than this after its start makes the next start wait, ever longer.
 EARLY_SECONDS = 2.0
@@ -104,6 +105,7 @@ class Lifecycle:
         self._disks: list[Disk] = []
         self._consoles: list[HostConsole] = []
         self._control: ControlServer | None = None
+        self._feed()
 
     def run(self) -> int:
         """Run the guest until it ends or is told to; returns the exit code. Raises VmmError."""
@@ -131,7 +133,10 @@ class Lifecycle:
         """Build a machine and let it run."""
         console, serial = self._consoles
         self._machine_left = False
-        machine = build_machine(self.config, self._disks, console, serial, self.cache_directory)
+        self.notifier.status(f"booting {self.config.kernel_path}")
+        machine = build_machine(
+            self.config, self._disks, console, serial, self.cache_directory, self.notifier.progress
+        )
         self.machine = machine
         self._loop.add(machine.outcome_fd, self._on_outcome)
         for function in machine.passthrough:
@@ -146,8 +151,20 @@ class Lifecycle:
         self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         if self.state == STARTING:
             self.state = RUNNING
-        self.notifier.send(READY=1, STATUS=f"{self.instance.name}: running")
+        self.notifier.ready(self._running())
         self._save()
+
+    def _running(self) -> str:
+        """One line about the guest for the service manager."""
+        config = self.config
+        text = f"{self.state}: {config.cpu_count} vCPUs, {config.memory.size >> 20} MiB"
+        return f"{text}, reboots: {self.reboots}" if self.reboots else text
+
+    def _feed(self) -> None:
+        """Feed the manager's watchdog from the event loop, so that a loop that hangs misses it."""
+        if self.notifier.watchdog_seconds:
+            self.notifier.feed()
+            self._loop.call_later(self.notifier.watchdog_seconds, self._feed)
 
     def _announce(self, machine: Machine) -> None:
         config = self.config
@@ -200,7 +217,10 @@ class Lifecycle:
             self._watch.stop()
         self._machine_facts = machine.status()
         self.machine = None
+        # Giving much pinned RAM back takes its time.
+        self.notifier.feed()
         machine.close()
+        self.notifier.feed()
         for console in self._consoles:
             console.flush(FLUSH_SECONDS)
         if outcome is not None:
@@ -218,7 +238,8 @@ class Lifecycle:
                 self._ending = Ending(0, outcome.reason)
         else:
             log.error(f"the guest cannot go on: {outcome.reason}\n{outcome.report}")
-            code = EXIT_CRASH if outcome.kind == "crash" else VmmError.exit_code
+            codes = {"crash": EXIT_CRASH, "panic": EXIT_PANIC}
+            code = codes.get(outcome.kind, VmmError.exit_code)
             self._ending = Ending(code, outcome.reason)
 
     def _reset(self, outcome: Outcome, lived: float) -> None:
@@ -256,7 +277,9 @@ class Lifecycle:
             f"stopping ({reason}): power button pressed; the guest has "
             f"{self.config.stop_timeout_seconds:g} s"
         )
-        self.notifier.send(STOPPING=1, STATUS="stopping: waiting for the guest to shut down")
+        self.notifier.stopping(
+            "stopping: waiting for the guest to shut down", self.config.stop_timeout_seconds
+        )
         self._loop.call_later(self.config.stop_timeout_seconds, self._on_stop_timeout)
         self._press_button()
         self._save()
@@ -289,6 +312,10 @@ class Lifecycle:
                 self.request_stop(f"{name} received")
 
     def _reopen(self) -> None:
+        # A reload is possible while the guest runs only.
+        reload = self.state == RUNNING
+        if reload:
+            self.notifier.reloading()
         hub.reopen()
         for console in self._consoles:
             try:
@@ -296,6 +323,8 @@ class Lifecycle:
             except VmmError as error:
                 log.warning(str(error))
         log.info("SIGHUP received: logs reopened")
+        if reload:
+            self.notifier.ready(self._running())
 
     def _on_escape(self) -> None:
         for _ in range(os.eventfd_read(self._escape)):
@@ -352,7 +381,7 @@ class Lifecycle:
         if self._ending is None:
             self._ending = Ending(VmmError.exit_code, "the VMM failed")
         self.state = FAILED if self._ending.code else STOPPED
-        self.notifier.send(STOPPING=1, STATUS=f"{self.state}: {self._ending.reason}")
+        self.notifier.stopping(f"{self.state}: {self._ending.reason}", 0)
         if self.machine is not None:
             self.machine.close()
         for console in reversed(self._consoles):

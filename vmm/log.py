@@ -8,13 +8,17 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Protocol
+
+    # (name, value) pairs for sinks that keep structured records; a name may come twice.
+    Fields = Sequence[tuple[str, str]]
 
     class Sink(Protocol):
         """Where lines go."""
 
-        def write(self, level: int, name: str, message: str) -> None:
-            """Deliver one line; must not raise and not block for long."""
+        def write(self, level: int, name: str, message: str, fields: Fields = ()) -> None:
+            """Deliver one message; must not raise and not block for long."""
 
         def reopen(self) -> None:
             """Open the destination anew (log rotation)."""
@@ -36,12 +40,14 @@ class LogHub:
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
         self.level = INFO
+        # What every record says besides its message, such as the instance it is about.
+        self.context: Fields = ()
 
-    def emit(self, level: int, name: str, message: str) -> None:
-        """Send one line to all sinks when the level asks for it."""
+    def emit(self, level: int, name: str, message: str, fields: Fields = ()) -> None:
+        """Send one message to all sinks when the level asks for it."""
         if level <= self.level:
             for sink in self.sinks:
-                sink.write(level, name, message)
+                sink.write(level, name, message, [*self.context, *fields])
 
     def configure(self, sinks: list[Sink], debug: bool) -> None:
         """Replace the sinks (the old ones are closed)."""
@@ -86,9 +92,9 @@ class Logger:
         """Something is wrong, and the guest goes on."""
         hub.emit(WARNING, self.name, message)
 
-    def error(self, message: str) -> None:
+    def error(self, message: str, fields: Fields = ()) -> None:
         """Something failed."""
-        hub.emit(ERROR, self.name, message)
+        hub.emit(ERROR, self.name, message, fields)
 
 
 def get_logger(name: str) -> Logger:

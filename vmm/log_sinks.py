@@ -17,10 +17,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from vmm.log import Sink
+    from vmm.log import Fields, Sink
 
 IDENTIFIER = "vllmd-hypervisor"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
+# linux/sockios.h: bytes sent that the other end has not read yet.
+SIOCOUTQ = 0x5411
+# How long the end of this process waits for journald to take the last messages.
+SETTLE_SECONDS = 0.3
+SETTLE_STEP_SECONDS = 0.002
 SYSLOG_SOCKET = "/dev/log"
 STREAMS = {"/dev/stdout": 1, "/dev/stderr": 2}
 LEVEL_NAMES = {3: "error", 4: "warning", 6: "info", 7: "debug"}
@@ -49,7 +54,7 @@ class FdSink:
         self._priority_prefix = priority_prefix
         self.lost = 0
 
-    def write(self, level: int, name: str, message: str) -> None:
+    def write(self, level: int, name: str, message: str, fields: Fields = ()) -> None:
         """Deliver a message, one line for each of its lines."""
         for line in escape(message).split("\n"):
             if self._priority_prefix:
@@ -135,13 +140,13 @@ class DatagramSink:
         self.close()
         self._socket = link
 
-    def encode(self, level: int, name: str, message: str) -> bytes:
+    def encode(self, level: int, name: str, message: str, fields: Fields) -> bytes:
         """The datagram for one message."""
         raise NotImplementedError
 
-    def write(self, level: int, name: str, message: str) -> None:
+    def write(self, level: int, name: str, message: str, fields: Fields = ()) -> None:
         """Send; the daemon may have been restarted since, so connect once more when that fails."""
-        data = self.encode(level, name, message)
+        data = self.encode(level, name, message, fields)
         try:
             self._socket.send(data)
         except BlockingIOError:
@@ -165,17 +170,47 @@ class DatagramSink:
 class JournalSink(DatagramSink):
     """journald's native protocol (systemd, docs/JOURNAL_NATIVE_PROTOCOL.md)."""
 
-    def encode(self, level: int, name: str, message: str) -> bytes:
+    def encode(self, level: int, name: str, message: str, fields: Fields) -> bytes:
         """Fields, with MESSAGE in the form that may hold several lines."""
         text = escape(message).encode(errors="replace")
-        head = f"PRIORITY={level}\nSYSLOG_IDENTIFIER={IDENTIFIER}\nLOGGER={name}\nMESSAGE\n"
-        return head.encode() + len(text).to_bytes(8, "little") + text + b"\n"
+        head = [("PRIORITY", str(level)), ("SYSLOG_IDENTIFIER", IDENTIFIER), ("LOGGER", name)]
+        lines = [f"{field}={_one_line(value)}\n" for field, value in [*head, *fields]]
+        start = "".join(lines).encode(errors="replace") + b"MESSAGE\n"
+        return start + len(text).to_bytes(8, "little") + text + b"\n"
+
+    def close(self) -> None:
+        """Close when journald has taken everything, or after a moment.
+
+        It finds out which unit a sender belongs to only while the sender lives, so the last
+        words of a process that ends at once would be lost to `systemctl status`. It handles one
+        datagram after the other: when it has read an empty record, it is done with those before.
+        """
+        if self._socket is not None and self._unread():
+            self._settle()
+            try:
+                self._socket.send(b"\n")
+            except OSError:
+                self.lost += 1
+            self._settle()
+        super().close()
+
+    def _unread(self) -> int:
+        """Bytes that journald has not read yet."""
+        import fcntl
+
+        got = fcntl.ioctl(self._socket.fileno(), SIOCOUTQ, bytes(4))
+        return int.from_bytes(got, "little")
+
+    def _settle(self) -> None:
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while self._unread() and time.monotonic() < deadline:
+            time.sleep(SETTLE_STEP_SECONDS)
 
 
 class SyslogSink(DatagramSink):
     """The local syslog daemon, in the format of RFC 3164."""
 
-    def encode(self, level: int, name: str, message: str) -> bytes:
+    def encode(self, level: int, name: str, message: str, fields: Fields) -> bytes:
         """Priority, time, identifier, text on one line."""
         stamp = time.strftime("%b %e %H:%M:%S")
         text = escape(message).replace("\n", " | ")
@@ -183,8 +218,12 @@ class SyslogSink(DatagramSink):
         return line.encode(errors="replace")
 
 
+def _one_line(value: str) -> str:
+    return escape(value).replace("\n", " ")
+
+
 def stream_is_journal(fd: int, journal_stream: str) -> bool:
-    """True when ``JOURNAL_STREAM`` (device:inode) names this very stream (sd-daemon(3))."""
+    """True when ``JOURNAL_STREAM`` (device:inode) names this very stream (systemd.exec(5))."""
     try:
         stat = os.fstat(fd)
     except OSError:
@@ -196,7 +235,13 @@ def open_sink(destination: str, journal_stream: str = "") -> Sink:
     """The sink for one destination; OSError when it cannot be opened."""
     if destination in STREAMS:
         fd = STREAMS[destination]
-        return FdSink(fd, stream_is_journal(fd, journal_stream))
+        if not stream_is_journal(fd, journal_stream):
+            return FdSink(fd)
+        try:
+            # Whole messages with fields, where the stream has bare lines.
+            return JournalSink(JOURNAL_SOCKET)
+        except OSError:
+            return FdSink(fd, priority_prefix=True)
     if destination == "journald":
         return JournalSink(JOURNAL_SOCKET)
     if destination == "syslog":

@@ -9,6 +9,7 @@ from devices.acpi_pm import AcpiRegisters, Ged
 from devices.debugcon import FirmwareDebugPort
 from devices.i8042 import I8042
 from devices.pci.root import PciRoot
+from devices.pvpanic import PvPanic
 from devices.rtc import Rtc
 from devices.virtio.block import Block
 from devices.virtio.console import Console
@@ -26,7 +27,7 @@ from vmm.boot.image import BZIMAGE
 from vmm.boot.kernel import load_guest, open_plan
 from vmm.errors import HostError
 from vmm.log import get_logger
-from vmm.memory import allocate, memory_status
+from vmm.memory import allocate, memory_status, no_progress
 from vmm.smbios import build_smbios
 from vmm.vcpu import BootState, Vcpu
 from vmm.vm import Vm, check_vcpu_count, open_kvm
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from vmm.config import Config
     from vmm.console import HostConsole
     from vmm.disk import Disk
+    from vmm.memory import Progress
 
 log = get_logger(__name__)
 
@@ -57,7 +59,7 @@ TRIPLE_FAULT_EXIT = "shutdown"
 
 
 class Outcome:
-    """Why the guest stopped: ``kind`` is reset, shutdown, crash or error.
+    """Why the guest stopped: ``kind`` is reset, shutdown, panic, crash or error.
 
     ``report`` holds registers and last exits, where something went wrong.
     """
@@ -76,8 +78,14 @@ class Machine:
     any state.
     """
 
-    def __init__(self, config: Config, vfio_kernel: VfioKernel | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        progress: Progress = no_progress,
+        vfio_kernel: VfioKernel | None = None,
+    ) -> None:
         self.config = config
+        self.progress = progress
         self.vfio_kernel = vfio_kernel
         self.outcome_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.pio = Bus("ports")
@@ -97,6 +105,7 @@ class Machine:
         self.io_window: layout.TopDownAllocator
         self.domain: DmaDomain | None = None
         self.ged: Ged
+        self.pvpanic: PvPanic
         self.uart: Uart
         self.console: Console
 
@@ -133,6 +142,8 @@ class Machine:
             kind = vcpu.loop.outcome
             if kind == outcomes.RESET:
                 return self._reset(vcpu)
+            if kind == outcomes.SHUTDOWN and self.pvpanic.panicked:
+                return Outcome("panic", "the guest's kernel panicked", vcpu.report(self.memory))
             if kind == outcomes.SHUTDOWN:
                 return Outcome("shutdown", "the guest powered itself off")
             if kind == outcomes.CRASH:
@@ -202,15 +213,16 @@ def build_machine(
     console: HostConsole,
     serial: HostConsole,
     cache_directory: str | None = None,
+    progress: Progress = no_progress,
     vfio_kernel: VfioKernel | None = None,
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
     ``disks`` are the opened and locked images in the order of their slots; they and the consoles
-    outlive the machine, so that a guest's reboot can use them again. ``vfio_kernel`` opens VFIO's
-    files; None is the kernel's own.
+    outlive the machine, so that a guest's reboot can use them again. ``progress`` hears of the
+    steps that take long with much RAM. ``vfio_kernel`` opens VFIO's files; None: the kernel's own.
     """
-    machine = Machine(config, vfio_kernel)
+    machine = Machine(config, progress, vfio_kernel)
     try:
         _build(machine, disks, console, serial, cache_directory)
     except BaseException:
@@ -262,7 +274,7 @@ def create_vm(machine: Machine, apic_ids: list[int]) -> None:
     except BaseException:
         kvm.close()
         raise
-    machine.memory = allocate(config.memory)
+    machine.memory = allocate(config.memory, machine.progress)
     machine.vm.map_memory(machine.memory)
     machine.vm.create_irqchip(apic_ids)
     machine.vm.create_vcpus(apic_ids)
@@ -282,6 +294,8 @@ def attach_platform(machine: Machine, serial: HostConsole) -> None:
     pio.attach(layout.CMOS_PORT, layout.CMOS_SIZE, rtc, "CMOS")
     pio.attach(layout.POST_PORT, 1, PostPort(), "POST code port")
     pio.attach(layout.FIRMWARE_DEBUG_PORT, 1, FirmwareDebugPort(), "firmware debug port")
+    machine.pvpanic = PvPanic()
+    pio.attach(layout.PVPANIC_PORT, 1, machine.pvpanic, "panic port")
     pio.attach(layout.ACPI_PORT, layout.ACPI_PORT_SIZE, AcpiRegisters(), "ACPI registers")
     pio.attach(layout.PM_TIMER_PORT, layout.PM_TIMER_SIZE, PmTimer(), "PM timer")
     machine.ged = Ged(irq.line(layout.GED_GSI))
@@ -351,7 +365,9 @@ def attach_passthrough(machine: Machine) -> None:
     vm = machine.vm
     found = find_devices(machine.config.devices)
     kernel = machine.vfio_kernel or VfioKernel()
-    machine.domain = domain = open_domain(vm.fd.create_vfio_device(), kernel, found)
+    machine.domain = domain = open_domain(
+        vm.fd.create_vfio_device(), kernel, found, machine.progress
+    )
     peers = PeerToPeer(domain, "" if len(found) > 1 else "a single device has no peer")
     cliques = gpudirect.choose(
         machine.config.gpudirect_clique, [host.bdf for host in found], peers.offered

@@ -12,7 +12,12 @@ from vmm.log import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.config_memory import MemoryConfig
+
+    # (what is being done, bytes done, bytes in all), told on the control thread.
+    Progress = Callable[[str, int, int], None]
 
 log = get_logger(__name__)
 
@@ -20,10 +25,19 @@ log = get_logger(__name__)
 # 10 GiB/s a thread).
 PREFAULT_BYTES_PER_THREAD = 64 * MIB
 PREFAULT_THREADS_MAX = 16
+# RAM is prefaulted in pieces, so that the progress of a large guest can be told.
+PREFAULT_PIECE_BYTES = 4 * GIB
 
 
-def allocate(config: MemoryConfig) -> GuestMemory:
-    """Map the guest's RAM as configured; HostError when the host refuses it."""
+def no_progress(what: str, done: int, total: int) -> None:
+    """For callers that do not want to know."""
+
+
+def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMemory:
+    """Map the guest's RAM as configured; HostError when the host refuses it.
+
+    ``progress`` is called before each piece of a prefault, which may take long.
+    """
     huge = config.hugepage_size if config.hugepages else 0
     try:
         memory = GuestMemory(
@@ -39,7 +53,7 @@ def allocate(config: MemoryConfig) -> GuestMemory:
             "lower size in VLLMD_HYPERVISOR_MEMORY_CONFIG, or provide the huge pages it asks for",
         ) from error
     try:
-        _place(memory, config)
+        _place(memory, config, progress)
     except OSError as error:
         memory.close()
         raise HostError(
@@ -49,7 +63,7 @@ def allocate(config: MemoryConfig) -> GuestMemory:
     return memory
 
 
-def _place(memory: GuestMemory, config: MemoryConfig) -> None:
+def _place(memory: GuestMemory, config: MemoryConfig, progress: Progress) -> None:
     if config.host_numa_node is not None:
         memory.bind_node(config.host_numa_node)
     if config.prefault:
@@ -59,7 +73,13 @@ def _place(memory: GuestMemory, config: MemoryConfig) -> None:
             max(1, config.size // PREFAULT_BYTES_PER_THREAD),
         )
         started = time.monotonic()
-        memory.prefault(threads)
+        done = 0
+        for gpa, size in memory.regions:
+            for offset in range(0, size, PREFAULT_PIECE_BYTES):
+                progress("prefaulting", done, config.size)
+                length = min(PREFAULT_PIECE_BYTES, size - offset)
+                memory.prefault_range(gpa + offset, length, threads)
+                done += length
         seconds = time.monotonic() - started
         log.info(
             f"prefaulted {config.size / GIB:.2f} GiB of guest RAM in {seconds:.2f} s "

@@ -11,6 +11,7 @@ from devices.vfio.dma import DmaDomain
 from vmm._native import vfio
 from vmm.errors import BusyError, HostError
 from vmm.log import get_logger
+from vmm.memory import no_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vmm._native.guestmem import GuestMemory
     from vmm._native.kvm import KvmVfio
     from vmm._native.vfio import VfioContainer, VfioDevice, VfioGroup
+    from vmm.memory import Progress
     from vmm.pci_host import HostDevice
 
 log = get_logger(__name__)
@@ -30,8 +32,8 @@ class ContainerDomain(DmaDomain):
 
     backend = "type1v2"
 
-    def __init__(self, kvm: KvmVfio, kernel: VfioKernel) -> None:
-        super().__init__(kvm, kernel)
+    def __init__(self, kvm: KvmVfio, kernel: VfioKernel, progress: Progress = no_progress) -> None:
+        super().__init__(kvm, kernel, progress)
         self._container: VfioContainer | None = None
         self._groups: dict[int, VfioGroup] = {}
         self._told_kvm: set[int] = set()

@@ -10,6 +10,7 @@ import time
 
 from vmm.errors import HostError
 from vmm.log import get_logger
+from vmm.memory import no_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vmm._native.guestmem import GuestMemory
     from vmm._native.kvm import KvmVfio
     from vmm._native.vfio import VfioDevice
+    from vmm.memory import Progress
     from vmm.pci_host import HostDevice
 
 log = get_logger(__name__)
@@ -29,15 +31,17 @@ PROGRESS_SECONDS = 2.0
 class DmaDomain:
     """One set of DMA mappings for all devices of a VM. Control thread only, but for device memory.
 
-    close() comes after the devices are closed.
+    close() comes after the devices are closed. ``progress`` is called before each piece of RAM is
+    pinned, which may take long.
     """
 
     backend = ""
     # How the memory that devices reach counts as locked (getrlimit(2), RLIMIT_MEMLOCK).
     accounting = ""
 
-    def __init__(self, kvm: KvmVfio, kernel: VfioKernel) -> None:
+    def __init__(self, kvm: KvmVfio, kernel: VfioKernel, progress: Progress = no_progress) -> None:
         self._kvm = kvm
+        self._progress = progress
         self._kernel = kernel
         self._ranges: list[tuple[int, int]] = []
 
@@ -71,6 +75,7 @@ class DmaDomain:
         for gpa, size, hva in memory.slots:
             for offset in range(0, size, CHUNK_BYTES):
                 length = min(CHUNK_BYTES, size - offset)
+                self._progress("pinning", done, total)
                 try:
                     self._map_dma(hva + offset, gpa + offset, length)
                 except OSError as error:

@@ -11,6 +11,7 @@ import errno
 from devices.vfio.dma import DmaDomain
 from vmm.errors import BusyError, HostError
 from vmm.log import get_logger
+from vmm.memory import no_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vmm._native.guestmem import GuestMemory
     from vmm._native.iommufd import CdevDevice, Iommufd
     from vmm._native.kvm import KvmVfio
+    from vmm.memory import Progress
     from vmm.pci_host import HostDevice
 
 log = get_logger(__name__)
@@ -29,8 +31,8 @@ class IommufdDomain(DmaDomain):
     backend = "iommufd"
     accounting = " (iommufd counts all that this user's processes have locked together)"
 
-    def __init__(self, kvm: KvmVfio, kernel: VfioKernel) -> None:
-        super().__init__(kvm, kernel)
+    def __init__(self, kvm: KvmVfio, kernel: VfioKernel, progress: Progress = no_progress) -> None:
+        super().__init__(kvm, kernel, progress)
         self._iommufd: Iommufd | None = None
         self._ioas = 0
         self._mapped = False

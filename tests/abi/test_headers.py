@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from devices import pvpanic
 from devices.virtio import block, console
 from vmm.boot import params
 from vmm.boot.bzimage import SETUP_HEADER_OFFSET
@@ -14,6 +15,8 @@ from vmm.boot.bzimage import SETUP_HEADER_OFFSET
 BOOT = "struct boot_params"
 BLK = "struct virtio_blk_config"
 EXPECTED = {
+    "PVPANIC_PANICKED": pvpanic.PANICKED,
+    "PVPANIC_CRASH_LOADED": pvpanic.CRASH_LOADED,
     f"offsetof({BOOT}, acpi_rsdp_addr)": params.ACPI_RSDP_ADDR,
     f"offsetof({BOOT}, e820_entries)": params.E820_ENTRIES,
     f"offsetof({BOOT}, e820_table)": params.E820_TABLE,
@@ -42,6 +45,7 @@ EXPECTED = {
 SOURCE = """
 #include <stddef.h>
 #include <stdio.h>
+#include <misc/pvpanic.h>
 #include <asm/bootparam.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_console.h>

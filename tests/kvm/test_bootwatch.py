@@ -25,7 +25,7 @@ class Lines:
     def __init__(self) -> None:
         self.text = ""
 
-    def write(self, level: int, name: str, message: str) -> None:
+    def write(self, level: int, name: str, message: str, fields: object = ()) -> None:
         self.text += message + "\n"
 
     def reopen(self) -> None:

@@ -26,6 +26,7 @@ HELLO = Program().out_string(0x3F8, b"hello\n").power_off()
 HALT = bytes(Program().out_string(0x3F8, b"up\n").raw("f4 ebfd").code)
 FAULT = bytes(Program().write(0x1000, 0).write(0x1004, 0).raw("0f011d00100000 0f0b").code)
 RESET = bytes(Program().out(0x64, 0xFE).raw("f4").code)
+PANIC = bytes(Program().out(0x505, 2).out_string(0x3F8, b"up\n").out(0x505, 1).raw("f4").code)
 CRASH = bytes(Program().raw("d935000000d0 f4").code)
 
 
@@ -341,18 +342,17 @@ def test_a_runtime_folder_that_cannot_be_used(tmp_path):
     assert "XDG_RUNTIME_DIR" in text
 
 
-def test_systemd_is_told(tmp_path):
-    path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(10)
-        command = Command(tmp_path, HALT)
-        command.env["NOTIFY_SOCKET"] = path
-        process = command.start()
-        assert b"READY=1" in manager.recv(4096)
-        command.run("stop", "--now")
-        assert b"STOPPING=1" in manager.recv(4096)
-        finish(process)
+def test_a_panic_is_told(tmp_path):
+    """With a crash kernel loaded the guest goes on; without one it ends with a code of its own."""
+    command = Command(tmp_path, PANIC)
+    code, text = command.run("start")
+    assert code == 35, text
+    assert "its crash kernel takes over" in text
+    assert "up\n" in text
+    assert "error lifecycle: the guest cannot go on: the guest's kernel panicked" in text
+    facts = json.loads(command.run("status", "--json")[1])
+    assert facts["state"] == "failed"
+    assert facts["last_exit"]["code"] == 35
 
 
 def test_the_terminal_comes_back(tmp_path):

@@ -32,18 +32,21 @@ sleep 1000
 
 
 class JobGuest:
-    """Paths for one kernel: ``image`` (bzImage), ``vmlinux`` (ELF), ``initramfs``."""
+    """Paths for one kernel: ``image`` (bzImage), ``vmlinux`` (ELF), ``initramfs``.
 
-    def __init__(self, suite: str | None = None) -> None:
+    ``more``: further kernel modules to load.
+    """
+
+    def __init__(self, suite: str | None = None, more: tuple[str, ...] = ()) -> None:
+        self.modules = [*MODULES, *more]
         self.kernel = Kernel("linux-image-cloud-amd64", suite)
         self.image = self.kernel.image
-        self.initramfs = cached(
-            f"job-guest-{VERSION}-{self.kernel.root.name}-initramfs", self._make_initramfs
-        )
+        name = "-".join(["job-guest", VERSION, *more, self.kernel.root.name, "initramfs"])
+        self.initramfs = cached(name, self._make_initramfs)
 
     def _make_initramfs(self, path: Path) -> None:
         with step(f"making an initramfs for {self.kernel.release}"):
-            path.write_bytes(build_initramfs(self.kernel, MODULES, INIT))
+            path.write_bytes(build_initramfs(self.kernel, self.modules, INIT))
 
 
 def write_job(path: Path, script: str) -> Path:

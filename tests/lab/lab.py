@@ -8,6 +8,7 @@ and its virtual environment are just there. One lab serves many jobs.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from tests.lab.emulator import emulator, iommu
 from tests.lab.initramfs import build_initramfs
 from tests.lab.kernels import Kernel
 from tests.lab.progress import say
+from tests.lab.systemd_init import SYSTEMD, SYSTEMD_OPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = {
@@ -40,6 +42,9 @@ TOOLS = {
     "fio": "fio",
     "lz4": "lz4",
     "zstd": "zstd",
+    "systemd-analyze": "systemd-sysv",
+    "dbus-daemon": "dbus-user-session",
+    "logrotate": "logrotate",
 }
 MODULES = [
     "virtio_pci", "virtio_blk", "virtio_console", "9pnet_virtio", "9p", "overlay", "kvm-amd",
@@ -68,8 +73,10 @@ export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/
 for word in $(cat /proc/cmdline); do
   case $word in lab.root=*) root=${word#*=};; lab.python=*) python=${word#*=};; esac
 done
-cd $root && exec $python -m tests.lab.agent
+cd $root && $python -m tests.lab.agent
 START
+"""
+AGENT = """
 chroot /new /bin/sh /run/start
 echo o >/new/proc/sysrq-trigger
 while :; do sleep 1; done
@@ -102,11 +109,15 @@ def missing_for_lab() -> list[str]:
     return [package for tool, package in TOOLS.items() if shutil.which(tool, path=path) is None]
 
 
-def lab_initramfs(kernel: Kernel) -> Path:
-    def make(path: Path) -> None:
-        path.write_bytes(build_initramfs(kernel, MODULES, INIT, ARGUMENTS))
+def lab_initramfs(kernel: Kernel, systemd: bool) -> Path:
+    init = INIT + (SYSTEMD if systemd else AGENT)
 
-    return cached(f"lab-initramfs-2-{kernel.root.name}", make)
+    def make(path: Path) -> None:
+        path.write_bytes(build_initramfs(kernel, MODULES, init, ARGUMENTS))
+
+    content = repr((init, MODULES, ARGUMENTS)).encode()
+    version = hashlib.blake2s(content, digest_size=4).hexdigest()
+    return cached(f"lab-initramfs-{version}-{kernel.root.name}", make)
 
 
 class Lab:
@@ -114,6 +125,8 @@ class Lab:
 
     Drives are written to a temporary file, never to the originals. ``verbose`` copies the lab's
     console to stderr. ``extra``: more QEMU arguments. ``kernel``: in place of the ``suite``'s.
+    ``systemd``: PID 1 is this machine's systemd, with its journal on the console, in place of a
+    shell.
     """
 
     def __init__(
@@ -125,6 +138,7 @@ class Lab:
         suite: str | None = None,
         verbose: bool = False,
         kernel: Kernel | None = None,
+        systemd: bool = False,
     ) -> None:
         missing = [tool for tool in (QEMU, "depmod") if shutil.which(tool) is None]
         if missing:
@@ -145,9 +159,9 @@ class Lab:
             "setpriv", "--pdeathsig", "KILL",
             *qemu, "-accel", "tcg,thread=multi,tb-size=1024", "-machine", "q35",
             "-cpu", PROCESSOR, "-smp", str(cpus), "-m", memory, "-device", iommu(qemu),
-            "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel)),
+            "-kernel", str(kernel.image), "-initrd", str(lab_initramfs(kernel, systemd)),
             "-append", "console=ttyS0 panic=-1 mitigations=off nokaslr iommu=on intremap=off quiet "
-            f"lab.root={ROOT} lab.python={sys.executable}",
+            f"lab.root={ROOT} lab.python={sys.executable} {SYSTEMD_OPTIONS if systemd else ''}",
             "-virtfs", "local,path=/,security_model=none,mount_tag=host,readonly=on,"
             "multidevs=remap",
             "-nodefaults", "-display", "none", "-no-reboot", "-monitor", "none",
@@ -239,6 +253,22 @@ class Lab:
                 f"{function}({arguments}) in the lab: status {result.status}\n{result.output}"
             )
         return result.output
+
+    def shut_down(self, function: str, timeout: float = 120.0, **arguments: Any) -> str:
+        """Call a function that shuts the lab down; returns all that its console said.
+
+        AssertionError when the function ends otherwise, or the lab does not switch itself off.
+        """
+        try:
+            told = self.call(function, **arguments)
+        except LabError as error:
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                tail = self.console_tail()
+                raise AssertionError(f"no end after {timeout} s: {error}\n{tail}") from error
+            return self._console.read_text(errors="replace")
+        raise AssertionError(f"{function} came back: {told}")
 
     def close(self) -> None:
         """End the lab."""

@@ -36,6 +36,12 @@ class SteadyLab:
     def run(self, command: list[str], **options: Any) -> JobResult:
         return self._try("run", command, **options)
 
+    def shut_down(self, function: str, **arguments: Any) -> str:
+        """As Lab.shut_down(); the next call boots another lab."""
+        said = str(self._try("shut_down", function, **arguments))
+        self.close()
+        return said
+
     def close(self) -> None:
         lab, self._lab = self._lab, None
         if lab is not None:

@@ -1,4 +1,4 @@
-"""Event loop, instance folder, control socket, log sinks, systemd notification."""
+"""Event loop, instance folder, control socket, log sinks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from vmm.errors import BusyError, ConfigError, HostError
 from vmm.eventloop import EventLoop
 from vmm.instance import Instance, name_from_image, runtime_directory
 from vmm.log_sinks import FdSink, FileSink, JournalSink, SyslogSink, open_sinks, stream_is_journal
-from vmm.notify import Notifier
 
 
 @pytest.fixture
@@ -239,10 +238,13 @@ def test_datagrams(tmp_path, kind):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as daemon:
         daemon.bind(path)
         sink = kind(path)
-        sink.write(4, "vmm.x", "two\nlines")
+        sink.write(
+            4, "vmm.x", "two\nlines", [("VLLMD_VARIABLE", "A"), ("VLLMD_VARIABLE", "B\nC=1")]
+        )
         data = daemon.recv(1 << 16)
     if kind is JournalSink:
         assert b"PRIORITY=4\n" in data
+        assert b"\nVLLMD_VARIABLE=A\nVLLMD_VARIABLE=B C=1\n" in data
         assert data.endswith(b"MESSAGE\n" + (9).to_bytes(8, "little") + b"two\nlines\n")
     else:
         assert data.startswith(b"<28>")
@@ -258,13 +260,3 @@ def test_journal_stream_is_recognised(tmp_path):
         assert stream_is_journal(file.fileno(), f"{stat.st_dev}:{stat.st_ino}")
         assert not stream_is_journal(file.fileno(), "1:2")
     assert not stream_is_journal(999, "1:2")
-
-
-def test_notifications(tmp_path):
-    path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        Notifier(path).send(READY=1, STATUS="running")
-        assert manager.recv(4096) == b"READY=1\nSTATUS=running"
-    Notifier(path).status("nobody listens")
-    Notifier().status("nobody asked")

@@ -243,6 +243,12 @@ cdef class GuestMemory:
         for i in range(self.count):
             populate(self.table[i].hva, self.table[i].size, threads)
 
+    def prefault_range(self, gpa, length, int threads):
+        """prefault() for [gpa, gpa + length), whole pages; ValueError unless in one region."""
+        threads = max(1, min(threads, MAX_PREFAULT_THREADS))
+        # SAFETY: require() has checked [gpa, gpa + length).
+        populate(self.require(gpa, length), length, threads)
+
     def close(self):
         """Unmap; waits for no one: while a view is in use the mapping stays until it is gone."""
         self.closed = True

@@ -1,4 +1,4 @@
-"""The DSDT: PCI root, power button, GED, serial port, processors.
+"""The DSDT: PCI root, power button, GED, serial port, panic port, processors.
 
 Source: ACPI 6.5, chapters 5 and 6; PCI Firmware Specification 3.3, 4.6 (_DSM of a root bridge).
 No hotplug is offered, so nothing of it is described.
@@ -32,7 +32,7 @@ def dsdt_terms(spec: AcpiSpec) -> bytes:
     terms = [_pci_root(spec), _motherboard(spec)]
     if spec.serial:
         terms.append(_serial(spec))
-    terms += [_sleep(), _power_button(), *_event_device(spec), _processors(spec)]
+    terms += [_panic_port(spec), _sleep(), _power_button(), *_event_device(spec), _processors(spec)]
     return b"".join(terms)
 
 
@@ -107,6 +107,17 @@ def _serial(spec: AcpiSpec) -> bytes:
             "_CRS",
             aml.resources(aml.interrupt(spec.serial_gsi), aml.io(spec.serial_port, 8)),
         ),
+    )
+
+
+def _panic_port(spec: AcpiSpec) -> bytes:
+    """By this _HID Linux loads its pvpanic driver."""
+    return aml.device(
+        "\\_SB.PEVT",
+        aml.name("_HID", aml.string("QEMU0001")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_STA", aml.integer(STA_PRESENT)),
+        aml.name("_CRS", aml.resources(aml.io(spec.pvpanic_port, 1))),
     )
 
 

@@ -39,12 +39,13 @@ class AcpiSpec(Record):
 
     __slots__ = (
         "apic_ids", "ecam", "ged_gpa", "ged_gsi", "intx_count", "intx_gsi", "mmio32", "mmio64",
-        "serial", "serial_gsi", "serial_port", "slots",
+        "pvpanic_port", "serial", "serial_gsi", "serial_port", "slots",
     )  # fmt: skip
     apic_ids: tuple[int, ...]
     mmio32: tuple[int, int]
     mmio64: tuple[int, int]
     ecam: tuple[int, int]
+    pvpanic_port: int
     ged_gpa: int
     ged_gsi: int
     serial: bool
@@ -64,6 +65,7 @@ class AcpiSpec(Record):
             ecam=(layout.ECAM_GPA, layout.ECAM_BUS_SIZE),
             ged_gpa=ged_gpa,
             ged_gsi=layout.GED_GSI,
+            pvpanic_port=layout.PVPANIC_PORT,
             serial=serial,
             serial_gsi=layout.COM1_GSI,
             serial_port=layout.COM1_PORT,
