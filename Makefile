@@ -1,4 +1,4 @@
-# Verbs: demo, test, test-full, lint, bench. Each sets up what it needs on a Debian 12 machine.
+# Verbs: demo, test, test-full, lint, bench, binary, install. Each sets up what it needs on a Debian 12 machine.
 # demo FIRMWARE=1: a whole Debian disk that a firmware boots, with a cloud-init seed.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,7 +8,11 @@ PACKAGES = packaging/debian-packages.sh
 STAMP := $(VENV)/.built
 NATIVE := $(shell find vmm/_native -name '*.py[xd]') setup.py pyproject.toml
 
-.PHONY: demo test test-full lint bench build clean
+# The interpreter whose static library the binary gets.
+STATIC_PYTHON ?= /usr/bin/python3.11
+BINARY := dist/vllmd-hypervisor
+
+.PHONY: demo test test-full lint bench build binary clean
 
 build: $(STAMP)
 
@@ -18,6 +22,14 @@ $(STAMP): $(NATIVE)
 	@echo "installing Python packages and building the native modules (about a minute)"
 	@$(BIN)/python -m pip --quiet --disable-pip-version-check install --editable '.[dev]'
 	@touch $@
+
+binary: $(BINARY)
+
+$(BINARY): $(STAMP) $(shell find vmm devices -name '*.py') $(wildcard packaging/binary/*.*) packaging/commit.py
+	@$(PACKAGES) binary
+	@echo "building the static executable (about a minute)"
+	@$(STATIC_PYTHON) -I packaging/binary/build.py --output $@ \
+	    --elftools "$$($(BIN)/python -c 'import elftools; print(elftools.__path__[0])')"
 
 demo: build
 	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)

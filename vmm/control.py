@@ -148,12 +148,13 @@ class _Connection:
 
 def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
     """Send a request to a running instance and wait for its answer; OSError when there is none."""
+    import _socket
     import json
-    import socket
 
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise ConnectionRefusedError(f"{path} is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
         link.settimeout(CLIENT_TIMEOUT_SECONDS)
         link.connect(path)
         link.sendall(json.dumps(request).encode() + b"\n")
@@ -163,6 +164,8 @@ def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
             if not data:
                 raise ConnectionResetError(f"{path}: the instance closed the connection")
             received += data
+    finally:
+        link.close()
     answer = json.loads(received)
     if not isinstance(answer, dict):
         raise ConnectionError(f"{path}: the answer is not an object")

@@ -104,6 +104,8 @@ class Lifecycle:
         self._disks: list[Disk] = []
         self._consoles: list[HostConsole] = []
         self._control: ControlServer | None = None
+        # Called once, with the first machine, as soon as its guest runs.
+        self.on_running: Callable[[Machine], None] | None = None
 
     def run(self) -> int:
         """Run the guest until it ends or is told to; returns the exit code. Raises VmmError."""
@@ -142,6 +144,8 @@ class Lifecycle:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
         machine.start()
+        if self.reboots == 0 and self.on_running is not None:
+            self.on_running(machine)
         self._machine_started = time.monotonic()
         self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         if self.state == STARTING:

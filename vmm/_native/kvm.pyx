@@ -26,6 +26,15 @@ cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
     int munmap(void *addr, size_t length)
 
+cdef extern from "<linux/version.h>":
+    enum: LINUX_VERSION_CODE
+
+# What this was compiled with: the KVM API's version, and major, minor, patch of the headers.
+API_VERSION = KVM_API_VERSION
+HEADERS_VERSION = (
+    LINUX_VERSION_CODE >> 16, LINUX_VERSION_CODE >> 8 & 0xff, LINUX_VERSION_CODE & 0xff
+)
+
 cdef enum:
     CPUID_MAX = 256
     MSRS_MAX = 64
