@@ -25,7 +25,7 @@ $(STAMP): $(NATIVE)
 
 binary: $(BINARY)
 
-$(BINARY): $(STAMP) $(shell find vmm devices -name '*.py') $(wildcard packaging/binary/*.*) packaging/commit.py
+$(BINARY): $(STAMP) $(shell find vmm devices -name '*.py') $(shell find packaging/binary -name "*.[pc]*") packaging/commit.py
 	@$(PACKAGES) binary
 	@echo "building the static executable (about a minute)"
 	@$(STATIC_PYTHON) -I packaging/binary/build.py --output $@ \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -102,6 +103,9 @@ def report(error: VmmError) -> None:
 
 def start(timing: bool = False) -> int:
     """Run an instance in the foreground until its guest ends."""
+    # Collections would walk everything that the imports make, again and again, for a twelfth of
+    # the time until the guest runs. Lifecycle switches them on once it does.
+    gc.disable()
     phases = Phases()
     from vmm._native.posix import set_process_name
 

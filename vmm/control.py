@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 
+from vmm import jsontext
 from vmm.errors import HostError
 from vmm.log import get_logger
 
@@ -138,10 +139,8 @@ class _Connection:
 
     def reply(self, answer: dict[str, Any]) -> None:
         """Send what fits into the socket's buffer (far more than an answer has)."""
-        import json
-
         try:
-            self.link.send(json.dumps(answer).encode() + b"\n")
+            self.link.send(jsontext.dumps(answer).encode() + b"\n")
         except OSError as error:
             log.debug(f"control reply not delivered: {error}")
 

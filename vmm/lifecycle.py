@@ -7,6 +7,7 @@ threads and only report. A guest's reboot builds a fresh machine over the same d
 from __future__ import annotations
 
 import _signal
+import gc
 import os
 import time
 
@@ -146,6 +147,7 @@ class Lifecycle:
         machine.start()
         if self.reboots == 0 and self.on_running is not None:
             self.on_running(machine)
+        gc.enable()
         self._machine_started = time.monotonic()
         self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         if self.state == STARTING:

@@ -19,11 +19,13 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-from collect import Collector, Missing, Module  # noqa: E402
+from collect import Collector, Missing, Module, marshalled  # noqa: E402
 from commit import commit  # noqa: E402
-from modules import BUILTIN, CORE, LEFT_OUT, ROOTS  # noqa: E402
+from modules import AT_START, BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, ROOTS  # noqa: E402
+from staticcode import Writer  # noqa: E402
 
 FINDER = "_vmm_native_finder"
+WHOLE_OS = "_whole_os"
 OWN = {"vmm", "devices"}
 C_FLAGS = [
     "-O2", "-g0", "-fno-strict-aliasing", "-fno-pie", "-ffunction-sections", "-fdata-sections",
@@ -75,7 +77,7 @@ def native_sources() -> dict[str, Path]:
 
 def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
     """Every Python module of the binary, sorted by name."""
-    places = [ROOT, Path(sysconfig.get_path("stdlib")), elftools.parent]
+    places = [HERE / "light", ROOT, Path(sysconfig.get_path("stdlib")), elftools.parent]
     finder = Collector(places, natives | set(BUILTIN) | set(CORE), LEFT_OUT, OWN)
     for name in ROOTS:
         finder.add(name, "modules.py")
@@ -84,20 +86,32 @@ def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
     written.write_text(f"COMMIT = {commit(ROOT)!r}\n")
     finder.modules["vmm._commit"] = Module("vmm._commit", written, work)
     finder.modules[FINDER] = Module(FINDER, HERE / "native_finder.py", HERE)
+    whole_os = Path(sysconfig.get_path("stdlib"), "os.py")
+    finder.modules[WHOLE_OS] = Module(WHOLE_OS, whole_os, whole_os.parent)
     unused = sorted(set(LEFT_OUT) - finder.skipped)
     if unused:
         raise BuildError(f"modules.py leaves out what nobody imports: {', '.join(unused)}")
-    return [finder.modules[name] for name in sorted(finder.modules)]
+    return [finder.modules[name] for name in sorted(finder.modules) if name not in IN_LIBRARY]
 
 
 def write_tables(work: Path, modules: list[Module], natives: dict[str, Path]) -> list[Path]:
-    """tables.c with both tables, and frozen.S with the marshalled code: (sources)."""
+    """The C sources of both tables, of static code and of marshalled code."""
     blob = bytearray()
+    writer = Writer()
     rows = []
-    for module in modules:
+    functions = []
+    for module in sorted(modules, key=lambda module: module.name not in AT_START):
+        package = int(module.is_package)
         code = module.code(OWN)
-        rows.append((module, len(blob), len(code)))
-        blob += code
+        if module.name.split(".")[0] in OWN or module.name in AT_START:
+            functions.append(writer.module(module.name, code))
+            # The interpreter takes a size of 0 and no data for "there is no such module".
+            rows.append(f'"{module.name}", vmm_frozen, 1, {package}, {functions[-1]}')
+        else:
+            data = marshalled(code)
+            rows.append(f'"{module.name}", vmm_frozen + {len(blob)}, {len(data)}, {package}, NULL')
+            blob += data
+    (work / "static.c").write_text("\n".join(writer.lines) + "\n")
     (work / "frozen.bin").write_bytes(blob)
     (work / "frozen.S").write_text(
         ".section .rodata\n.global vmm_frozen\n.balign 64\nvmm_frozen:\n"
@@ -107,17 +121,16 @@ def write_tables(work: Path, modules: list[Module], natives: dict[str, Path]) ->
     inits += [(name, f"PyInit_{name}") for name in BUILTIN]
     inits += [(name, INIT_NAMES.get(name, f"PyInit_{name}")) for name in CORE if name in INIT_CORE]
     lines = ["#include <Python.h>", "extern const unsigned char vmm_frozen[];"]
+    lines += [f"extern PyObject *{name}(void);" for name in functions]
     lines += [f"extern PyObject *{init}(void);" for _, init in inits]
     lines.append("struct _inittab _PyImport_Inittab[] = {")
     lines += [f'    {{"{name}", {init}}},' for name, init in inits]
     lines += ['    {"builtins", NULL},', '    {"sys", NULL},', "    {0, 0}", "};"]
     lines.append("static const struct _frozen table[] = {")
-    for module, offset, size in rows:
-        package = int(module.is_package)
-        lines.append(f'    {{"{module.name}", vmm_frozen + {offset}, {size}, {package}, NULL}},')
+    lines += [f"    {{{row}}}," for row in rows]
     lines += ["    {0}", "};", "const struct _frozen *vmm_frozen_modules = table;"]
     (work / "tables.c").write_text("\n".join(lines) + "\n")
-    return [work / "tables.c", work / "frozen.S"]
+    return [work / "tables.c", work / "static.c", work / "frozen.S"]
 
 
 # Modules of the core have initialisers with names of their own (config.c of CPython).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import marshal
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,24 @@ class Module:
         """The package that relative imports start from."""
         return self.name if self.is_package else self.name.rpartition(".")[0]
 
-    def code(self, own: set[str]) -> bytes:
-        """Marshalled code without docstrings and assertions (optimise 2).
+    def code(self, own: set[str]) -> types.CodeType:
+        """Code without docstrings and assertions (optimise 2).
 
         Modules below ``own`` packages lose their annotations as well: nothing of ours reads them.
         """
-        tree, flags = self.tree, 0
+        tree = self.tree
         if self.name.split(".")[0] in own:
             tree = ast.fix_missing_locations(NoAnnotations().visit(tree))
-        found = compile(tree, self.shown, "exec", flags, dont_inherit=True, optimize=2)
-        # Once more through marshal: which objects it shares depends on reference counts, and these
-        # are the same for what it has just read.
-        return marshal.dumps(marshal.loads(marshal.dumps(found)))
+        return compile(tree, self.shown, "exec", dont_inherit=True, optimize=2)
+
+
+def marshalled(code: types.CodeType) -> bytes:
+    """The code as bytes.
+
+    Once more through marshal: which objects it shares depends on reference counts, and these are
+    the same for what it has just read.
+    """
+    return marshal.dumps(marshal.loads(marshal.dumps(code)))
 
 
 class NoAnnotations(ast.NodeTransformer):

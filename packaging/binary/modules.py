@@ -6,7 +6,6 @@ from __future__ import annotations
 # any code of ours runs; the encodings are looked up by name when a text file is opened.
 ROOTS = (
     "encodings",
-    "encodings.aliases",
     "encodings.utf_8",
     "encodings.ascii",
     "encodings.latin_1",
@@ -24,6 +23,16 @@ BUILTIN = (
     "errno", "fcntl", "itertools", "math", "posix", "select", "time", "zlib",
 )  # fmt: skip
 
+# Modules that libpython3.11.a has frozen as static data, so that importing them decodes nothing
+# (Python/frozen.c). The search goes through them; the library's code is used.
+IN_LIBRARY = (
+    "_collections_abc", "_sitebuiltins", "abc", "codecs", "genericpath", "io", "ntpath",
+    "posixpath", "stat", "importlib.util", "importlib.machinery", "runpy",
+)  # fmt: skip
+
+# Modules of others that every start imports: their code is static data, as all of ours is.
+AT_START = ("encodings", "encodings.utf_8", "os", "struct", "_vmm_native_finder")
+
 # Made by the interpreter itself, in every Python.
 CORE = (
     "marshal", "_imp", "_ast", "_tokenize", "builtins", "sys", "gc", "_warnings", "_string",
@@ -35,5 +44,4 @@ _WINDOWS = "for Windows"
 LEFT_OUT = {
     "nt": _WINDOWS,
     "winreg": _WINDOWS,
-    "os.path": "posixpath under another name, put there by os",
 }

@@ -13,6 +13,7 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm._native", 1),
     ("vmm.errors", 2),
     ("vmm.record", 2),
+    ("vmm.jsontext", 2),
     ("vmm.layout", 2),
     ("vmm.log_sinks", 2),
     ("vmm.log", 2),
