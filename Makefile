@@ -35,12 +35,12 @@ demo: build
 	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)
 	@$(BIN)/python -m tests.lab.demo $(if $(FIRMWARE),firmware)
 
-test: build
+test: build binary
 	@$(PACKAGES) test
 	VLLMD_TEST_KVM=$${VLLMD_TEST_KVM-1} VLLMD_TEST_LAB=$${VLLMD_TEST_LAB-1} \
 	    $(BIN)/python -m pytest -n 2 --dist loadscope --durations=10 $(PYTEST_ARGS)
 
-test-full: build
+test-full: build binary
 	@$(PACKAGES) test
 	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 $(BIN)/python -m pytest -n 2 --dist loadscope --durations=20 $(PYTEST_ARGS)
 

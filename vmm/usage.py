@@ -63,7 +63,7 @@ VERBS = (
         options=(Option("--now", "do not wait for the guest: kill it"),),
     ),
     Verb("status", "tell how the VM does, or how it ended", named=True, options=(JSON,)),
-    Verb("env", "show every setting, its value and where it came from", options=(JSON,)),
+    Verb("env", "show every setting, and where it came from", options=(JSON,)),
 )
 GENERAL = (
     Option("--help", "show this, or with a verb what it takes"),
