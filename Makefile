@@ -12,7 +12,7 @@ NATIVE := $(shell find vmm/_native -name '*.py[xd]') setup.py pyproject.toml
 STATIC_PYTHON ?= /usr/bin/python3.11
 BINARY := dist/vllmd-hypervisor
 
-.PHONY: demo test test-full lint bench build binary clean
+.PHONY: demo test test-full lint bench build binary install clean
 
 build: $(STAMP)
 
@@ -30,6 +30,26 @@ $(BINARY): $(STAMP) $(shell find vmm devices -name '*.py') $(shell find packagin
 	@echo "building the static executable (about a minute)"
 	@$(STATIC_PYTHON) -I packaging/binary/build.py --output $@ \
 	    --elftools "$$($(BIN)/python -c 'import elftools; print(elftools.__path__[0])')"
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+DOCUMENTS := dist/vllmd-hypervisor.8 dist/vllmd-hypervisor.bash
+
+dist/vllmd-hypervisor.8: vmm/usage.py vmm/config.py packaging/manual.py
+	@mkdir -p dist
+	$(PYTHON) packaging/manual.py man >$@
+
+dist/vllmd-hypervisor.bash: vmm/usage.py packaging/manual.py
+	@mkdir -p dist
+	$(PYTHON) packaging/manual.py completion >$@
+
+# The binary, the systemd units (with its path in them), the man page and the bash completion.
+install: binary $(DOCUMENTS)
+	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/vllmd-hypervisor
+	install -D -m 644 dist/vllmd-hypervisor.8 $(DESTDIR)$(PREFIX)/share/man/man8/vllmd-hypervisor.8
+	install -D -m 644 dist/vllmd-hypervisor.bash \
+	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vllmd-hypervisor
+	packaging/install-units.sh "$(DESTDIR)" "$(PREFIX)"
 
 demo: build
 	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)
