@@ -108,6 +108,7 @@ class BuildPy(build_py):
 setup(
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    scripts=["packaging/bin/vllmd-hypervisor"],
     packages=[
         "vmm",
         "vmm._native",

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.peers import own_command
+from tests.support.binary import command
 from tests.lab.debian import JOB_LABEL, SYSTEM_DISK
 from tests.lab.flaw import FlawWatch
 from tests.lab.images import make_fat
@@ -55,7 +55,7 @@ def ours(
         "LOG_FILEPATH": "/dev/shm/bench.log",
     }  # fmt: skip
     env = {f"VLLMD_HYPERVISOR_{name}": value for name, value in values.items()}
-    return [own_command(), "start"], env
+    return [command(), "start"], env
 
 
 def qemu(
