@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 NATIVE = Path("vmm/_native")
@@ -89,9 +90,25 @@ class BuildExt(build_ext):
         super().finalize_options()
 
 
+class BuildPy(build_py):
+    """build_py that writes down the commit, where git knows it; an editable build has none."""
+
+    def run(self) -> None:
+        """Copy the modules, then add vmm/_commit.py to the copies."""
+        super().run()
+        if self.editable_mode:
+            return
+        sys.path.insert(0, str(ROOT / "packaging"))
+        from commit import commit
+
+        target = Path(self.build_lib, "vmm/_commit.py")
+        target.write_text(f'"""Written by the build."""\n\nCOMMIT = {commit(ROOT)!r}\n')
+
+
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    scripts=["packaging/bin/vllmd-hypervisor"],
     packages=[
         "vmm",
         "vmm._native",

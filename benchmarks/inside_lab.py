@@ -11,11 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.peers import own_command
 from tests.lab.debian import JOB_LABEL, SYSTEM_DISK
 from tests.lab.flaw import FlawWatch
 from tests.lab.images import make_fat
 from tests.lab.job_guest import write_job
+from tests.support import binary
 
 SECONDS = 400
 MIB = 1 << 20
@@ -55,7 +55,7 @@ def ours(
         "LOG_FILEPATH": "/dev/shm/bench.log",
     }  # fmt: skip
     env = {f"VLLMD_HYPERVISOR_{name}": value for name, value in values.items()}
-    return [own_command(), "start"], env
+    return [binary.command(), "start"], env
 
 
 def qemu(

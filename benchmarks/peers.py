@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
+import subprocess
 from pathlib import Path
+
+from tests.support.binary import BINARY, command
 
 KNOWN_PEERS = ("cloud-hypervisor", "firecracker")
 SHARED = Path(__file__).resolve().parents[2] / "shared/peers"
@@ -34,15 +36,12 @@ def find_peers(given: list[str]) -> dict[str, str]:
     return found
 
 
-def own_command() -> str:
-    """The command under test: VLLMD_TEST_COMMAND, else the one beside this interpreter."""
-    default = Path(sys.executable).with_name("vllmd-hypervisor")
-    return os.environ.get("VLLMD_TEST_COMMAND") or str(default)
-
-
-def ours(kernel: Path, folder: Path, mib: int, vcpus: int) -> Vmm:
-    for name in ("system.img", "config.img"):
-        (folder / name).write_bytes(bytes(1 << 20))
+def ours(name: str, program: str, kernel: Path, folder: Path, mib: int, vcpus: int) -> Vmm:
+    """The program, on images and with a state of its own."""
+    folder = folder / name.replace(" ", "-")
+    folder.mkdir(exist_ok=True)
+    for image in ("system.img", "config.img"):
+        (folder / image).write_bytes(bytes(1 << 20))
     values = {
         "KERNEL_FILEPATH": kernel,
         "SYSTEM_IMAGE_FILEPATH": folder / "system.img",
@@ -53,8 +52,17 @@ def ours(kernel: Path, folder: Path, mib: int, vcpus: int) -> Vmm:
         "CONSOLE": "null",
         "LOG_FILEPATH": folder / "log",
     }
-    env = {f"VLLMD_HYPERVISOR_{name}": str(value) for name, value in values.items()}
-    return Vmm("vllmd-hypervisor", [own_command(), "start"], env)
+    env = {f"VLLMD_HYPERVISOR_{key}": str(value) for key, value in values.items()}
+    return Vmm(name, [program, "start"], env)
+
+
+def bare(kernel: Path, folder: Path, mib: int, vcpus: int) -> Vmm:
+    """bare.c: the ioctls of a start, and nothing else."""
+    program = folder / "bare"
+    if not program.exists():
+        source = Path(__file__).with_name("bare.c")
+        subprocess.run(["gcc", "-O2", "-static", "-o", program, source], check=True)
+    return Vmm("C, the same ioctls", [str(program), str(kernel), str(mib), str(vcpus)])
 
 
 def qemu(kernel: Path, mib: int, vcpus: int) -> Vmm:
@@ -101,7 +109,10 @@ def firecracker(path: str, kernel: Path, folder: Path, mib: int, vcpus: int) -> 
 
 
 def all_vmms(peers: dict[str, str], kernel: Path, folder: Path, mib: int, vcpus: int) -> list[Vmm]:
-    vmms = [ours(kernel, folder, mib, vcpus)]
+    vmms = [ours("ours (pip)", command(), kernel, folder, mib, vcpus)]
+    if BINARY.exists():
+        vmms.append(ours("ours (binary)", str(BINARY), kernel, folder, mib, vcpus))
+    vmms.append(bare(kernel, folder, mib, vcpus))
     if shutil.which("qemu-system-x86_64"):
         vmms.append(qemu(kernel, mib, vcpus))
     if "cloud-hypervisor" in peers:

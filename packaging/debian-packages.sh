@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that a step needs: debian-packages.sh [build|demo|firmware|lab|test]...
+# Installs the Debian packages that a step needs: debian-packages.sh [build|binary|demo|firmware|lab|test]...
 # Prints what it installs; without root it prints the one command to run, and fails.
 set -euo pipefail
 build="gcc libc6-dev python3-dev python3-venv liburing-dev"
+binary="libpython3.11-dev python3.11"
 demo="busybox-static kmod e2fsprogs dosfstools mtools"
 firmware="debootstrap fdisk"
 lab="qemu-system-x86"
@@ -13,11 +14,12 @@ wanted=$build
 for group in "$@"; do
     case $group in
         build) ;;
+        binary) wanted+=" $binary" ;;
         demo) wanted+=" $demo" ;;
         firmware) wanted+=" $demo $firmware" ;;
         lab) wanted+=" $demo $lab" ;;
-        test) wanted+=" $demo $firmware $lab $test" ;;
-        *) echo "debian-packages.sh: unknown group $group (build, demo, firmware, lab, test)" >&2; exit 2 ;;
+        test) wanted+=" $binary $demo $firmware $lab $test" ;;
+        *) echo "debian-packages.sh: unknown group $group (build, binary, demo, firmware, lab, test)" >&2; exit 2 ;;
     esac
 done
 

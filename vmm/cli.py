@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import time
 
 from vmm.config import PREFIX, Config, read_environment
 from vmm.errors import ConfigError, VmmError, setting_of
@@ -11,7 +13,7 @@ from vmm.log import get_logger, hub
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import argparse
+    from collections.abc import Mapping
     from typing import Any
 
     from vmm.instance import Instance
@@ -21,13 +23,6 @@ log = get_logger(__name__)
 
 PROGRAM = "vllmd-hypervisor"
 EXIT_INTERRUPTED = 130
-EPILOG = """\
-Settings come from the environment; `vllmd-hypervisor env` shows all of them, and
-`vllmd-hypervisor check` what this host lacks for them. Required:
-VLLMD_HYPERVISOR_KERNEL_FILEPATH, VLLMD_HYPERVISOR_SYSTEM_IMAGE_FILEPATH and
-VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH. Exit codes: 0 done, 1 the VMM failed, 2 bad settings,
-3 not running (status), 4 unknown (status), 33 the guest crashed, 34 a device failed,
-35 the guest panicked, 37 the guest was killed, 38 this host cannot, 39 something is in use."""
 
 
 def main() -> int:
@@ -35,8 +30,7 @@ def main() -> int:
     keep_standard_streams()
     argv = sys.argv[1:]
     try:
-        # Without options nothing needs to be parsed, and argparse takes 7 ms to import.
-        if argv == ["start"]:
+        if argv == ["start"]:  # nothing to parse
             return start()
         return run_verb(argv)
     except KeyboardInterrupt:
@@ -51,6 +45,34 @@ def main() -> int:
     finally:
         # Files and journald get what they have not taken yet.
         hub.configure([], debug=False)
+
+
+class Phases:
+    """When the phases of a start ended, in ms since the process began to run."""
+
+    def __init__(self) -> None:
+        # What this thread has used by now: a start does nothing but compute, so that is its age.
+        self._began = time.monotonic() - time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
+        self.ended: list[tuple[str, float]] = []
+        self.mark("interpreter")
+
+    def mark(self, name: str) -> None:
+        """A phase has ended."""
+        self.ended.append((name, (time.monotonic() - self._began) * 1000))
+
+
+def print_timing(phases: Phases, machine_phases: Mapping[str, float]) -> None:
+    """`start --timing`: a line on stderr for each phase, in ms; the guest runs already."""
+    end = 0.0
+    phases.mark("running")
+    last = phases.ended.pop()
+    built = last[1] - machine_phases["running"]
+    rows = [*phases.ended, ("files and consoles", built)]
+    rows += [(f"machine: {name}", built + at) for name, at in machine_phases.items()]
+    for name, at in rows:
+        print(f"{PROGRAM}: {name:20} {at - end:8.3f} ms, {at:8.3f} ms in all", file=sys.stderr)
+        end = at
+    sys.stderr.flush()
 
 
 def keep_standard_streams() -> None:
@@ -85,8 +107,12 @@ def report(error: VmmError) -> None:
     sys.stderr.flush()
 
 
-def start() -> int:
+def start(timing: bool = False) -> int:
     """Run an instance in the foreground until its guest ends."""
+    # Collections would walk everything that the imports make, again and again, for a twelfth of
+    # the time until the guest runs. Lifecycle switches them on once it does.
+    gc.disable()
+    phases = Phases()
     from vmm._native.posix import set_process_name
 
     set_process_name(PROGRAM.encode(), [PROGRAM.encode(), b"start"])
@@ -95,20 +121,24 @@ def start() -> int:
 
     notifier = Notifier.from_env(environment)
     try:
-        return run_instance(environment, notifier)
+        return run_instance(environment, notifier, phases, timing)
     except VmmError as error:
         notifier.status(f"failed: {error}")
         raise
 
 
-def run_instance(environment: dict[str, str], notifier: Notifier) -> int:
+def run_instance(
+    environment: dict[str, str], notifier: Notifier, phases: Phases, timing: bool
+) -> int:
     """Everything from the settings to the exit code."""
     config = Config.from_env(environment)
+    phases.mark("settings")
     from vmm.instance import Instance, name_of
     from vmm.lifecycle import Lifecycle
     from vmm.log_sinks import open_sinks
     from vmm.preflight import check_host
 
+    phases.mark("imports")
     journal_stream = environment.get("JOURNAL_STREAM", "")
     hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
     name = name_of(config)
@@ -116,10 +146,14 @@ def run_instance(environment: dict[str, str], notifier: Notifier) -> int:
     for warning in config.warnings:
         log.warning(warning)
     check_host(config)
+    phases.mark("host checked")
     instance = Instance(name, environment)
     instance.acquire()
+    phases.mark("instance")
     try:
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
+        if timing:
+            life.on_running = lambda machine: print_timing(phases, machine.phases)
         try:
             return life.run()
         finally:
@@ -138,63 +172,39 @@ def cache_directory(environment: dict[str, str]) -> str | None:
 
 def run_verb(argv: list[str]) -> int:
     """Everything but a plain start."""
-    options = build_parser().parse_args(argv)
+    from vmm import usage
+
+    asked = usage.parse(argv)
+    if asked.verb == "--help":
+        print(usage.help_text(asked.name))
+        return 0
+    if asked.verb == "--version":
+        from vmm.about import describe
+
+        print(f"{PROGRAM} {describe()}")
+        return 0
     environment = read_environment()
-    if options.verb == "start":
-        return dry_run(environment, options.json) if options.dry_run else start()
-    if options.verb == "env":
-        return show_settings(environment, options.json)
-    if options.verb == "check":
-        return check(environment, options.json)
+    as_json = "--json" in asked.flags
+    if asked.verb == "start":
+        if "--dry-run" in asked.flags:
+            return dry_run(environment, as_json)
+        return start(timing="--timing" in asked.flags)
+    if asked.verb == "env":
+        return show_settings(environment, as_json)
+    if asked.verb == "check":
+        return check(environment, as_json)
     from vmm import client
 
-    if options.verb == "stop":
-        code, text = client.stop(find_instance(environment, options.name), options.now)
+    if asked.verb == "stop":
+        code, text = client.stop(find_instance(environment, asked.name), "--now" in asked.flags)
         print(text)
         return code
-    code, facts = client.status(find_instance(environment, options.name))
-    if options.json:
+    code, facts = client.status(find_instance(environment, asked.name))
+    if as_json:
         print_json(facts)
     else:
         print(client.describe(facts))
     return code
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The grammar of the command line."""
-    import argparse
-
-    from vmm import __version__
-
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="A KVM virtual machine monitor for inference VMs.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="start | stop | status | check | env"
-    )
-    verb = verbs.add_parser("start", help="run the VM in the foreground")
-    verb.add_argument("--dry-run", action="store_true", help="check the settings, start nothing")
-    verb.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
-    verb = verbs.add_parser("stop", help="shut the guest down, and wait for it")
-    verb.add_argument("name", nargs="?", help="instance name (else found from the environment)")
-    verb.add_argument("--now", action="store_true", help="do not wait for the guest: kill it")
-    verb = verbs.add_parser("status", help="tell how the VM does, or how it ended")
-    verb.add_argument("name", nargs="?", help="instance name (else found from the environment)")
-    verb.add_argument("--json", action="store_true", help="print JSON")
-    verb = verbs.add_parser(
-        "check",
-        help="tell what this host and these settings lack for a start, and what cures it",
-        description="Looks at settings, files, memory, KVM and devices without starting anything. "
-        "Exit code: 0 when start would go through, else the code that start would end with.",
-    )
-    verb.add_argument("--json", action="store_true", help="print JSON")
-    verb = verbs.add_parser("env", help="show every setting, its value and where it came from")
-    verb.add_argument("--json", action="store_true", help="print JSON")
-    return parser
 
 
 def find_instance(environment: dict[str, str], name: str | None) -> Instance:

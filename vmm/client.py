@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _signal
 import os
 import select
-import signal
 import time
 
 from vmm.control import ask
@@ -40,7 +40,7 @@ def stop(instance: Instance, now: bool = False) -> tuple[int, str]:
     try:
         timeout = _request_stop(instance, now)
         if not _wait(pidfd, timeout + GRACE_SECONDS):
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _signal.pidfd_send_signal(pidfd, _signal.SIGKILL)
             _wait(pidfd, None)
             return EXIT_KILLED, (
                 f"{instance.name}: process {holder.pid} did not end within "

@@ -9,6 +9,7 @@ import fcntl
 import os
 import time
 
+from vmm._native import terminal
 from vmm._native.byteport import BytePort
 from vmm.errors import HostError
 
@@ -29,8 +30,6 @@ JOURNAL_PREFIX = "/run/systemd/journal"
 # beginning of lines, no copies to syslog, kernel log and console. A line each.
 JOURNAL_HEADER = b"vllmd-guest\n\n6\n0\n0\n0\n0\n"
 FLUSH_STEP_SECONDS = 0.001
-# termios attribute lists: indices of the flag words.
-IFLAG, OFLAG, CFLAG, LFLAG = range(4)
 
 
 class HostConsole:
@@ -45,7 +44,7 @@ class HostConsole:
         self.kind = kind
         self.path = path
         self._fds: list[int] = []
-        self._saved: list[Any] | None = None
+        self._saved: bytes | None = None
         self._socket: Any = None
         in_fd = out_fd = listen_fd = -1
         if kind == TTY:
@@ -71,7 +70,7 @@ class HostConsole:
         if self._terminal >= 0:
             import atexit
 
-            self._saved = _set_raw(self._terminal)
+            self._saved = terminal.set_raw(self._terminal)
             atexit.register(self.restore)
         self.port.start(name)
 
@@ -108,9 +107,7 @@ class HostConsole:
     def restore(self) -> None:
         """Give the terminal back as it was; idempotent."""
         if self._saved is not None:
-            import termios
-
-            termios.tcsetattr(self._terminal, termios.TCSADRAIN, self._saved)
+            terminal.restore(self._terminal, self._saved)
             self._saved = None
 
     def close(self) -> None:
@@ -130,14 +127,12 @@ class HostConsole:
         return {"kind": self.kind, "path": self.path, "dropped": self.port.dropped}
 
     def _open_pty(self) -> int:
-        import pty
-
-        master, slave = pty.openpty()
+        master, slave = os.openpty()
         # The slave stays open here: without any reader the master would report a hang-up.
         self._keep(master)
         self._keep(slave)
         self.path = os.ttyname(slave)
-        _set_raw(slave)
+        terminal.set_raw(slave)
         fcntl.fcntl(master, fcntl.F_SETFL, fcntl.fcntl(master, fcntl.F_GETFL) | os.O_NONBLOCK)
         return master
 
@@ -242,23 +237,3 @@ def _remove_stale(path: str) -> None:
         os.unlink(path)
     finally:
         probe.close()
-
-
-def _set_raw(fd: int) -> list[Any]:
-    """Raw mode as cfmakeraw(3), but with output processing left on; returns the old state.
-
-    Output processing keeps log lines readable on a terminal that the guest shares with us; a
-    guest's own line discipline sends carriage returns, to which it adds nothing.
-    """
-    import termios
-
-    old = termios.tcgetattr(fd)
-    new = termios.tcgetattr(fd)
-    new[IFLAG] &= ~(
-        termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP | termios.INLCR
-        | termios.IGNCR | termios.ICRNL | termios.IXON
-    )  # fmt: skip
-    new[CFLAG] = new[CFLAG] & ~(termios.CSIZE | termios.PARENB) | termios.CS8
-    new[LFLAG] &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
-    termios.tcsetattr(fd, termios.TCSADRAIN, new)
-    return old

@@ -10,6 +10,7 @@ import os
 import stat
 import struct
 
+from vmm import jsontext
 from vmm.errors import HostError
 from vmm.log import get_logger
 
@@ -138,22 +139,21 @@ class _Connection:
 
     def reply(self, answer: dict[str, Any]) -> None:
         """Send what fits into the socket's buffer (far more than an answer has)."""
-        import json
-
         try:
-            self.link.send(json.dumps(answer).encode() + b"\n")
+            self.link.send(jsontext.dumps(answer).encode() + b"\n")
         except OSError as error:
             log.debug(f"control reply not delivered: {error}")
 
 
 def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
     """Send a request to a running instance and wait for its answer; OSError when there is none."""
+    import _socket
     import json
-    import socket
 
     if not stat.S_ISSOCK(os.stat(path).st_mode):
         raise ConnectionRefusedError(f"{path} is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+    link = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
         link.settimeout(CLIENT_TIMEOUT_SECONDS)
         link.connect(path)
         link.sendall(json.dumps(request).encode() + b"\n")
@@ -163,6 +163,8 @@ def ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
             if not data:
                 raise ConnectionResetError(f"{path}: the instance closed the connection")
             received += data
+    finally:
+        link.close()
     answer = json.loads(received)
     if not isinstance(answer, dict):
         raise ConnectionError(f"{path}: the answer is not an object")

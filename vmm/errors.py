@@ -33,6 +33,12 @@ class ConfigError(VmmError):
         self.problems = tuple(problems)
 
 
+class UsageError(VmmError):
+    """A command line that cannot be understood. Exit code 2."""
+
+    exit_code = 2
+
+
 class GuestError(VmmError):
     """The payload cannot be booted (a bad kernel, too little RAM for it). Exit code 2."""
 

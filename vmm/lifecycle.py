@@ -7,6 +7,7 @@ threads and only report. A guest's reboot builds a fresh machine over the same d
 from __future__ import annotations
 
 import _signal
+import gc
 import os
 import time
 
@@ -105,6 +106,8 @@ class Lifecycle:
         self._disks: list[Disk] = []
         self._consoles: list[HostConsole] = []
         self._control: ControlServer | None = None
+        # Called once, with the first machine, as soon as its guest runs.
+        self.on_running: Callable[[Machine], None] | None = None
         self._feed()
 
     def run(self) -> int:
@@ -147,6 +150,9 @@ class Lifecycle:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
         machine.start()
+        if self.reboots == 0 and self.on_running is not None:
+            self.on_running(machine)
+        gc.enable()
         self._machine_started = time.monotonic()
         self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         if self.state == STARTING:

@@ -8,19 +8,17 @@ import pty
 import signal
 import socket
 import subprocess
-import sys
 import termios
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.binary import command
 from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
 
-COMMAND = os.environ.get("VLLMD_TEST_COMMAND") or str(
-    Path(sys.executable).with_name("vllmd-hypervisor")
-)
+COMMAND = command()
 PREFIX = "VLLMD_HYPERVISOR_"
 HELLO = Program().out_string(0x3F8, b"hello\n").power_off()
 HALT = bytes(Program().out_string(0x3F8, b"up\n").raw("f4 ebfd").code)

@@ -6,17 +6,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from tests.lab.flaw import FlawWatch, LabFlaw
+from tests.support.binary import command
 
-COMMAND = os.environ.get("VLLMD_TEST_COMMAND") or str(
-    Path(sys.executable).with_name("vllmd-hypervisor")
-)
+COMMAND = command()
 WORK = Path("/dev/shm")
 TRIPLE_FAULT = "the guest triple-faulted"
 
@@ -28,6 +26,7 @@ class Guest:
     """
 
     def __init__(self, **settings: object) -> None:
+        self.command = [COMMAND]
         self.folder = Path(tempfile.mkdtemp(prefix="guest-", dir=WORK))
         self.output = self.folder / "output"
         self.env = {**os.environ, "HOME": "/root"}
@@ -43,7 +42,7 @@ class Guest:
         """Start it in the background."""
         with open(self.output, "ab") as output:
             self.process = subprocess.Popen(
-                [*self.prefix, COMMAND, "start"], env=self.env, stdin=subprocess.DEVNULL,
+                [*self.prefix, *self.command, "start"], env=self.env, stdin=subprocess.DEVNULL,
                 stdout=output, stderr=output,
             )  # fmt: skip
         return self
@@ -90,7 +89,7 @@ class Guest:
     def verb(self, *arguments: str, timeout: float = 120) -> tuple[int, str]:
         """Run another verb under the same environment: (exit code, output)."""
         done = subprocess.run(
-            [*self.prefix, COMMAND, *arguments], env=self.env, stdout=subprocess.PIPE,
+            [*self.prefix, *self.command, *arguments], env=self.env, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout

@@ -18,7 +18,7 @@ FUNCTION_MAX = 80
 GPA_FILES = {"vmm/layout.py", "vmm/probe.py"}
 FORBIDDEN_AT_START = {
     "dataclasses", "typing", "enum", "re", "logging", "argparse", "json", "pathlib", "socket",
-    "selectors", "signal", "subprocess", "inspect", "numpy", "elftools", "asyncio",
+    "collections", "selectors", "signal", "subprocess", "inspect", "numpy", "elftools", "asyncio",
 }  # fmt: skip
 
 

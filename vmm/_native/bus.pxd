@@ -30,6 +30,11 @@ cdef class PythonTarget(BusTarget):
 cdef int python_access(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
                        int is_write) noexcept nogil
 
+# For a native thread that may come to Python targets: it gets a Python thread state with its first
+# access to one, and keeps it. Not at once: that needs the GIL, and a guest shall not wait for it.
+cdef void own_thread_begins() noexcept nogil
+cdef void own_thread_ends() noexcept nogil
+
 cdef struct Entry:
     uint64_t start
     uint64_t length

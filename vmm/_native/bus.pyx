@@ -15,6 +15,32 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_rwlock_wrlock(pthread_rwlock_t *lock)
     int pthread_rwlock_unlock(pthread_rwlock_t *lock)
 
+cdef extern from *:
+    """
+    /* 0: not a thread of ours, 1: one without a Python thread state, 2: one with. */
+    static __thread int vmm_own_thread;
+    static __thread PyGILState_STATE vmm_gil;
+    static __thread PyThreadState *vmm_state;
+    static void vmm_own_thread_begins(void) { vmm_own_thread = 1; }
+    static void vmm_keep_state(void) {
+        if (vmm_own_thread == 1) {
+            vmm_own_thread = 2;
+            vmm_gil = PyGILState_Ensure();
+            vmm_state = PyEval_SaveThread();
+        }
+    }
+    static void vmm_own_thread_ends(void) {
+        if (vmm_own_thread == 2) {
+            PyEval_RestoreThread(vmm_state);
+            PyGILState_Release(vmm_gil);
+        }
+        vmm_own_thread = 0;
+    }
+    """
+    void vmm_own_thread_begins() nogil
+    void vmm_keep_state() nogil
+    void vmm_own_thread_ends() nogil
+
 CONTINUE = OUTCOME_CONTINUE
 RESET = OUTCOME_RESET
 SHUTDOWN = OUTCOME_SHUTDOWN
@@ -37,8 +63,17 @@ cdef class PythonTarget(BusTarget):
 
 cdef int python_access(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
                        int is_write) noexcept nogil:
+    vmm_keep_state()
     with gil:
         return python_access_gil(<PythonTarget><PyObject *>opaque, offset, data, size, is_write)
+
+
+cdef void own_thread_begins() noexcept nogil:
+    vmm_own_thread_begins()
+
+
+cdef void own_thread_ends() noexcept nogil:
+    vmm_own_thread_ends()
 
 
 cdef int python_access_gil(PythonTarget target, uint64_t offset, uint8_t *data, uint32_t size,

@@ -168,10 +168,10 @@ cdef class BytePort:
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
         return there if self.thread.started and self.out_fd >= 0 else 0
 
-    def guest_write(self, const unsigned char[::1] data not None):
+    def guest_write(self, data):
         """What a guest's output does; for tests and scripts."""
-        if data.shape[0]:
-            self.put(&data[0], data.shape[0])
+        cdef bytes text = bytes(data)
+        self.put(<const uint8_t *><const char *>text, len(text))
 
     def guest_read(self, size_t length):
         """What a guest would receive now; for tests and scripts."""
@@ -179,15 +179,17 @@ cdef class BytePort:
         cdef size_t got = self.take(buffer, min(length, <size_t>INPUT_QUEUE))
         return bytes(buffer[:got])
 
-    def host_write(self, const unsigned char[::1] data not None):
+    def host_write(self, data):
         """Input as if the host's user had typed it; returns how many bytes found room."""
+        cdef bytes text = bytes(data)
+        cdef const uint8_t *start = <const uint8_t *><const char *>text
         cdef size_t room
-        cdef size_t count = data.shape[0]
+        cdef size_t count = len(text)
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
         room = self.input_room()
         count = min(count, room)
         if count:
-            vmm_ring_store(self.input, &data[0], self.input_head, count, INPUT_QUEUE)
+            vmm_ring_store(self.input, start, self.input_head, count, INPUT_QUEUE)
             self.input_head += count
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
         with nogil:

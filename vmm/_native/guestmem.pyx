@@ -10,7 +10,12 @@ from libc.string cimport memcpy
 from posix.types cimport off_t
 from posix.unistd cimport close as c_close, ftruncate
 
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBuffer_FillInfo,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
+)
 from vmm._native.fd cimport check
 from vmm._native.thread cimport Thread, thread_join, thread_start
 
@@ -153,12 +158,16 @@ cdef class GuestMemory:
         return 0
 
     cdef void advise(self, bint mergeable, bint thp) noexcept:
+        cdef size_t skip
         # Advice only: a kernel built without one of these runs the guest all the same.
         for i in range(self.count):
             madvise(self.table[i].hva, self.table[i].size, MADV_DONTDUMP)
             madvise(self.table[i].hva, self.table[i].size, MADV_DONTFORK)
             if thp:
-                madvise(self.table[i].hva, self.table[i].size, MADV_HUGEPAGE)
+                # Not the lowest part: a boot touches a few pages there (tables, parameters), for
+                # which a huge one would be zeroed first, and compaction may take 10 ms to find it.
+                skip = min(<size_t>MAPPING_ALIGNMENT, self.table[i].size) if i == 0 else 0
+                madvise(self.table[i].hva + skip, self.table[i].size - skip, MADV_HUGEPAGE)
             if mergeable:
                 madvise(self.table[i].hva, self.table[i].size, MADV_MERGEABLE)
 
@@ -223,11 +232,17 @@ cdef class GuestMemory:
             return b""
         return self.require(gpa, length)[:<Py_ssize_t>length]
 
-    def write(self, gpa, const unsigned char[::1] data not None):
+    def write(self, gpa, data):
         """Copy ``data`` to ``gpa``; ValueError unless it fits in one region."""
-        if data.shape[0]:
-            # SAFETY: require() has checked [gpa, gpa + len(data)).
-            memcpy(self.require(gpa, data.shape[0]), &data[0], data.shape[0])
+        # No typed memoryview: Cython's imports `collections`, which the start cannot afford.
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(data, &buffer, PyBUF_SIMPLE)
+        try:
+            if buffer.len:
+                # SAFETY: require() has checked [gpa, gpa + len(data)).
+                memcpy(self.require(gpa, buffer.len), buffer.buf, buffer.len)
+        finally:
+            PyBuffer_Release(&buffer)
 
     def bind_node(self, int node):
         """Allocate all pages from one NUMA node of the host (mbind, MPOL_BIND, strict)."""

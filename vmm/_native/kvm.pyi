@@ -5,6 +5,9 @@ from vmm._native.fd import OwnedFd
 
 CpuidEntry = tuple[int, int, int, int, int, int, int]
 
+API_VERSION: int
+HEADERS_VERSION: tuple[int, int, int]
+
 class Kvm(OwnedFd):
     @staticmethod
     def open(path: str = "/dev/kvm") -> Kvm: ...

@@ -26,6 +26,15 @@ cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
     int munmap(void *addr, size_t length)
 
+cdef extern from "<linux/version.h>":
+    enum: LINUX_VERSION_CODE
+
+# What this was compiled with: the KVM API's version, and major, minor, patch of the headers.
+API_VERSION = KVM_API_VERSION
+HEADERS_VERSION = (
+    LINUX_VERSION_CODE >> 16, LINUX_VERSION_CODE >> 8 & 0xff, LINUX_VERSION_CODE & 0xff
+)
+
 cdef enum:
     CPUID_MAX = 256
     MSRS_MAX = 64
@@ -367,12 +376,13 @@ cdef class VcpuFd(OwnedFd):
         check(ioctl(self.fd, KVM_GET_LAPIC, &state), b"KVM_GET_LAPIC")
         return bytearray(state.regs[:1024])
 
-    def set_lapic(self, const unsigned char[::1] page not None):
+    def set_lapic(self, page):
         """Write the LAPIC's register page back (1024 bytes)."""
         cdef kvm_lapic_state state
-        if page.shape[0] != sizeof(state.regs):
-            raise ValueError(f"a LAPIC page of {page.shape[0]} bytes: 1024 are needed")
-        memcpy(state.regs, &page[0], sizeof(state.regs))
+        cdef bytes content = bytes(page)
+        if len(content) != sizeof(state.regs):
+            raise ValueError(f"a LAPIC page of {len(content)} bytes: 1024 are needed")
+        memcpy(state.regs, <const char *>content, sizeof(state.regs))
         check(ioctl(self.fd, KVM_SET_LAPIC, &state), b"KVM_SET_LAPIC")
 
     def get_tsc_khz(self):

@@ -35,6 +35,7 @@ cdef class VcpuLoop:
     cdef ExitRecord trail[TRAIL]
     cdef uint64_t exits
 
+    cdef void run_thread(self) noexcept nogil
     cdef void interrupt(self) noexcept nogil
     cdef void finish(self) noexcept
     cdef void park(self) noexcept nogil

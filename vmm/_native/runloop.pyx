@@ -11,6 +11,8 @@ from libc.string cimport memcpy, memset
 from posix.unistd cimport close as c_close
 
 from vmm._native.bus cimport (
+    own_thread_begins,
+    own_thread_ends,
     OUTCOME_CONTINUE,
     OUTCOME_CRASH,
     OUTCOME_ERROR,
@@ -105,17 +107,11 @@ EXIT_NAMES = {
 
 
 cdef void vcpu_main(void *arg) noexcept nogil:
-    # SAFETY: start() keeps the VcpuLoop alive until join(), as its owner must.
-    with gil:
-        vcpu_main_gil(<VcpuLoop>arg)
-
-
-cdef void vcpu_main_gil(VcpuLoop self) noexcept:
-    with nogil:
-        vmm_kick_unblock()
-        self.outcome = self.loop()
-        vmm_store(&self.tid, 0)
-        vmm_notify(self.done_fd)
+    own_thread_begins()
+    # SAFETY: start() keeps the VcpuLoop alive until join(), as its owner must; no reference is
+    # counted here, which would need the GIL.
+    (<VcpuLoop>arg).run_thread()
+    own_thread_ends()
 
 
 cdef class VcpuLoop:
@@ -193,6 +189,12 @@ cdef class VcpuLoop:
         """Let a paused thread go on; harmless for one that is not."""
         vmm_store(&self.pause_wanted, 0)
         vmm_notify(self.resume_fd)
+
+    cdef void run_thread(self) noexcept nogil:
+        vmm_kick_unblock()
+        self.outcome = self.loop()
+        vmm_store(&self.tid, 0)
+        vmm_notify(self.done_fd)
 
     cdef void interrupt(self) noexcept nogil:
         cdef int tid = vmm_load(&self.tid)

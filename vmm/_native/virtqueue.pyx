@@ -1,8 +1,11 @@
 """The device's side of a split virtqueue (virtio 1.2, 2.7)."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
+
+from cpython.buffer cimport PyBUF_WRITE
+from cpython.memoryview cimport PyMemoryView_FromMemory
 
 from vmm._native.guestmem cimport GuestMemory
 
@@ -183,7 +186,10 @@ cdef class VirtQueue:
                 return None
             found = []
             for i in range(count - 1):
-                view = <uint8_t[:segments[i].length]><uint8_t *>segments[i].hva
+                # No typed memoryview: Cython's imports `collections`, which no start can afford.
+                view = PyMemoryView_FromMemory(
+                    segments[i].hva, segments[i].length, PyBUF_WRITE
+                )
                 if segments[i].writable:
                     found.append((memoryview(view), True))
                 else:

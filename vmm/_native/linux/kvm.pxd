@@ -9,6 +9,7 @@ cdef extern from "<linux/kvm.h>" nogil:
     unsigned long KVM_CREATE_IRQCHIP, KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD
     unsigned long KVM_ENABLE_CAP, KVM_SIGNAL_MSI, KVM_IRQ_LINE
     unsigned long KVM_CREATE_DEVICE, KVM_SET_DEVICE_ATTR
+    enum: KVM_API_VERSION
     int KVM_DEV_TYPE_VFIO, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, KVM_DEV_VFIO_GROUP_DEL
 
     struct kvm_create_device:

@@ -1,0 +1,203 @@
+"""Builds the binary: one static executable with interpreter, native modules and frozen code.
+
+Run by the Debian interpreter whose static library is linked (`make binary` does):
+    /usr/bin/python3.11 -I packaging/binary/build.py --elftools DIR --output dist/vllmd-hypervisor
+Everything made on the way is under --work. The same sources and tools give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from collect import Collector, Missing, Module, marshalled  # noqa: E402
+from commit import commit  # noqa: E402
+from modules import AT_START, BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, ROOTS  # noqa: E402
+from staticcode import Writer  # noqa: E402
+
+FINDER = "_vmm_native_finder"
+WHOLE_OS = "_whole_os"
+OWN = {"vmm", "devices"}
+C_FLAGS = [
+    "-O2", "-g0", "-fno-strict-aliasing", "-fno-pie", "-ffunction-sections", "-fdata-sections",
+    "-Wall", "-Wno-unused-function", "-DNDEBUG", "-DCYTHON_CLINE_IN_TRACEBACK=0",
+]  # fmt: skip
+LINK_FLAGS = [
+    "-static", "-no-pie", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
+    "-Wl,-z,relro",
+]  # fmt: skip
+# The static library calls these, which need the C library's shared parts; no code of ours gets
+# there (user names, host names, dlopen).
+KNOWN_WARNINGS = "statically linked applications requires at runtime the shared libraries"
+
+
+class BuildError(Exception):
+    """The binary cannot be built; the text says what helps."""
+
+
+def run(command: list[str], **options: object) -> str:
+    """Run a tool; BuildError with what it said when it fails."""
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options
+    )  # type: ignore[call-overload]
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)}\n{done.stdout}")
+    return str(done.stdout)
+
+
+def static_library() -> Path:
+    """Libpython of the running interpreter; BuildError names the package."""
+    path = Path(sysconfig.get_config_var("LIBPL")) / sysconfig.get_config_var("LIBRARY")
+    if not path.exists():
+        version = sysconfig.get_python_version()
+        raise BuildError(f"{path} is missing: apt-get install libpython{version}-dev")
+    return path
+
+
+def native_sources() -> dict[str, Path]:
+    """C file by module name, as Cython made it for the installed package (`make build`)."""
+    found = {}
+    for source in sorted((ROOT / "vmm/_native").rglob("*.pyx")):
+        relative = source.relative_to(ROOT).with_suffix("")
+        c_file = ROOT / "build/cython" / relative.with_suffix(".c")
+        if not c_file.exists() or c_file.stat().st_mtime < source.stat().st_mtime:
+            raise BuildError(f"{c_file.relative_to(ROOT)} is missing or old: make build")
+        found[".".join(relative.parts)] = c_file
+    return found
+
+
+def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
+    """Every Python module of the binary, sorted by name."""
+    places = [HERE / "light", ROOT, Path(sysconfig.get_path("stdlib")), elftools.parent]
+    finder = Collector(places, natives | set(BUILTIN) | set(CORE), LEFT_OUT, OWN)
+    for name in ROOTS:
+        finder.add(name, "modules.py")
+    (work / "vmm").mkdir(exist_ok=True)
+    written = work / "vmm/_commit.py"
+    written.write_text(f"COMMIT = {commit(ROOT)!r}\n")
+    finder.modules["vmm._commit"] = Module("vmm._commit", written, work)
+    finder.modules[FINDER] = Module(FINDER, HERE / "native_finder.py", HERE)
+    whole_os = Path(sysconfig.get_path("stdlib"), "os.py")
+    finder.modules[WHOLE_OS] = Module(WHOLE_OS, whole_os, whole_os.parent)
+    unused = sorted(set(LEFT_OUT) - finder.skipped)
+    if unused:
+        raise BuildError(f"modules.py leaves out what nobody imports: {', '.join(unused)}")
+    return [finder.modules[name] for name in sorted(finder.modules) if name not in IN_LIBRARY]
+
+
+def write_tables(work: Path, modules: list[Module], natives: dict[str, Path]) -> list[Path]:
+    """The C sources of both tables, of static code and of marshalled code."""
+    blob = bytearray()
+    writer = Writer()
+    rows = []
+    functions = []
+    for module in sorted(modules, key=lambda module: module.name not in AT_START):
+        package = int(module.is_package)
+        code = module.code(OWN)
+        if module.name.split(".")[0] in OWN or module.name in AT_START:
+            functions.append(writer.module(module.name, code))
+            # The interpreter takes a size of 0 and no data for "there is no such module".
+            rows.append(f'"{module.name}", vmm_frozen, 1, {package}, {functions[-1]}')
+        else:
+            data = marshalled(code)
+            rows.append(f'"{module.name}", vmm_frozen + {len(blob)}, {len(data)}, {package}, NULL')
+            blob += data
+    (work / "static.c").write_text("\n".join(writer.lines) + "\n")
+    (work / "frozen.bin").write_bytes(blob)
+    (work / "frozen.S").write_text(
+        ".section .rodata\n.global vmm_frozen\n.balign 64\nvmm_frozen:\n"
+        f'.incbin "{work / "frozen.bin"}"\n.section .note.GNU-stack,"",@progbits\n'
+    )
+    inits = [(name, init_name(name)) for name in sorted(natives)]
+    inits += [(name, f"PyInit_{name}") for name in BUILTIN]
+    inits += [(name, INIT_NAMES.get(name, f"PyInit_{name}")) for name in CORE if name in INIT_CORE]
+    lines = ["#include <Python.h>", "extern const unsigned char vmm_frozen[];"]
+    lines += [f"extern PyObject *{name}(void);" for name in functions]
+    lines += [f"extern PyObject *{init}(void);" for _, init in inits]
+    lines.append("struct _inittab _PyImport_Inittab[] = {")
+    lines += [f'    {{"{name}", {init}}},' for name, init in inits]
+    lines += ['    {"builtins", NULL},', '    {"sys", NULL},', "    {0, 0}", "};"]
+    lines.append("static const struct _frozen table[] = {")
+    lines += [f"    {{{row}}}," for row in rows]
+    lines += ["    {0}", "};", "const struct _frozen *vmm_frozen_modules = table;"]
+    (work / "tables.c").write_text("\n".join(lines) + "\n")
+    return [work / "tables.c", work / "static.c", work / "frozen.S"]
+
+
+# Modules of the core have initialisers with names of their own (config.c of CPython).
+INIT_NAMES = {"marshal": "PyMarshal_Init", "_warnings": "_PyWarnings_Init"}
+INIT_CORE = {"marshal", "_imp", "_ast", "_tokenize", "gc", "_warnings", "_string"}
+
+
+def init_name(module: str) -> str:
+    """A native module's initialiser: by its full name, since libpython has a posix of its own."""
+    return "PyInit_" + module.replace(".", "__")
+
+
+def compile_all(work: Path, sources: dict[Path, str]) -> list[Path]:
+    """Object files of C and assembler sources; a native module's source has a module name."""
+    compiler = os.environ.get("CC", "gcc")
+    include = ["-I", sysconfig.get_path("include"), "-I", str(ROOT / "vmm/_native/linux")]
+
+    def build(source: Path) -> Path:
+        module = sources[source]
+        target = work / f"{module or source.stem}.o"
+        newest = max(path.stat().st_mtime for path in (source, HERE / "build.py"))
+        if module and target.exists() and target.stat().st_mtime > newest:
+            return target
+        flags = [*C_FLAGS, f"-ffile-prefix-map={ROOT}=.", *include]
+        if module:
+            flags.append(f"-DPyInit_{module.rpartition('.')[2]}={init_name(module)}")
+        run([compiler, *flags, "-c", str(source), "-o", str(target)], cwd=ROOT)
+        return target
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(build, sources))
+
+
+def link(objects: list[Path], library: Path, output: Path) -> None:
+    """The executable, in place at once."""
+    temporary = output.with_suffix(".new")
+    command = [os.environ.get("CC", "gcc"), *LINK_FLAGS, "-o", str(temporary), *map(str, objects)]
+    command += [str(library), "-luring", "-lz", "-lm", "-lpthread"]
+    run(command)
+    temporary.replace(output)
+
+
+def main() -> int:
+    """Build; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--elftools", type=Path, required=True, help="pyelftools' package folder")
+    parser.add_argument("--work", type=Path, default=ROOT / "build/binary")
+    parser.add_argument("--output", type=Path, default=ROOT / "dist/vllmd-hypervisor")
+    options = parser.parse_args()
+    try:
+        options.work.mkdir(parents=True, exist_ok=True)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        library = static_library()
+        natives = native_sources()
+        modules = collect(options.elftools, set(natives), options.work)
+        sources = write_tables(options.work.resolve(), modules, natives)
+        plain = dict.fromkeys([HERE / "launcher.c", *sources], "")
+        modules_of = {source: name for name, source in natives.items()}
+        objects = compile_all(options.work, {**plain, **modules_of})
+        link(objects, library, options.output)
+    except (BuildError, Missing) as error:
+        print(f"build.py: {error}", file=sys.stderr)
+        return 1
+    size = options.output.stat().st_size
+    print(f"{options.output}: {size / 1e6:.1f} MB, {len(modules)} frozen modules")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

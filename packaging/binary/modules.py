@@ -1,0 +1,47 @@
+"""What goes into the binary: where the search starts, what is built in, what stays out and why."""
+
+from __future__ import annotations
+
+# The search for imports starts here. The first two are what the interpreter itself imports before
+# any code of ours runs; the encodings are looked up by name when a text file is opened.
+ROOTS = (
+    "encodings",
+    "encodings.utf_8",
+    "encodings.ascii",
+    "encodings.latin_1",
+    "codecs",
+    "io",
+    "abc",
+    "vmm.cli",
+)
+
+# C modules of libpython3.11.a that are linked in. Others of the archive stay out; a module that is
+# needed, and is neither here nor LEFT_OUT, fails the build.
+BUILTIN = (
+    "_abc", "_blake2", "_codecs", "_collections", "_functools", "_io", "_locale", "_operator",
+    "_signal", "_socket", "_sre", "_stat", "_struct", "_thread", "_weakref", "atexit", "binascii",
+    "errno", "fcntl", "itertools", "math", "posix", "select", "time", "zlib",
+)  # fmt: skip
+
+# Modules that libpython3.11.a has frozen as static data, so that importing them decodes nothing
+# (Python/frozen.c). The search goes through them; the library's code is used.
+IN_LIBRARY = (
+    "_collections_abc", "_sitebuiltins", "abc", "codecs", "genericpath", "io", "ntpath",
+    "posixpath", "stat", "importlib.util", "importlib.machinery", "runpy",
+)  # fmt: skip
+
+# Modules of others that every start imports: their code is static data, as all of ours is.
+AT_START = ("encodings", "encodings.utf_8", "os", "struct", "_vmm_native_finder")
+
+# Made by the interpreter itself, in every Python.
+CORE = (
+    "marshal", "_imp", "_ast", "_tokenize", "builtins", "sys", "gc", "_warnings", "_string",
+    "_frozen_importlib", "_frozen_importlib_external", "zipimport",
+)  # fmt: skip
+
+_WINDOWS = "for Windows"
+# Module -> why it is not needed. Everything below it is left out with it.
+LEFT_OUT = {
+    "nt": _WINDOWS,
+    "winreg": _WINDOWS,
+}

@@ -1,0 +1,62 @@
+"""The static executable on a host that has nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.debian import DebianGuest
+from tests.lab.job_guest import JobGuest
+from tests.lab.steady import SteadyLab
+from tests.support.binary import BINARY
+
+SCENARIO = "tests.lab.scenarios.bare"
+NVME_BYTES = 16 << 20
+
+
+@pytest.fixture(scope="module")
+def binary() -> str:
+    if not BINARY.exists():
+        pytest.fail(f"{BINARY} is not built: make binary")
+    return str(BINARY)
+
+
+@pytest.fixture(scope="module")
+def nvme(tmp_path_factory):
+    path = tmp_path_factory.mktemp("nvme") / "nvme.img"
+    path.write_bytes(random.Random(2).randbytes(NVME_BYTES))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bare_lab(nvme) -> Iterator[SteadyLab]:
+    drive = f"file={nvme},if=none,id=nvme,format=raw,snapshot=on"
+    running = SteadyLab(
+        memory="4G", drives=[DebianGuest().image],
+        extra=["-drive", drive, "-device", "nvme,drive=nvme,serial=lab"],
+    )  # fmt: skip
+    yield running
+    running.close()
+
+
+def test_bad_settings(bare_lab, binary):
+    bare_lab.call(f"{SCENARIO}:refuses_bad_settings", binary=binary)
+
+
+def test_an_nvme(bare_lab, binary, nvme):
+    job = JobGuest()
+    bare_lab.call(
+        f"{SCENARIO}:passes_the_nvme", binary=binary, kernel=str(job.image),
+        initramfs=str(job.initramfs), md5=hashlib.md5(nvme.read_bytes()).hexdigest(),
+    )  # fmt: skip
+
+
+def test_debian(bare_lab, binary):
+    debian = DebianGuest()
+    bare_lab.call(
+        f"{SCENARIO}:boots_debian", binary=binary, kernel=str(debian.kernel),
+        initramfs=str(debian.initramfs),
+    )  # fmt: skip
