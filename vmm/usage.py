@@ -63,7 +63,7 @@ VERBS = (
         options=(Option("--now", "do not wait for the guest: kill it"),),
     ),
     Verb("status", "tell how the VM does, or how it ended", named=True, options=(JSON,)),
-    Verb("check", "tell what this host lacks for a start, and cures", options=(JSON,)),
+    Verb("check", "tell what a start lacks, and what cures it", options=(JSON,)),
     Verb("env", "show every setting, and where it came from", options=(JSON,)),
 )
 GENERAL = (

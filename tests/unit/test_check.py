@@ -108,6 +108,8 @@ def test_incomplete_settings_leave_the_rest_checked(tmp_path, tmp_path_factory):
     image.write_bytes(b"")
     report = examine(
         {
+            # Short, because its socket's path may not have more than 107 bytes.
+            f"{PREFIX}NAME": "vm",
             f"{PREFIX}SYSTEM_IMAGE_FILEPATH": str(image),
             f"{PREFIX}MEMORY_CONFIG": "size=16M",
             f"{PREFIX}LOG_FILEPATH": f"{tmp_path}/logs/vm.log,/proc/none/log",

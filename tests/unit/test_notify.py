@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devices.vfio.container import CHUNK_BYTES, Domain
+from devices.vfio.dma import CHUNK_BYTES, DmaDomain
 from vmm.config_memory import parse_memory
 from vmm.console import JOURNAL_HEADER, HostConsole
 from vmm.errors import setting_of
@@ -108,16 +108,17 @@ def test_long_steps_ask_for_patience(manager, address):
     assert manager.receive()[0] == "STATUS=prefaulting 0 of 512 MiB"
 
 
-class FakeContainer:
-    """A container that takes every mapping."""
+class FakeDomain(DmaDomain):
+    """A domain that takes every mapping."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: object) -> None:
+        super().__init__(None, None, progress)
         self.mapped: list[tuple[int, int, int]] = []
 
-    def iova_ranges(self) -> list[tuple[int, int]]:
+    def _iova_ranges(self) -> list[tuple[int, int]]:
         return []
 
-    def map_dma(self, hva: int, iova: int, size: int) -> None:
+    def _map_dma(self, hva: int, iova: int, size: int) -> None:
         self.mapped.append((hva, iova, size))
 
 
@@ -131,11 +132,10 @@ class FakeMemory:
 
 def test_pinning_is_told_piece_by_piece():
     told: list[tuple[str, int, int]] = []
-    domain = Domain(None, lambda *step: told.append(step))
-    container = FakeContainer()
-    domain._map_ram(container, FakeMemory())
-    assert sum([size for _, _, size in container.mapped]) == 16 * GIB
-    assert max([size for _, _, size in container.mapped]) == CHUNK_BYTES
+    domain = FakeDomain(lambda *step: told.append(step))
+    domain._map_ram(FakeMemory())
+    assert sum([size for _, _, size in domain.mapped]) == 16 * GIB
+    assert max([size for _, _, size in domain.mapped]) == CHUNK_BYTES
     assert told == [("pinning", n * GIB, 16 * GIB) for n in (0, 3, 7, 11, 15)]
 
 
