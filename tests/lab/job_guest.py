@@ -34,12 +34,17 @@ sleep 1000
 class JobGuest:
     """Paths for one kernel: ``image`` (bzImage), ``vmlinux`` (ELF), ``initramfs``.
 
-    ``more``: further kernel modules to load.
+    ``more``: further kernel modules to load. Cloud kernels, the default, have few drivers.
     """
 
-    def __init__(self, suite: str | None = None, more: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        suite: str | None = None,
+        more: tuple[str, ...] = (),
+        package: str = "linux-image-cloud-amd64",
+    ) -> None:
         self.modules = [*MODULES, *more]
-        self.kernel = Kernel("linux-image-cloud-amd64", suite)
+        self.kernel = Kernel(package, suite)
         self.image = self.kernel.image
         name = "-".join(["job-guest", VERSION, *more, self.kernel.root.name, "initramfs"])
         self.initramfs = cached(name, self._make_initramfs)

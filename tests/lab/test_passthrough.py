@@ -8,13 +8,20 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lab.debian import DebianGuest
 from tests.lab.job_guest import JobGuest
+from tests.lab.kernels import Kernel
 from tests.lab.steady import SteadyLab
 
 SCENARIO = "tests.lab.scenarios"
 NVME_BYTES = 64 << 20
 FIRST_BYTES = 4 << 20
 LARGE_BYTES = 8 << 30
+SMALL_BYTES = 1 << 20
+WRITES_BYTES = 384 << 20
+WRITTEN_BYTES = 256 << 20
+FETCHED_BYTES = 1 << 20
+FETCHED_NAME = "fetched"
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +33,46 @@ def nvme(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def vfio_lab(nvme) -> Iterator[SteadyLab]:
-    drive = f"file={nvme},if=none,id=nvme,format=raw,snapshot=on"
+def writes(tmp_path_factory):
+    """The host's file behind a second NVMe, which is written to for good."""
+    path = tmp_path_factory.mktemp("nvme") / "writes.img"
+    with open(path, "wb") as file:
+        file.truncate(WRITES_BYTES)
+    return path
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory):
+    """A file that the lab's network offers by TFTP."""
+    path = tmp_path_factory.mktemp("tftp") / FETCHED_NAME
+    path.write_bytes(random.Random(2).randbytes(FETCHED_BYTES))
+    return path
+
+
+def shared_memory(name: str, size: int, place: str = "") -> list[str]:
+    """A device whose BAR is ``size`` bytes of memory."""
+    return [
+        "-object", f"memory-backend-ram,id={name},size={size},share=on",
+        "-device", f"ivshmem-plain,memdev={name}{place}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vfio_lab(nvme, writes, fetched) -> Iterator[SteadyLab]:
     running = SteadyLab(
         memory="4G",
+        drives=[DebianGuest().image],
         extra=[
-            "-drive", drive, "-device", "nvme,drive=nvme,serial=lab", "-device", "edu",
-            "-object", f"memory-backend-ram,id=large,size={LARGE_BYTES},share=on",
-            "-device", "ivshmem-plain,memdev=large",
+            "-drive", f"file={nvme},if=none,id=nvme,format=raw,snapshot=on",
+            "-device", "nvme,drive=nvme,serial=lab", "-device", f"edu,dma_mask={(1 << 48) - 1}",
+            *shared_memory("large", LARGE_BYTES), *shared_memory("small", SMALL_BYTES),
+            "-drive", f"file={writes},if=none,id=writes,format=raw,cache=unsafe",
+            "-device", "nvme,drive=writes,serial=writes",
+            "-netdev", f"user,id=net,tftp={fetched.parent}", "-device", "e1000e,netdev=net",
+            # Behind a conventional bridge nothing keeps devices apart: one group.
+            "-device", "pcie-pci-bridge,id=bridge",
+            *shared_memory("pair", SMALL_BYTES, ",bus=bridge,addr=1"),
+            "-device", "e1000,bus=bridge,addr=2",
         ],
     )  # fmt: skip
     yield running
@@ -67,6 +106,37 @@ def test_reboots_with_a_device(vfio_lab, job, nvme):
 )
 def test_devices_come_and_go(vfio_lab, job, name):
     vfio_lab.call(f"{SCENARIO}.passthrough:{name}", **job)
+
+
+def test_writes_reach_the_host_s_file(vfio_lab, writes):
+    debian = DebianGuest()
+    told = vfio_lab.call(
+        f"{SCENARIO}.passthrough:writes_reach_the_host_s_file", timeout=880,
+        kernel=str(debian.kernel), initramfs=str(debian.initramfs), mib=WRITTEN_BYTES >> 20,
+    )  # fmt: skip
+    with open(writes, "rb") as file:
+        assert hashlib.md5(file.read(WRITTEN_BYTES)).hexdigest() == told.split()[-1]
+
+
+def test_a_network_card(vfio_lab, fetched):
+    guest = JobGuest(package="linux-image-amd64", more=("e1000e", "af_packet"))
+    vfio_lab.call(
+        f"{SCENARIO}.passthrough:a_network_card", kernel=str(guest.image), name=FETCHED_NAME,
+        initramfs=str(guest.initramfs), md5=hashlib.md5(fetched.read_bytes()).hexdigest(),
+    )  # fmt: skip
+
+
+def test_two_devices_in_one_group(vfio_lab, job):
+    modules = str(Kernel("linux-image-amd64").root)
+    vfio_lab.call(f"{SCENARIO}.passthrough:two_devices_in_one_group", modules=modules, **job)
+
+
+def test_a_device_that_the_host_takes_back(vfio_lab, job):
+    vfio_lab.call(f"{SCENARIO}.passthrough:a_device_that_the_host_takes_back", **job)
+
+
+def test_peer_to_peer(vfio_lab):
+    vfio_lab.call(f"{SCENARIO}.edu:peer_to_peer")
 
 
 def test_a_large_bar(vfio_lab, job):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.kvm.test_pci import cf8_write
 from tests.lab.guest_run import expect
-from tests.lab.scenarios.passthrough import EDU, bind, find
+from tests.lab.scenarios.passthrough import EDU, IVSHMEM, bind, find
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
 
@@ -21,7 +21,8 @@ DMA_FROM, DMA_TO, DMA_COUNT, DMA_COMMAND = 0x80, 0x88, 0x90, 0x98
 DMA_START, DMA_TO_RAM = 1, 2
 DEVICE_BUFFER = 0x40000
 IDT, IDTR, HANDLER, COUNT = 0x2000, 0x1FF0, 0x3000, 0x3800
-SOURCE, TARGET = 0x310000, 0x320000
+SOURCE, TARGET, SCRATCH = 0x310000, 0x320000, 0x330000
+SHARED_BAR = 2
 VECTOR = 0x40
 LAPIC_EOI, LAPIC_SVR = 0xFEE000B0, 0xFEE000F0
 IOAPIC_SELECT, IOAPIC_DATA = 0xFEC00000, 0xFEC00010
@@ -35,16 +36,20 @@ def word(value: int) -> str:
 
 
 class Edu:
-    """A machine with the device; ``at(register)`` is its guest address."""
+    """A machine with the device, and others; ``at(register)`` is its guest address."""
 
-    def __init__(self) -> None:
+    def __init__(self, *others: str) -> None:
         self.bdf = find(EDU)
-        bind(self.bdf)
+        for bdf in (self.bdf, *others):
+            bind(bdf)
         self.folder = tempfile.TemporaryDirectory(dir="/dev/shm")
         self.tiny = TinyMachine(
-            Path(self.folder.name), b"\xf4", DEVICE_FILEPATH_LIST=self.bdf, MEMORY_CONFIG="size=16M"
+            Path(self.folder.name),
+            b"\xf4",
+            DEVICE_FILEPATH_LIST=",".join([self.bdf, *others]),
+            MEMORY_CONFIG="size=16M",
         )
-        (self.function,) = self.tiny.machine.passthrough
+        self.function = self.tiny.machine.passthrough[0]
         self.base = self.function.bars[0].value
         self.program = Program()
         # Memory and bus mastering on.
@@ -135,3 +140,31 @@ def enable_msi(edu: Edu) -> None:
     data = offset + (12 if control & 0x80 else 8)
     cf8_write(edu.program, slot, data, VECTOR, 2)
     cf8_write(edu.program, slot, offset + 2, control | 1, 2)
+
+
+def peer_to_peer() -> None:
+    """2 KiB from RAM into the device, and from there into another device's memory."""
+    data = bytes(range(255, -1, -1)) * 8
+    with Edu(find(IVSHMEM, 1)) as edu:
+        machine = edu.tiny.machine
+        machine.memory.write(SOURCE, data)
+        peer = machine.passthrough[1]
+        bar = next(bar for bar in peer.bars if bar.index == SHARED_BAR)
+        program = edu.program
+        cf8_write(program, peer.slot, 4, 6, 2)
+        machine.memory.write(SCRATCH, struct.pack("<QQ", bar.value, DEVICE_BUFFER))
+        program.write(edu.at(DMA_FROM), SOURCE).write(edu.at(DMA_TO), DEVICE_BUFFER)
+        for start in (DMA_START, DMA_START | DMA_TO_RAM):
+            program.write(edu.at(DMA_COUNT), len(data)).write(edu.at(DMA_COMMAND), start)
+            program.raw(f"f705{word(edu.at(DMA_COMMAND))}{word(DMA_START)}75f4")
+            # movq mm0 from memory, and to the register: addresses of 64 bits are written at once.
+            program.raw(f"0f6f05{word(SCRATCH)} 0f7f05{word(edu.at(DMA_TO))}")
+            program.raw(f"0f6f05{word(SCRATCH + 8)} 0f7f05{word(edu.at(DMA_FROM))}")
+        state = peer.status()["p2p"]
+        expect(state == "on", f"{state}, BAR at {bar.value:#x}")
+        edu.run()
+        there = b"".join(
+            machine.mmio.read(bar.value + offset, 8).to_bytes(8, "little")
+            for offset in range(0, len(data), 8)
+        )
+        expect(there == data, "the other device's memory has something else")

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+import threading
 from pathlib import Path
 
 from tests.lab.guest_run import Guest, expect
+from tests.lab.scenarios import debian
 from tests.lab.scenarios.lifecycle import COUNT, WAIT, job_guest
 
 DEVICES = Path("/sys/bus/pci/devices")
-NVME, EDU, IVSHMEM = "0x010802", "0x00ff00", "0x050000"
+NVME, EDU, IVSHMEM, ETHERNET = "0x010802", "0x00ff00", "0x050000", "0x020000"
 
 
-def find(pci_class: str) -> str:
-    """The first device of this class."""
-    for device in sorted(DEVICES.iterdir()):
-        if (device / "class").read_text().strip() == pci_class:
-            return device.name
-    raise LookupError(f"the lab has no device of class {pci_class}")
+def find_all(pci_class: str) -> list[str]:
+    """The devices of this class, by address."""
+    devices = sorted(DEVICES.iterdir())
+    return [d.name for d in devices if (d / "class").read_text().strip() == pci_class]
+
+
+def find(pci_class: str, number: int = 0) -> str:
+    """One device of this class."""
+    found = find_all(pci_class)
+    if len(found) <= number:
+        raise LookupError(f"the lab has {len(found)} devices of class {pci_class}")
+    return found[number]
 
 
 def bind(bdf: str, driver: str = "vfio-pci") -> int:
@@ -133,8 +142,7 @@ def two_devices_in_two_groups(kernel: str, initramfs: str) -> None:
     nvme, edu = find(NVME), find(EDU)
     groups = {bind(nvme), bind(edu)}
     expect(len(groups) == 2, f"the lab has them in {groups}")
-    script = 'for d in /sys/bus/pci/devices/*; do echo "guest: ${d##*/} $(cat $d/class)"; done\n'
-    with guest_with(kernel, initramfs, script, f"{edu},{nvme}") as guest:
+    with guest_with(kernel, initramfs, SHOW_DEVICES, f"{edu},{nvme}") as guest:
         code = guest.run(timeout=120)
         text = guest.text
     expect(code == 0, f"{code}\n{text}")
@@ -150,6 +158,129 @@ def a_device_of_the_host_is_refused(kernel: str, initramfs: str) -> None:
         code, told = guest.verb("start")
     expect(code == 38, f"{code} {told}")
     expect(held.name in told and f"driver {driver}" in told and "drivers_probe" in told, told)
+
+
+# What is written goes to the disk's first part, and is read again past the page cache; fio writes,
+# and verifies what it wrote, behind it.
+WRITES_JOB = """
+modprobe nvme
+for try in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nvme0n1 ] && break; sleep 1; done
+dd if=/dev/urandom bs=1M count={mib} iflag=fullblock 2>/dev/null |
+  tee /dev/nvme0n1 | md5sum >/tmp/md5
+sync
+echo "guest: wrote $(cut -d' ' -f1 </tmp/md5)"
+dd if=/dev/nvme0n1 bs=1M count={mib} iflag=direct 2>/dev/null | md5sum >/tmp/md5
+echo "guest: back $(cut -d' ' -f1 </tmp/md5)"
+fio --name=verify --filename=/dev/nvme0n1 --offset={mib}M --size=64M --rw=randwrite --bs=4k \\
+  --iodepth=32 --ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 \\
+  >/tmp/fio 2>&1
+echo "guest: fio $?"
+echo "guest: interrupts $(awk '/nvme/ {{n += $2}} END {{print n}}' /proc/interrupts)"
+systemctl poweroff
+"""
+
+
+def writes_reach_the_host_s_file(kernel: str, initramfs: str, mib: int) -> None:
+    """A whole Debian writes a second NVMe; what it wrote is printed last, by its MD5."""
+    bdf = find(NVME, 1)
+    bind(bdf)
+    with debian.guest_of(
+        kernel, initramfs, WRITES_JOB.format(mib=mib), "ttyS0", CPU_COUNT=1,
+        MEMORY_CONFIG="size=1G", DEVICE_FILEPATH_LIST=bdf,
+    ) as guest:  # fmt: skip
+        code = guest.run(timeout=800)
+        text, state = guest.text, guest.status()
+    expect(code == 0, f"{code}\n{text}")
+    (wrote,) = debian.facts(text, "wrote")
+    expect(len(wrote) == 32 and debian.facts(text, "back") == [wrote], text)
+    expect(debian.facts(text, "fio") == ["0"], text)
+    (device,) = [found for found in state["devices"] if found.get("bdf") == bdf]
+    interrupts = int(debian.facts(text, "interrupts")[0])
+    expect(interrupts > 1000, text)
+    (bar,) = device["bars"]
+    expect(device["interrupts"]["messages_used"] == ["msix"], str(device))
+    expect(bar["trapped_accesses"] == 0, str(bar))
+    print(wrote)
+
+
+# The address comes from the network's DHCP server, the file from its TFTP server.
+NETWORK_JOB = """
+cat >/tmp/address <<'END'
+#!/bin/sh
+[ "$1" = bound ] && ip addr add $ip/24 dev $interface && echo "guest: address $ip"
+END
+chmod +x /tmp/address
+ip link set eth0 up
+echo "guest: driver $(basename $(readlink /sys/class/net/eth0/device/driver))"
+udhcpc -i eth0 -n -q -t 10 -s /tmp/address
+tftp -g -b 1428 -r NAME -l /tmp/file 10.0.2.2
+echo "guest: fetched $(md5sum </tmp/file | cut -d' ' -f1)"
+echo "guest: interrupts $(awk '/eth0/ {n += $2} END {print n}' /proc/interrupts)"
+"""
+
+
+def a_network_card(kernel: str, initramfs: str, name: str, md5: str) -> None:
+    """It gets an address and fetches a file; all of its BARs are there, ports too."""
+    bdf = find(ETHERNET)
+    bind(bdf)
+    with guest_with(kernel, initramfs, NETWORK_JOB.replace("NAME", name), bdf) as guest:
+        code = guest.run(timeout=200)
+        text, state = guest.text, guest.status()
+    expect(code == 0, f"{code}\n{text}")
+    seen = facts(text)
+    expect((seen.get("driver"), seen.get("fetched")) == ("e1000e", md5), f"{md5}\n{text}")
+    expect(seen["address"].startswith("10.0.2."), text)
+    expect(int(seen["interrupts"]) > 100, text)
+    (device,) = [found for found in state["devices"] if found.get("bdf") == bdf]
+    kinds = {bar["kind"] for bar in device["bars"]}
+    expect({"ports", "32-bit memory"} <= kinds, str(device))
+
+
+SHOW_DEVICES = 'for d in /sys/bus/pci/devices/*; do echo "guest: ${d##*/} $(cat $d/class)"; done\n'
+
+
+def two_devices_in_one_group(kernel: str, initramfs: str, modules: str) -> None:
+    """By the group or one by one; while the host has one of them, neither."""
+    memory, card = find_all(IVSHMEM)[-1], find_all(ETHERNET)[-1]
+    group = {bind(memory), bind(card)}
+    expect(len(group) == 1, f"the lab has them in {group}")
+    for devices in (f"/dev/vfio/{min(group)}", f"{memory},{card}"):
+        with guest_with(kernel, initramfs, SHOW_DEVICES, devices) as guest:
+            code = guest.run(timeout=120)
+            text = guest.text
+        seen = facts(text)
+        found = (seen.get("0000:00:05.0"), seen.get("0000:00:06.0"))
+        expect(code == 0 and found == (IVSHMEM, ETHERNET), f"{code}\n{text}")
+    subprocess.run(["modprobe", "-d", modules, "e1000"], check=True)
+    bind(card, "e1000")
+    for devices in (f"/dev/vfio/{min(group)}", memory):
+        with guest_with(kernel, initramfs, WAIT, devices) as guest:
+            code, told = guest.verb("start")
+        expect(code == 38 and f"{card} of IOMMU group" in told, f"{code} {told}")
+        expect("the host's driver e1000" in told and "driver_override" in told, told)
+    bind(card)
+
+
+def a_device_that_the_host_takes_back(kernel: str, initramfs: str) -> None:
+    """It is removed while a guest has it: the guest is shut down, then the device is gone."""
+    bdf = find(EDU)
+    bind(bdf)
+    with guest_with(kernel, initramfs, WAIT, bdf, STOP_TIMEOUT_SECONDS=3) as guest:
+        guest.start().until("guest: ready")
+        removing = threading.Thread(target=(DEVICES / bdf / "remove").write_text, args=("1",))
+        removing.start()
+        code = guest.wait(60)
+        removing.join(60)
+        text = guest.text
+    gone = not (DEVICES / bdf).exists()
+    Path("/sys/bus/pci/rescan").write_text("1")
+    expect(gone and (DEVICES / bdf).exists(), f"removed: {gone}\n{text}")
+    expect(f"the host wants the device {bdf} back" in text, text)
+    # This guest does not hear the power button.
+    expect(code == 37, f"{code}\n{text}")
+    bind(bdf)
+    with guest_with(kernel, initramfs, SHOW_DEVICES, bdf) as guest:
+        expect(guest.run(timeout=120) == 0, guest.text)
 
 
 # Writes and reads a word at many places of a large BAR, by its physical address.
