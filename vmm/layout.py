@@ -132,10 +132,23 @@ class TopDownAllocator:
         self.start = start
         self.top = start + size
 
-    def allocate(self, size: int, alignment: int) -> int:
-        """The highest free address for ``size`` bytes; ValueError when the window is full."""
-        address = (self.top - size) // alignment * alignment
-        if address < self.start:
+    def allocate(
+        self, size: int, alignment: int, preferred: list[tuple[int, int]] | None = None
+    ) -> int:
+        """The highest free address for ``size`` bytes; ValueError when the window is full.
+
+        ``preferred``: (first, last) of ranges in one of which it shall lie, where that is possible.
+        """
+        ranges = preferred or []
+        ends = sorted([last + 1 for _, last in ranges if last < self.top], reverse=True)
+        places = [(top - size) // alignment * alignment for top in (self.top, *ends)]
+        places = [place for place in places if place >= self.start]
+        if not places:
             raise ValueError(f"{self.name} is full: no room for {size:#x} bytes more")
-        self.top = address
-        return address
+        inside = [
+            place
+            for place in places
+            if any(first <= place and place + size - 1 <= last for first, last in ranges)
+        ]
+        self.top = inside[0] if inside else places[0]
+        return self.top

@@ -406,6 +406,7 @@ def attach_passthrough(machine: Machine) -> None:
 
 def place_bars(machine: Machine, function: PassthroughFunction) -> None:
     """Addresses for a device's BARs as a firmware would choose them, the largest first."""
+    ranges = machine.domain.ranges if machine.domain is not None else []
     for bar in sorted(function.bars, key=lambda bar: -bar.size):
         if bar.space == "ports":
             window, alignment = machine.io_window, bar.size
@@ -413,7 +414,9 @@ def place_bars(machine: Machine, function: PassthroughFunction) -> None:
             window = machine.window64 if bar.wide else machine.window32
             alignment = max(bar.size, layout.PAGE_SIZE)
         try:
-            bar.value = window.allocate(bar.size, alignment)
+            # Where the IOMMU can map them: else other devices could not reach them.
+            wanted = None if window is machine.io_window else ranges
+            bar.value = window.allocate(bar.size, alignment, wanted)
         except ValueError as error:
             raise HostError(
                 f"{function.bdf}: no place for BAR {bar.index} of {bar.size:#x} bytes: {error}",

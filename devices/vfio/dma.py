@@ -115,6 +115,11 @@ class DmaDomain:
 
     # --- device memory ---
 
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """(first, last) of what the IOMMU can map, once a device is open; empty: not known."""
+        return self._ranges
+
     def map_device_memory(self, hva: int, gpa: int, size: int) -> None:
         """Let devices reach device memory; OSError when the IOMMU or the kernel does not."""
         if not self._can_map(gpa, size):

@@ -121,7 +121,7 @@ def test_writes_reach_the_host_s_file(vfio_lab, writes):
 def test_a_network_card(vfio_lab, fetched):
     guest = JobGuest(package="linux-image-amd64", more=("e1000e", "af_packet"))
     vfio_lab.call(
-        f"{SCENARIO}.passthrough:a_network_card", kernel=str(guest.image), name=FETCHED_NAME,
+        f"{SCENARIO}.passthrough:a_network_card", kernel=str(guest.image), file=FETCHED_NAME,
         initramfs=str(guest.initramfs), md5=hashlib.md5(fetched.read_bytes()).hexdigest(),
     )  # fmt: skip
 

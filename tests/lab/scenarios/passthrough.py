@@ -219,11 +219,11 @@ echo "guest: interrupts $(awk '/eth0/ {n += $2} END {print n}' /proc/interrupts)
 """
 
 
-def a_network_card(kernel: str, initramfs: str, name: str, md5: str) -> None:
+def a_network_card(kernel: str, initramfs: str, file: str, md5: str) -> None:
     """It gets an address and fetches a file; all of its BARs are there, ports too."""
     bdf = find(ETHERNET)
     bind(bdf)
-    with guest_with(kernel, initramfs, NETWORK_JOB.replace("NAME", name), bdf) as guest:
+    with guest_with(kernel, initramfs, NETWORK_JOB.replace("NAME", file), bdf) as guest:
         code = guest.run(timeout=200)
         text, state = guest.text, guest.status()
     expect(code == 0, f"{code}\n{text}")
