@@ -215,12 +215,15 @@ echo "guest: driver $(basename $(readlink /sys/class/net/eth0/device/driver))"
 udhcpc -i eth0 -n -q -t 10 -s /tmp/address
 tftp -g -b 1428 -r NAME -l /tmp/file 10.0.2.2
 echo "guest: fetched $(md5sum </tmp/file | cut -d' ' -f1)"
+rom=$(readlink -f /sys/class/net/eth0/device)/rom
+echo 1 >$rom
+echo "guest: rom $(dd if=$rom bs=2 count=1 2>/dev/null | hexdump -e '1/2 "%04x"')"
 echo "guest: interrupts $(awk '/eth0/ {n += $2} END {print n}' /proc/interrupts)"
 """
 
 
 def a_network_card(kernel: str, initramfs: str, file: str, md5: str) -> None:
-    """It gets an address and fetches a file; all of its BARs are there, ports too."""
+    """It gets an address and fetches a file; ports and expansion ROM are there, too."""
     bdf = find(ETHERNET)
     bind(bdf)
     with guest_with(kernel, initramfs, NETWORK_JOB.replace("NAME", file), bdf) as guest:
@@ -233,7 +236,8 @@ def a_network_card(kernel: str, initramfs: str, file: str, md5: str) -> None:
     expect(int(seen["interrupts"]) > 100, text)
     (device,) = [found for found in state["devices"] if found.get("bdf") == bdf]
     kinds = {bar["kind"] for bar in device["bars"]}
-    expect({"ports", "32-bit memory"} <= kinds, str(device))
+    expect({"ports", "32-bit memory", "expansion ROM"} <= kinds, str(device))
+    expect(seen.get("rom") == "aa55", text)
 
 
 SHOW_DEVICES = 'for d in /sys/bus/pci/devices/*; do echo "guest: ${d##*/} $(cat $d/class)"; done\n'
