@@ -85,6 +85,8 @@ while :; do sleep 1; done
 # saves that, and the guest goes on with impossible flags. Kernels do without it where it is absent
 # (one of nine small boots failed with it, none of 24 without it).
 PROCESSOR = "max,-cx16"
+# The command that the suites run, in the lab as well.
+COMMAND_VARIABLE = "VLLMD_TEST_COMMAND"
 BOOT_SECONDS = 120.0
 JOB_SECONDS = 600.0
 # The agent says something every 5 s; two labs share two processors with the rest of the tests.
@@ -218,6 +220,9 @@ class Lab:
 
     def _perform(self, job: dict[str, Any], echo: bool) -> JobResult:
         self._link.settimeout(SILENCE_SECONDS)
+        if COMMAND_VARIABLE in os.environ:
+            command = os.path.abspath(os.environ[COMMAND_VARIABLE])
+            job = {**job, "env": {COMMAND_VARIABLE: command, **job.get("env", {})}}
         self._link.sendall(json.dumps(job).encode() + b"\n")
         output = []
         while True:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tests.lab.demo import COMMAND, settings
+from tests.lab.demo import settings
+from tests.support.binary import command
 
 
 def test_default_guest_greets_and_powers_off(lab, default_guest):
-    result = lab.run([str(COMMAND), "start"], env=settings(default_guest, default_guest.system))
+    result = lab.run([command(), "start"], env=settings(default_guest, default_guest.system))
     assert result.status == 0, result.output
     assert "Linux version" in result.output
     assert "Hello from the guest" in result.output

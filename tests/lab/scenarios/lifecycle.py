@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.lab.guest_run import Guest, expect
+from tests.lab.guest_run import COMMAND, Guest, expect
 from tests.lab.job_guest import write_job
 
 SECTORS_16M = 16 << 20
@@ -118,7 +118,7 @@ def killed_and_started_again(kernel: str, initramfs: str) -> None:
         expect(code == 39 and str(first) in told, f"{code} {told}")
         env = {**guest.env, "VLLMD_HYPERVISOR_NAME": "another"}
         other = subprocess.run(
-            [guest.verb.__globals__["COMMAND"], "start"], env=env, capture_output=True, text=True,
+            [COMMAND, "start"], env=env, capture_output=True, text=True,
             check=False,
         )  # fmt: skip
         expect(other.returncode == 39 and str(first) in other.stdout + other.stderr, str(other))
