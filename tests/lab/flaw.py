@@ -3,8 +3,10 @@
 QEMU's emulation now and then hands KVM a guest with wrong registers or flags (seen with QEMU 7.2
 and 10.0, with every VMM; most of it went away with CMPXCHG16B, see lab.PROCESSOR). Then KVM's
 emulator faults without end (hundreds of thousands of injected page faults a minute, where a sound
-guest has hundreds), or the guest triple-faults where it never does elsewhere. Only these two are
-told apart and tried again, at most twice; everything else fails the test.
+guest has hundreds), or the guest triple-faults where it never does elsewhere, or a guest of one
+processor waits for a spin lock: the flags of the compare-and-exchange that took the lock were
+wrong. Only these three are told apart and tried again, at most twice; everything else fails the
+test.
 """
 
 from __future__ import annotations
@@ -17,6 +19,9 @@ STATUS = 75  # EX_TEMPFAIL of sysexits(3)
 DEBUG = Path("/sys/kernel/debug")
 FAULTS = DEBUG / "kvm/pf_guest"
 FAULTS_PER_SECOND = 1000
+# What the report of a guest without progress shows where Linux waits for a lock's holder
+# (native_queued_spin_lock_slowpath): mov (%rbx),%eax; test %al,%al; jne.
+LOCK_WAIT = "code at rip: 8b 03 84 c0 75 f8"
 
 
 class LabFlaw(SystemExit):

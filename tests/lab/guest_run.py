@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.flaw import FlawWatch, LabFlaw
+from tests.lab.flaw import LOCK_WAIT, FlawWatch, LabFlaw
 from tests.support.binary import command
 
 COMMAND = command()
@@ -65,6 +65,9 @@ class Guest:
 
     def _tick(self, watch: FlawWatch, deadline: float, complaint: str) -> None:
         watch.check()
+        if self.env.get("VLLMD_HYPERVISOR_CPU_COUNT") == "1" and LOCK_WAIT in self.text:
+            self.close()
+            raise LabFlaw("its only processor waits for a lock")
         if time.monotonic() > deadline:
             status = self.verb("status", "--json")[1]
             self.close()
