@@ -382,8 +382,7 @@ def attach_passthrough(machine: Machine) -> None:
         gsi = layout.PCI_INTX_GSI + slot % layout.PCI_INTX_COUNT
         try:
             function = PassthroughFunction(
-                host.bdf,
-                host.group,
+                host,
                 device,
                 vm.irq,
                 gsi,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from devices.vfio.peers import PeerToPeer
     from vmm._native.vfio import VfioDevice
     from vmm.irq import IrqRouter
+    from vmm.pci_host import HostDevice
     from vmm.vm import DeviceSlots
 
 log = get_logger(__name__)
@@ -56,8 +57,7 @@ class PassthroughFunction(PciFunction):
 
     def __init__(
         self,
-        bdf: str,
-        group: int,
+        host: HostDevice,
         device: VfioDevice,
         irq: IrqRouter,
         intx_gsi: int,
@@ -66,8 +66,8 @@ class PassthroughFunction(PciFunction):
         clique: int | None = None,
     ) -> None:
         started = time.monotonic()
-        self.bdf = bdf
-        self.group = group
+        self.host = host
+        self.bdf = bdf = host.bdf
         self.device = device
         self._failures = 0
         self._slots = slots
@@ -246,8 +246,8 @@ class PassthroughFunction(PciFunction):
             "name": f"vfio {self.bdf}",
             "slot": self.slot,
             "bdf": self.bdf,
-            "group": self.group,
-            "driver": "vfio-pci",
+            "group": self.host.group,
+            "driver": self.host.driver,
             "backend": self._peers.backend,
             "reset": self.reset,
             "attach_ms": self.attach_ms,

@@ -13,6 +13,7 @@ from devices.vfio.peers import PeerToPeer
 from vmm._native import vfio
 from vmm.errors import HostError
 from vmm.irq import IrqRouter
+from vmm.pci_host import HostDevice
 
 MSIX, MSI, PCIE = 0x50, 0x60, 0x70
 BAR_BYTES = 0x4000
@@ -21,6 +22,9 @@ ROM_BYTES = 0x10000
 VECTORS = 4
 SRIOV, AER = 0x100, 0x140
 ADDRESS, DATA = 0xFEE01000, 0x4041
+
+
+HOST = HostDevice("0000:01:00.0", 10, "mlx5_vfio_pci")
 
 
 class FakeDevice:
@@ -110,7 +114,7 @@ def made():
     device, vm = FakeDevice(), FakeVm()
     irq = IrqRouter(vm)
     peers = PeerToPeer(None)
-    function = PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None, peers)
+    function = PassthroughFunction(HOST, device, irq, 7, None, peers)
     yield function, device, vm
     function.close()
     irq.close()
@@ -126,6 +130,7 @@ def test_what_the_guest_sees(made):
     assert function.config_read(SRIOV, 4) == 1 << 16 | AER << 20  # hidden, its successor is there
     assert function.config_read(AER, 2) == 1
     assert function.hidden == ["SR-IOV"]
+    assert function.status()["driver"] == "mlx5_vfio_pci"
     bar, ports, rom = function.bars
     assert (bar.size, bar.wide, bar.flags) == (BAR_BYTES, True, 0xC)
     assert (ports.size, ports.space, ports.index) == (PORTS, "ports", 2)
@@ -168,7 +173,7 @@ def build():
 
     def make(device: FakeDevice, clique: int) -> PassthroughFunction:
         peers = PeerToPeer(None)
-        made.append(PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None, peers, clique))
+        made.append(PassthroughFunction(HOST, device, irq, 7, None, peers, clique))
         return made[-1]
 
     yield make
@@ -263,7 +268,7 @@ def test_a_device_that_is_gone_reads_ones(made):
 
 
 def attach(device: FakeDevice, irq: IrqRouter) -> PassthroughFunction:
-    return PassthroughFunction("0000:01:00.0", 10, device, irq, 7, None, PeerToPeer(None))
+    return PassthroughFunction(HOST, device, irq, 7, None, PeerToPeer(None))
 
 
 def test_fewer_vectors_than_the_table_has(made):
