@@ -5,7 +5,8 @@ and 10.0, with every VMM; most of it went away with CMPXCHG16B, see lab.PROCESSO
 emulator faults without end (hundreds of thousands of injected page faults a minute, where a sound
 guest has hundreds), or the guest triple-faults where it never does elsewhere, or a guest of one
 processor waits for a spin lock: the flags of the compare-and-exchange that took the lock were
-wrong. Only these three are told apart and tried again, at most twice; everything else fails the
+wrong; or an interrupt came at the first instruction of a system call, where there are none. Only
+these four are told apart and tried again, at most twice; everything else fails the
 test.
 """
 
@@ -19,6 +20,8 @@ STATUS = 75  # EX_TEMPFAIL of sysexits(3)
 DEBUG = Path("/sys/kernel/debug")
 FAULTS = DEBUG / "kvm/pf_guest"
 FAULTS_PER_SECOND = 1000
+# Interrupts are off and the stack is still the user's there: a sound processor delivers nothing.
+ENTRY_FAULT = "RIP: 0010:entry_SYSCALL_64+0x0/"
 # What the report of a guest without progress shows where Linux waits for a lock's holder
 # (native_queued_spin_lock_slowpath): mov (%rbx),%eax; test %al,%al; jne.
 LOCK_WAIT = "code at rip: 8b 03 84 c0 75 f8"

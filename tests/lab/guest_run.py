@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.flaw import LOCK_WAIT, FlawWatch, LabFlaw
+from tests.lab.flaw import ENTRY_FAULT, LOCK_WAIT, FlawWatch, LabFlaw
 from tests.support.binary import command
 
 COMMAND = command()
@@ -61,6 +61,9 @@ class Guest:
         if TRIPLE_FAULT in self.text and not self.may_triple_fault:
             print(self.text[-3000:])
             raise LabFlaw(TRIPLE_FAULT)
+        if ENTRY_FAULT in self.text:
+            print(self.text[-3000:])
+            raise LabFlaw("interrupted where interrupts are off")
         return code
 
     def _tick(self, watch: FlawWatch, deadline: float, complaint: str) -> None:
