@@ -7,6 +7,7 @@ starts fast and no import circle through ``devices`` can form.
 from __future__ import annotations
 
 __version__ = "0.1.0"
+PROGRAM = "vllmd-hypervisor"
 
 _LAZY = {
     "Config": "vmm.config",

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 
+from vmm import PROGRAM
 from vmm.config import PREFIX, Config, read_environment
 from vmm.errors import ConfigError, VmmError, setting_of
 from vmm.log import get_logger, hub
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-PROGRAM = "vllmd-hypervisor"
 EXIT_INTERRUPTED = 130
 
 

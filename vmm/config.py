@@ -26,7 +26,7 @@ from vmm.config_parse import (
     parse_seconds,
     split_list,
 )
-from vmm.errors import ConfigError
+from vmm.errors import SETTING_PREFIX, ConfigError
 from vmm.record import Record
 
 TYPE_CHECKING = False
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-PREFIX = "VLLMD_HYPERVISOR_"
+PREFIX = SETTING_PREFIX
 # The most that a kernel can be built for (CONFIG_KVM_MAX_NR_VCPUS).
 CPU_MAX = 4096
 CMDLINE_MAX = 0xFFFF

@@ -15,6 +15,8 @@ KVM = "/dev/kvm"
 KVM_GROUP = "kvm"
 VFIO = "/dev/vfio/vfio"
 GROUP_MODE = 0o060
+GROUP_RULE = 'the udev rule SUBSYSTEM=="vfio", OWNER="{}"'
+OTHER_RULE = "a udev rule with OWNER="
 NO_PERMISSION = "no permission to open {}"
 
 
@@ -85,33 +87,29 @@ def vfio_group(host: Host, group: int) -> Finding | None:
     None when root only waits for that, which the devices' findings tell.
     """
     path = f"/dev/vfio/{group}"
-    found = NO_PERMISSION.format(path)
-    if not host.exists(path):
-        if host.uid == 0:
-            return None
-        found = f"{path} does not exist yet, and will be root's alone"
-    elif host.usable(path):
-        return Finding("vfio-node", f"{path} may be opened", path)
-    elif host.uid == 0:
-        return _withheld("vfio-node", path)
-    user = host.user()
-    return problem(
-        "vfio-node", found, path, cure=[f"chown {user} {path}"],
-        advice=f'the udev rule SUBSYSTEM=="vfio", OWNER="{user}" keeps it so',
-    )  # fmt: skip
+    if host.exists(path):
+        return vfio_file(host, path, GROUP_RULE)
+    if host.uid == 0:
+        return None
+    return _not_ours(host, path, f"{path} does not exist yet, and will be root's alone", GROUP_RULE)
 
 
-def vfio_own_file(host: Host, path: str) -> Finding:
-    """A file that iommufd needs: /dev/iommu, or a device's own, which are root's at first."""
+def vfio_file(host: Host, path: str, rule: str = OTHER_RULE) -> Finding:
+    """A file of VFIO's that is root's at first: a group, /dev/iommu, or a device's own.
+
+    ``rule``: the udev rule that keeps it a user's, whose name goes to the braces.
+    """
     if host.usable(path):
         return Finding("vfio-node", f"{path} may be opened", path)
     if host.uid == 0:
         return _withheld("vfio-node", path)
+    return _not_ours(host, path, NO_PERMISSION.format(path), rule)
+
+
+def _not_ours(host: Host, path: str, found: str, rule: str) -> Finding:
     user = host.user()
-    return problem(
-        "vfio-node", NO_PERMISSION.format(path), path, cure=[f"chown {user} {path}"],
-        advice="a udev rule with OWNER= keeps it so",
-    )  # fmt: skip
+    cure, advice = [f"chown {user} {path}"], f"{rule.format(user)} keeps it so"
+    return problem("vfio-node", found, path, cure=cure, advice=advice)
 
 
 def runtime_directory_missing(host: Host) -> Finding:

@@ -133,14 +133,13 @@ class TopDownAllocator:
         self.top = start + size
 
     def allocate(
-        self, size: int, alignment: int, preferred: list[tuple[int, int]] | None = None
+        self, size: int, alignment: int, preferred: list[tuple[int, int]] | tuple[()] = ()
     ) -> int:
         """The highest free address for ``size`` bytes; ValueError when the window is full.
 
         ``preferred``: (first, last) of ranges in one of which it shall lie, where that is possible.
         """
-        ranges = preferred or []
-        ends = sorted([last + 1 for _, last in ranges if last < self.top], reverse=True)
+        ends = sorted([last + 1 for _, last in preferred if last < self.top], reverse=True)
         places = [(top - size) // alignment * alignment for top in (self.top, *ends)]
         places = [place for place in places if place >= self.start]
         if not places:
@@ -148,7 +147,7 @@ class TopDownAllocator:
         inside = [
             place
             for place in places
-            if any(first <= place and place + size - 1 <= last for first, last in ranges)
+            if any(first <= place and place + size - 1 <= last for first, last in preferred)
         ]
         self.top = inside[0] if inside else places[0]
         return self.top

@@ -405,17 +405,15 @@ def attach_passthrough(machine: Machine) -> None:
 
 def place_bars(machine: Machine, function: PassthroughFunction) -> None:
     """Addresses for a device's BARs as a firmware would choose them, the largest first."""
-    ranges = machine.domain.ranges if machine.domain is not None else []
+    reachable = machine.domain.ranges if machine.domain is not None else []
     for bar in sorted(function.bars, key=lambda bar: -bar.size):
+        window = machine.window64 if bar.wide else machine.window32
+        # Where the IOMMU can map it: else other devices could not reach it.
+        alignment, preferred = max(bar.size, layout.PAGE_SIZE), reachable
         if bar.space == "ports":
-            window, alignment = machine.io_window, bar.size
-        else:
-            window = machine.window64 if bar.wide else machine.window32
-            alignment = max(bar.size, layout.PAGE_SIZE)
+            window, alignment, preferred = machine.io_window, bar.size, []
         try:
-            # Where the IOMMU can map them: else other devices could not reach them.
-            wanted = None if window is machine.io_window else ranges
-            bar.value = window.allocate(bar.size, alignment, wanted)
+            bar.value = window.allocate(bar.size, alignment, preferred)
         except ValueError as error:
             raise HostError(
                 f"{function.bdf}: no place for BAR {bar.index} of {bar.size:#x} bytes: {error}",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 
+from vmm.errors import SETTING_PREFIX as PREFIX
 from vmm.errors import ConfigError
 from vmm.finding import Finding, problem, refuse
 from vmm.host import HOST
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from vmm.config_parse import DeviceSpec
     from vmm.host import Host
 
-PREFIX = "VLLMD_HYPERVISOR_"
 MIB = 1 << 20
 KVM = "/dev/kvm"
 SYS_NODES = "/sys/devices/system/node"
@@ -174,7 +174,7 @@ def devices(specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host) -
     groups = dict.fromkeys([device.group for device in found])
     cdevs = [device.cdev for device in found if device.cdev]
     if cdevs:
-        findings += [host_nodes.vfio_own_file(host, path) for path in (DEV_IOMMU, *cdevs)]
+        findings += [host_nodes.vfio_file(host, path) for path in (DEV_IOMMU, *cdevs)]
     else:
         nodes = [host_nodes.vfio_group(host, group) for group in groups]
         findings.append(host_nodes.vfio_container(host))

@@ -5,10 +5,11 @@ A table and a small parser in place of argparse, which takes 7 ms to import.
 
 from __future__ import annotations
 
+from vmm import PROGRAM
+from vmm.config import PREFIX, REQUIRED, SETTINGS
 from vmm.errors import UsageError
 from vmm.record import Record
 
-PROGRAM = "vllmd-hypervisor"
 SUMMARY = "a KVM virtual machine monitor for inference VMs"
 NAME = "NAME"
 COLUMNS = 79
@@ -82,8 +83,6 @@ EXIT_CODES = (
     ("38", "this host cannot: no KVM, too little memory"),
     ("39", "the instance or an image is in use"),
 )
-REQUIRED = ("KERNEL_FILEPATH", "SYSTEM_IMAGE_FILEPATH", "CONFIG_IMAGE_FILEPATH")
-PREFIX = "VLLMD_HYPERVISOR_"
 
 
 class Request(Record):
@@ -154,7 +153,7 @@ def help_text(verb_name: str | None = None) -> str:
         rows.append(f"{form if len(form) <= 32 else ' ' * 32} {each.meaning}")
     rows += [f"  {option.flag:30} {option.meaning}" for option in GENERAL]
     rows += ["", f"Settings are environment variables: `{PROGRAM} env` shows all. Required:"]
-    rows += [f"  {PREFIX}{name}" for name in REQUIRED]
+    rows += [f"  {PREFIX}{each.name}" for each in SETTINGS if each.default == REQUIRED]
     rows.append("Exit codes:")
     return "\n".join(rows + _exit_rows())
 

@@ -16,7 +16,6 @@ log = get_logger(__name__)
 
 NVIDIA = 0x10DE
 DISPLAY = 0x03
-AUTO = "auto"
 OFF = "off"
 OFFSET = 0xD4
 SIZE = 8

@@ -10,7 +10,6 @@ import errno
 
 from devices.vfio.dma import DmaDomain
 from vmm.errors import BusyError, HostError
-from vmm.log import get_logger
 from vmm.memory import no_progress
 
 TYPE_CHECKING = False
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from vmm._native.kvm import KvmVfio
     from vmm.memory import Progress
     from vmm.pci_host import HostDevice
-
-log = get_logger(__name__)
 
 
 class IommufdDomain(DmaDomain):

@@ -25,7 +25,7 @@ from devices.pci.function import PciFunction, is_bar
 from devices.vfio import gpudirect
 from devices.vfio.host_signals import HostSignals
 from devices.vfio.interrupts import Interrupts, Overlay
-from devices.vfio.regions import Region, find_bars
+from devices.vfio.regions import DWORD, Region, find_bars, no_answer
 from vmm._native import vfio
 from vmm._native.vfio import VfioBar
 from vmm.errors import HostError
@@ -48,7 +48,6 @@ PCIE_ID = 0x10
 # Extended capabilities that speak of more functions or other BARs than the guest has.
 HIDDEN = {0x0E: "ARI", 0x10: "SR-IOV", 0x15: "Resizable BAR"}
 CHAIN_MAX = 64
-NO_ANSWER = 0xFFFFFFFF
 FAILURES_TOLD = 5
 
 
@@ -77,11 +76,8 @@ class PassthroughFunction(PciFunction):
             raise HostError(f"{bdf} is no PCI device to VFIO", "bind it to vfio-pci")
         self.reset = self._reset(flags)
         self._base = device.get_region_info(vfio.CONFIG_REGION)[2]
-        if self._get(0, 4) == NO_ANSWER:
-            raise HostError(
-                f"{bdf} does not answer: its configuration reads as all ones",
-                "see the kernel's log; power the host off and on if a reset does not bring it back",
-            )
+        if self._get(0, 4) == DWORD:
+            raise no_answer(bdf, "its configuration")
         config = ConfigSpace(0, 0, 0, 0, (0, 0))
         config.set(COMMAND, self._get(COMMAND, 2), 2)
         super().__init__(bdf, config)

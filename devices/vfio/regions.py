@@ -79,6 +79,14 @@ class Region:
         self.mappings = []
 
 
+def no_answer(name: str, what: str) -> HostError:
+    """The error for a device that fell off the bus: ``what`` of it reads as all ones."""
+    return HostError(
+        f"{name} does not answer: {what} reads as all ones",
+        "see the kernel's log; power the host off and on if a reset does not bring it back",
+    )
+
+
 def find_bars(
     name: str,
     device: VfioDevice,
@@ -99,10 +107,7 @@ def find_bars(
         flags, size, offset, areas, mappable = device.get_region_info(index)
         # A device that fell off the bus: every BAR has some bits that are 0.
         if size and mask == DWORD:
-            raise HostError(
-                f"{name} does not answer: BAR {index} reads as all ones",
-                "see the kernel's log; power the host off and on if a reset does not bring it back",
-            )
+            raise no_answer(name, f"BAR {index}")
         bar_name = f"{name}: BAR {index}"
         if not mask or not size:
             pass

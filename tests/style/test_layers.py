@@ -40,7 +40,6 @@ LAYERS: list[tuple[str, int]] = [
     ("vmm.eventloop", 5),
     ("vmm.notify", 5),
     ("vmm.machine", 6),
-    ("vmm.usage", 3),
     ("vmm.cli", 8),
     ("vmm.__main__", 9),
     ("vmm", 7),
