@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.default_guest import DefaultGuest
+from tests.lab.job_guest import JobGuest
 from tests.lab.steady import SteadyLab
 
 LAB_TEST_SECONDS = 1800
@@ -21,6 +22,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def default_guest() -> DefaultGuest:
     return DefaultGuest()
+
+
+@pytest.fixture(scope="session")
+def job() -> dict[str, str]:
+    """Kernel and initramfs of the small guest that does what its config disk says."""
+    guest = JobGuest()
+    return {"kernel": str(guest.image), "initramfs": str(guest.initramfs)}
 
 
 @pytest.fixture(scope="session")

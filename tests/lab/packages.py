@@ -61,12 +61,26 @@ def apt_options(suite: str | None, base_suite: str | None = None) -> list[str]:
 def newest(package: str, suite: str | None = None) -> tuple[str, str]:
     """(name, version) of what a package stands for: a metapackage names its kernel."""
     options = apt_options(suite)
-    shown = run(["apt-cache", *options, "show", "--no-all-versions", package])
-    fields = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)
+    fields = _show(options, package)
     depends = fields.get("Depends", "")
     if package.startswith("linux-image-") and depends.startswith("linux-image-"):
         return newest(depends.split(",")[0].split()[0], suite)
     return package, fields["Version"]
+
+
+def _show(options: list[str], package: str) -> dict[str, str]:
+    """The fields of a package's description (deb-control(5))."""
+    shown = run(["apt-cache", *options, "show", "--no-all-versions", package])
+    return dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)
+
+
+def _unpack(path: Path, options: list[str], packages: list[str]) -> None:
+    """Download packages, as apt-get(8) names them, and lay their content over each other."""
+    download = path.parent / "download"
+    download.mkdir()
+    run(["apt-get", *options, "-q", "download", *packages], cwd=download)
+    for archive in sorted(download.glob("*.deb")):
+        run(["dpkg-deb", "--extract", str(archive), str(path)])
 
 
 def unpacked(package: str, suite: str | None = None) -> Path:
@@ -75,11 +89,7 @@ def unpacked(package: str, suite: str | None = None) -> Path:
 
     def make(path: Path) -> None:
         with step(f"fetching Debian's {name} {version}"):
-            download = path.parent / "download"
-            download.mkdir()
-            run(["apt-get", *apt_options(suite), "-q", "download", name], cwd=download)
-            (archive,) = download.glob("*.deb")
-            run(["dpkg-deb", "--extract", str(archive), str(path)])
+            _unpack(path, apt_options(suite), [name])
 
     return cached(f"{name}_{_file_name(version)}", make)
 
@@ -87,8 +97,7 @@ def unpacked(package: str, suite: str | None = None) -> Path:
 def unpacked_with_libraries(package: str, suite: str, base_suite: str) -> Path:
     """A folder with the package and everything that it depends on, for a loader of its own."""
     options = [*apt_options(suite, base_suite), "-o", "Dir::State::status=/dev/null"]
-    shown = run(["apt-cache", *options, "-t", suite, "show", "--no-all-versions", package])
-    version = dict(line.split(": ", 1) for line in shown.splitlines() if ": " in line)["Version"]
+    version = _show([*options, "-t", suite], package)["Version"]
 
     def make(path: Path) -> None:
         with step(f"fetching Debian's {package} {version} with its libraries"):
@@ -97,14 +106,7 @@ def unpacked_with_libraries(package: str, suite: str, base_suite: str) -> Path:
             names = [line.split()[1] for line in listed.splitlines() if line.startswith("'")]
             # "name_version_architecture.deb" with the colon of an epoch as %3a.
             wanted = [f"{name.split('_')[0]}={name.split('_')[1]}" for name in names]
-            download = path.parent / "download"
-            download.mkdir()
-            run(
-                ["apt-get", *options, "-q", "download", *[w.replace("%3a", ":") for w in wanted]],
-                cwd=download,
-            )
-            for archive in sorted(download.glob("*.deb")):
-                run(["dpkg-deb", "--extract", str(archive), str(path)])
+            _unpack(path, options, [each.replace("%3a", ":") for each in wanted])
 
     return cached(f"{package}-with-libraries_{_file_name(version)}", make)
 

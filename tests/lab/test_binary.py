@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 
 import pytest
 
+from tests.lab import devices
 from tests.lab.debian import DebianGuest
-from tests.lab.job_guest import JobGuest
+from tests.lab.devices import random_image
 from tests.lab.steady import SteadyLab
 from tests.support.binary import BINARY
 
@@ -26,17 +26,13 @@ def binary() -> str:
 
 @pytest.fixture(scope="module")
 def nvme(tmp_path_factory):
-    path = tmp_path_factory.mktemp("nvme") / "nvme.img"
-    path.write_bytes(random.Random(2).randbytes(NVME_BYTES))
-    return path
+    return random_image(tmp_path_factory.mktemp("nvme") / "nvme.img", NVME_BYTES, seed=2)
 
 
 @pytest.fixture(scope="module")
 def bare_lab(nvme) -> Iterator[SteadyLab]:
-    drive = f"file={nvme},if=none,id=nvme,format=raw,snapshot=on"
     running = SteadyLab(
-        memory="4G", drives=[DebianGuest().image],
-        extra=["-drive", drive, "-device", "nvme,drive=nvme,serial=lab"],
+        memory="4G", drives=[DebianGuest().image], extra=devices.nvme(nvme)
     )  # fmt: skip
     yield running
     running.close()
@@ -46,12 +42,9 @@ def test_bad_settings(bare_lab, binary):
     bare_lab.call(f"{SCENARIO}:refuses_bad_settings", binary=binary)
 
 
-def test_an_nvme(bare_lab, binary, nvme):
-    job = JobGuest()
-    bare_lab.call(
-        f"{SCENARIO}:passes_the_nvme", binary=binary, kernel=str(job.image),
-        initramfs=str(job.initramfs), md5=hashlib.md5(nvme.read_bytes()).hexdigest(),
-    )  # fmt: skip
+def test_an_nvme(bare_lab, binary, job, nvme):
+    md5 = hashlib.md5(nvme.read_bytes()).hexdigest()
+    bare_lab.call(f"{SCENARIO}:passes_the_nvme", binary=binary, md5=md5, **job)
 
 
 def test_debian(bare_lab, binary):

@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.job_guest import JobGuest
+from tests.lab import devices
+from tests.lab.devices import random_image
 from tests.lab.packages import unpacked
 from tests.lab.steady import SteadyLab
 
 SCENARIO = "tests.lab.scenarios.check"
 NVME_BYTES = 16 << 20
 FIRST_BYTES = 4 << 20
-CONTENT = random.Random(2).randbytes(NVME_BYTES)
 
 
 @pytest.fixture(scope="module")
-def nvme_lab(tmp_path_factory) -> Iterator[SteadyLab]:
+def nvme(tmp_path_factory):
+    return random_image(tmp_path_factory.mktemp("nvme") / "nvme.img", NVME_BYTES, seed=2)
+
+
+@pytest.fixture(scope="module")
+def nvme_lab(nvme) -> Iterator[SteadyLab]:
     """A lab with an NVMe that has no driver."""
-    path = tmp_path_factory.mktemp("nvme") / "nvme.img"
-    path.write_bytes(CONTENT)
-    drive = f"file={path},if=none,id=nvme,format=raw,snapshot=on"
-    running = SteadyLab(
-        memory="3G", extra=["-drive", drive, "-device", "nvme,drive=nvme,serial=lab"]
-    )
+    running = SteadyLab(memory="3G", extra=devices.nvme(nvme))
     yield running
     running.close()
-
-
-@pytest.fixture(scope="module")
-def job() -> dict[str, str]:
-    guest = JobGuest()
-    return {"kernel": str(guest.image), "initramfs": str(guest.initramfs)}
 
 
 def test_without_settings(nvme_lab):
@@ -45,8 +38,8 @@ def test_as_root(nvme_lab, job):
     nvme_lab.call(f"{SCENARIO}:as_root", **job)
 
 
-def test_as_a_plain_user(nvme_lab, job):
-    md5 = hashlib.md5(CONTENT[:FIRST_BYTES]).hexdigest()
+def test_as_a_plain_user(nvme_lab, job, nvme):
+    md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
     nvme_lab.call(f"{SCENARIO}:as_a_plain_user", md5=md5, **job)
 
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.abi.test_iommufd import compare
+from tests.lab import devices
 from tests.lab.iommufd_kernel import COMPILER, IommufdKernel, headers
 from tests.lab.steady import SteadyLab
-from tests.lab.test_passthrough import FIRST_BYTES, SCENARIO, job, nvme
+from tests.lab.test_passthrough import FIRST_BYTES, SCENARIO, nvme
 
-__all__ = ["job", "nvme"]
+__all__ = ["nvme"]
 CDEV = "cdev"
 
 
@@ -21,11 +22,9 @@ CDEV = "cdev"
 def iommufd_lab(nvme) -> Iterator[SteadyLab]:
     missing = [tool for tool in (COMPILER, "make", "strip") if shutil.which(tool) is None]
     assert not missing, f"apt-get install make binutils {COMPILER}"
-    drive = f"file={nvme},if=none,id=nvme,format=raw,snapshot=on"
     running = SteadyLab(
-        memory="4G", kernel=IommufdKernel(),
-        extra=["-drive", drive, "-device", "nvme,drive=nvme,serial=lab", "-device", "edu"],
-    )  # fmt: skip
+        memory="4G", kernel=IommufdKernel(), extra=[*devices.nvme(nvme), "-device", "edu"]
+    )
     yield running
     running.close()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 
 import pytest
 
+from tests.lab import devices
 from tests.lab.debian import DebianGuest
+from tests.lab.devices import random_image
 from tests.lab.job_guest import JobGuest
 from tests.lab.kernels import Kernel
 from tests.lab.steady import SteadyLab
@@ -27,9 +28,7 @@ FETCHED_NAME = "fetched"
 @pytest.fixture(scope="module")
 def nvme(tmp_path_factory):
     """The content of the lab's NVMe, random but always the same."""
-    path = tmp_path_factory.mktemp("nvme") / "nvme.img"
-    path.write_bytes(random.Random(1).randbytes(NVME_BYTES))
-    return path
+    return random_image(tmp_path_factory.mktemp("nvme") / "nvme.img", NVME_BYTES)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +43,7 @@ def writes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory):
     """A file that the lab's network offers by TFTP."""
-    path = tmp_path_factory.mktemp("tftp") / FETCHED_NAME
-    path.write_bytes(random.Random(2).randbytes(FETCHED_BYTES))
-    return path
+    return random_image(tmp_path_factory.mktemp("tftp") / FETCHED_NAME, FETCHED_BYTES, seed=2)
 
 
 def shared_memory(name: str, size: int, place: str = "") -> list[str]:
@@ -63,8 +60,7 @@ def vfio_lab(nvme, writes, fetched) -> Iterator[SteadyLab]:
         memory="4G",
         drives=[DebianGuest().image],
         extra=[
-            "-drive", f"file={nvme},if=none,id=nvme,format=raw,snapshot=on",
-            "-device", "nvme,drive=nvme,serial=lab", "-device", f"edu,dma_mask={(1 << 48) - 1}",
+            *devices.nvme(nvme), "-device", f"edu,dma_mask={(1 << 48) - 1}",
             *shared_memory("large", LARGE_BYTES), *shared_memory("small", SMALL_BYTES),
             "-drive", f"file={writes},if=none,id=writes,format=raw,cache=unsafe",
             "-device", "nvme,drive=writes,serial=writes",
@@ -77,12 +73,6 @@ def vfio_lab(nvme, writes, fetched) -> Iterator[SteadyLab]:
     )  # fmt: skip
     yield running
     running.close()
-
-
-@pytest.fixture(scope="module")
-def job() -> dict[str, str]:
-    guest = JobGuest()
-    return {"kernel": str(guest.image), "initramfs": str(guest.initramfs)}
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.lab import devices
+from tests.lab.devices import random_image
 from tests.lab.job_guest import JobGuest
 from tests.lab.steady import SteadyLab
 
@@ -19,17 +20,13 @@ NVME_BYTES = 4 << 20
 @pytest.fixture(scope="module")
 def nvme(tmp_path_factory) -> Path:
     """The content of the lab's NVMe."""
-    path = tmp_path_factory.mktemp("nvme") / "nvme.img"
-    path.write_bytes(random.Random(1).randbytes(NVME_BYTES))
-    return path
+    return random_image(tmp_path_factory.mktemp("nvme") / "nvme.img", NVME_BYTES)
 
 
 @pytest.fixture(scope="module")
 def host(nvme) -> Iterator[SteadyLab]:
     """One lab for all; the last test shuts it down."""
-    drive = f"file={nvme},if=none,id=nvme,format=raw,snapshot=on"
-    device = ["-drive", drive, "-device", "nvme,drive=nvme,serial=lab"]
-    running = SteadyLab(memory="4G", systemd=True, extra=device)
+    running = SteadyLab(memory="4G", systemd=True, extra=devices.nvme(nvme))
     yield running
     running.close()
 

@@ -8,12 +8,20 @@ from pathlib import Path
 
 from tests.lab.guest_run import Guest, expect
 from tests.lab.scenarios.lifecycle import WAIT
-from tests.lab.scenarios.passthrough import EDU, NVME, bind, facts, find, guest_with, name_of
+from tests.lab.scenarios.passthrough import (
+    EDU,
+    NVME,
+    SHOW_DEVICES,
+    bind,
+    facts,
+    find,
+    guest_with,
+    name_of,
+)
 
 USER = 4242
 # Above the guest's RAM, and too little for it.
 ENOUGH, TOO_LITTLE = 320 << 20, 64 << 20
-SHOW = 'for d in /sys/bus/pci/devices/*; do echo "guest: ${d##*/} $(cat $d/class)"; done\n'
 
 
 def plain_user(guest: Guest, locked: int) -> None:
@@ -51,7 +59,7 @@ def by_its_file_alone(kernel: str, initramfs: str) -> None:
     expect(os.stat(f"/dev/vfio/{group}").st_uid == 0, "the group is not root's")
     os.chown(cdev, 0, 0)
     os.chown("/dev/iommu", 0, 0)
-    with guest_with(kernel, initramfs, SHOW, cdev) as guest:
+    with guest_with(kernel, initramfs, SHOW_DEVICES, cdev) as guest:
         plain_user(guest, ENOUGH)
         refused(guest, f"chown {USER} /dev/iommu")
         os.chown("/dev/iommu", USER, USER)
@@ -71,7 +79,7 @@ def two_devices_by_one_file(kernel: str, initramfs: str) -> None:
     nvme, edu = find(NVME), find(EDU)
     bind(nvme)
     bind(edu)
-    with guest_with(kernel, initramfs, SHOW, f"{edu},{name_of(nvme, 'cdev')}") as guest:
+    with guest_with(kernel, initramfs, SHOW_DEVICES, f"{edu},{name_of(nvme, 'cdev')}") as guest:
         code = guest.run(timeout=120)
         text, state = guest.text, guest.status()
     expect(code == 0, f"{code}\n{text}")
@@ -101,7 +109,7 @@ def without_the_group_s_file(kernel: str, initramfs: str) -> None:
     hidden = file.with_name("hidden")
     file.rename(hidden)
     try:
-        with guest_with(kernel, initramfs, SHOW, edu) as guest:
+        with guest_with(kernel, initramfs, SHOW_DEVICES, edu) as guest:
             code = guest.run(timeout=120)
             text, state = guest.text, guest.status()
     finally:
