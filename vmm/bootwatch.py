@@ -36,7 +36,10 @@ LINE_SHIFT = 4
 
 
 class BootWatch:
-    """Watches one machine from now on until stop(). Control thread only."""
+    """Watches one machine from now on until stop(). Control thread only.
+
+    Made before the guest runs: what it says from then on counts as said at this boot.
+    """
 
     def __init__(
         self, machine: Machine, config: Config, consoles: Sequence[HostConsole], loop: EventLoop

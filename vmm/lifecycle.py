@@ -149,12 +149,12 @@ class Lifecycle:
         if self.reboots == 0:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
+        self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         machine.start()
         if self.reboots == 0 and self.on_running is not None:
             self.on_running(machine)
         gc.enable()
         self._machine_started = time.monotonic()
-        self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
         if self.state == STARTING:
             self.state = RUNNING
         self.notifier.ready(self._running())

@@ -47,8 +47,8 @@ def told(tmp_path, monkeypatch):
     def run(program: Program, **settings: object) -> str:
         loop = EventLoop()
         with TinyMachine(tmp_path, bytes(program.code), **settings) as tiny:
-            tiny.machine.start()
             watch = bootwatch.BootWatch(tiny.machine, tiny.config, tiny.consoles, loop)
+            tiny.machine.start()
             end = time.monotonic() + WATCH + 0.5
             loop.call_later(WATCH + 0.5, lambda: None)
             loop.run_until(lambda: time.monotonic() >= end or bool(lines.text))
