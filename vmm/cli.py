@@ -30,14 +30,14 @@ def main() -> int:
     keep_standard_streams()
     argv = sys.argv[1:]
     try:
-        if argv == ["start"]:  # nothing to parse
-            return start()
-        return run_verb(argv)
+        code = start() if argv == ["start"] else run_verb(argv)  # the first has nothing to parse
+        write_out()
+        return code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # Whoever read our output has seen enough.
+        drop_output()
         return VmmError.exit_code
     except VmmError as error:
         report(error)
@@ -85,6 +85,23 @@ def keep_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: this one
+
+
+def write_out() -> None:
+    """Write out what has been printed. Raises VmmError, or BrokenPipeError."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise VmmError(f"stdout: the output cannot be written: {error.strerror}") from error
+
+
+def drop_output() -> None:
+    """Let the rest go nowhere; the interpreter would try once more when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
 def report(error: VmmError) -> None:

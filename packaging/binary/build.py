@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import os
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -21,19 +22,19 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 from collect import Collector, Missing, Module, marshalled  # noqa: E402
 from commit import commit  # noqa: E402
-from modules import AT_START, BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, ROOTS  # noqa: E402
-from staticcode import Writer  # noqa: E402
+from modules import BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, ROOTS  # noqa: E402
 
-FINDER = "_vmm_native_finder"
-WHOLE_OS = "_whole_os"
+PREPARE = "_vmm_prepare"
+IMPORTS = "_vmm_imports"
 OWN = {"vmm", "devices"}
 C_FLAGS = [
     "-O2", "-g0", "-fno-strict-aliasing", "-fno-pie", "-ffunction-sections", "-fdata-sections",
     "-Wall", "-Wno-unused-function", "-DNDEBUG", "-DCYTHON_CLINE_IN_TRACEBACK=0",
 ]  # fmt: skip
 LINK_FLAGS = [
-    "-static", "-no-pie", "-s", "-Wl,--gc-sections", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
-    "-Wl,-z,relro",
+    "-static", "-no-pie", "-s", f"-Wl,-T,{HERE / 'snapshot.ld'}",
+    "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=free", "-Wl,--gc-sections",
+    "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro",
 ]  # fmt: skip
 # The static library calls these, which need the C library's shared parts; no code of ours gets
 # there (user names, host names, dlopen).
@@ -77,7 +78,7 @@ def native_sources() -> dict[str, Path]:
 
 def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
     """Every Python module of the binary, sorted by name."""
-    places = [HERE / "light", ROOT, Path(sysconfig.get_path("stdlib")), elftools.parent]
+    places = [ROOT, Path(sysconfig.get_path("stdlib")), elftools.parent]
     finder = Collector(places, natives | set(BUILTIN) | set(CORE), LEFT_OUT, OWN)
     for name in ROOTS:
         finder.add(name, "modules.py")
@@ -85,9 +86,12 @@ def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
     written = work / "vmm/_commit.py"
     written.write_text(f"COMMIT = {commit(ROOT)!r}\n")
     finder.modules["vmm._commit"] = Module("vmm._commit", written, work)
-    finder.modules[FINDER] = Module(FINDER, HERE / "native_finder.py", HERE)
-    whole_os = Path(sysconfig.get_path("stdlib"), "os.py")
-    finder.modules[WHOLE_OS] = Module(WHOLE_OS, whole_os, whole_os.parent)
+    finder.modules[PREPARE] = Module(PREPARE, HERE / "prepare.py", HERE)
+    # All of ours, and with it whatever that imports, is in the snapshot.
+    ours = sorted({name for name in finder.modules if name.split(".")[0] in OWN} | natives)
+    written = work / f"{IMPORTS}.py"
+    written.write_text("".join([f"import {name}\n" for name in ours]))
+    finder.modules[IMPORTS] = Module(IMPORTS, written, work)
     unused = sorted(set(LEFT_OUT) - finder.skipped)
     if unused:
         raise BuildError(f"modules.py leaves out what nobody imports: {', '.join(unused)}")
@@ -95,23 +99,14 @@ def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
 
 
 def write_tables(work: Path, modules: list[Module], natives: dict[str, Path]) -> list[Path]:
-    """The C sources of both tables, of static code and of marshalled code."""
+    """The C source of both tables, and the marshalled code as an assembler source."""
     blob = bytearray()
-    writer = Writer()
     rows = []
-    functions = []
-    for module in sorted(modules, key=lambda module: module.name not in AT_START):
+    for module in modules:
+        data = marshalled(module.code())
         package = int(module.is_package)
-        code = module.code(OWN)
-        if module.name.split(".")[0] in OWN or module.name in AT_START:
-            functions.append(writer.module(module.name, code))
-            # The interpreter takes a size of 0 and no data for "there is no such module".
-            rows.append(f'"{module.name}", vmm_frozen, 1, {package}, {functions[-1]}')
-        else:
-            data = marshalled(code)
-            rows.append(f'"{module.name}", vmm_frozen + {len(blob)}, {len(data)}, {package}, NULL')
-            blob += data
-    (work / "static.c").write_text("\n".join(writer.lines) + "\n")
+        rows.append(f'"{module.name}", vmm_frozen + {len(blob)}, {len(data)}, {package}, NULL')
+        blob += data
     (work / "frozen.bin").write_bytes(blob)
     (work / "frozen.S").write_text(
         ".section .rodata\n.global vmm_frozen\n.balign 64\nvmm_frozen:\n"
@@ -121,7 +116,6 @@ def write_tables(work: Path, modules: list[Module], natives: dict[str, Path]) ->
     inits += [(name, f"PyInit_{name}") for name in BUILTIN]
     inits += [(name, INIT_NAMES.get(name, f"PyInit_{name}")) for name in CORE if name in INIT_CORE]
     lines = ["#include <Python.h>", "extern const unsigned char vmm_frozen[];"]
-    lines += [f"extern PyObject *{name}(void);" for name in functions]
     lines += [f"extern PyObject *{init}(void);" for _, init in inits]
     lines.append("struct _inittab _PyImport_Inittab[] = {")
     lines += [f'    {{"{name}", {init}}},' for name, init in inits]
@@ -130,7 +124,7 @@ def write_tables(work: Path, modules: list[Module], natives: dict[str, Path]) ->
     lines += [f"    {{{row}}}," for row in rows]
     lines += ["    {0}", "};", "const struct _frozen *vmm_frozen_modules = table;"]
     (work / "tables.c").write_text("\n".join(lines) + "\n")
-    return [work / "tables.c", work / "static.c", work / "frozen.S"]
+    return [work / "tables.c", work / "frozen.S"]
 
 
 # Modules of the core have initialisers with names of their own (config.c of CPython).
@@ -165,12 +159,35 @@ def compile_all(work: Path, sources: dict[Path, str]) -> list[Path]:
 
 
 def link(objects: list[Path], library: Path, output: Path) -> None:
-    """The executable, in place at once."""
-    temporary = output.with_suffix(".new")
-    command = [os.environ.get("CC", "gcc"), *LINK_FLAGS, "-o", str(temporary), *map(str, objects)]
+    """The executable, with no snapshot yet."""
+    command = [os.environ.get("CC", "gcc"), *LINK_FLAGS, "-o", str(output), *map(str, objects)]
     command += [str(library), "-luring", "-lz", "-lm", "-lpthread"]
     run(command)
+
+
+def add_snapshot(linked: Path, taken: Path, output: Path) -> None:
+    """Let the executable take its snapshot, and put that into the file; in place at once."""
+    run([str(linked.resolve()), str(taken.resolve())], env={}, stdin=subprocess.DEVNULL)
+    data = taken.read_bytes()
+    start, length = struct.unpack_from("<QQ", data)
+    image = bytearray(linked.read_bytes())
+    at = file_offset(image, start)
+    image[at : at + length] = data[16 : 16 + length]
+    temporary = output.with_suffix(".new")
+    temporary.write_bytes(image)
+    temporary.chmod(0o755)
     temporary.replace(output)
+
+
+def file_offset(image: bytes, address: int) -> int:
+    """Where in an ELF file the byte of an address is (elf(5), program headers)."""
+    (table,) = struct.unpack_from("<Q", image, 32)
+    size, count = struct.unpack_from("<HH", image, 54)
+    for at in range(table, table + size * count, size):
+        kind, _, offset, base, _, length = struct.unpack_from("<IIQQQQ", image, at)
+        if kind == 1 and base <= address < base + length:  # PT_LOAD
+            return int(offset + address - base)
+    raise BuildError(f"no segment of the executable has a byte at {address:#x}")
 
 
 def main() -> int:
@@ -187,10 +204,13 @@ def main() -> int:
         natives = native_sources()
         modules = collect(options.elftools, set(natives), options.work)
         sources = write_tables(options.work.resolve(), modules, natives)
-        plain = dict.fromkeys([HERE / "launcher.c", *sources], "")
+        own = [HERE / name for name in ("launcher.c", "snapshot.c", "heap.c")]
+        plain = dict.fromkeys([*own, *sources], "")
         modules_of = {source: name for name, source in natives.items()}
         objects = compile_all(options.work, {**plain, **modules_of})
-        link(objects, library, options.output)
+        linked = options.work / "linked"
+        link(objects, library, linked)
+        add_snapshot(linked, options.work / "snapshot.bin", options.output)
     except (BuildError, Missing) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1

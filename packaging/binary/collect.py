@@ -32,15 +32,9 @@ class Module:
         """The package that relative imports start from."""
         return self.name if self.is_package else self.name.rpartition(".")[0]
 
-    def code(self, own: set[str]) -> types.CodeType:
-        """Code without docstrings and assertions (optimise 2).
-
-        Modules below ``own`` packages lose their annotations as well: nothing of ours reads them.
-        """
-        tree = self.tree
-        if self.name.split(".")[0] in own:
-            tree = ast.fix_missing_locations(NoAnnotations().visit(tree))
-        return compile(tree, self.shown, "exec", dont_inherit=True, optimize=2)
+    def code(self) -> types.CodeType:
+        """Code without docstrings and assertions (optimise 2)."""
+        return compile(self.tree, self.shown, "exec", dont_inherit=True, optimize=2)
 
 
 def marshalled(code: types.CodeType) -> bytes:
@@ -50,34 +44,6 @@ def marshalled(code: types.CodeType) -> bytes:
     the same for what it has just read.
     """
     return marshal.dumps(marshal.loads(marshal.dumps(code)))
-
-
-class NoAnnotations(ast.NodeTransformer):
-    """Drops annotations, and `from __future__ import annotations` with them."""
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST:
-        """Drop the import from __future__."""
-        if node.module != "__future__":
-            return node
-        return ast.copy_location(ast.Pass(), node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        """Keep the assignment, if it is one."""
-        if node.value is None:
-            return ast.copy_location(ast.Pass(), node)
-        assign = ast.Assign([node.target], node.value)
-        return ast.copy_location(assign, node)
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        """The bare argument."""
-        node.annotation = None
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        """The function without its return type."""
-        node.returns = None
-        self.generic_visit(node)
-        return node
 
 
 class ForTypesOnly(ast.NodeTransformer):

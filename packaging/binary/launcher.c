@@ -1,11 +1,17 @@
-/* The binary's main(): an interpreter that finds everything inside this file.
+/* The binary's main(): resumes the interpreter of the snapshot inside this file, and runs the program.
  *
- * Built-in modules and frozen code come from generated tables (tables.c). The configuration is
- * CPython's isolated one: no environment variable of Python's counts, there is no site, no path is
- * searched, the locale is not looked at (text is UTF-8).
+ * As it is linked the file holds no snapshot yet. It then starts an interpreter, imports, and writes
+ * the snapshot to the file that its only argument names: the last step of the build. The interpreter's
+ * configuration is CPython's isolated one: no environment variable of Python's counts, there is no
+ * site, no path is searched, the locale is not looked at (text is UTF-8). Built-in modules and frozen
+ * code come from generated tables (tables.c).
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "snapshot.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <time.h>
 
 extern const struct _frozen *vmm_frozen_modules;
 
@@ -22,6 +28,10 @@ PyStatus _PyConfig_InitPathConfig(PyConfig *config, int compute)
 }
 
 #define NOWHERE L""
+#define PREPARE "_vmm_prepare"
+#define FAILED(code) ((void *)(intptr_t)(code))
+#define STACK_ADDRESS (1ul << 40)
+#define STACK_SIZE (8ul << 20)
 
 static int fail(PyStatus status)
 {
@@ -41,7 +51,7 @@ static PyStatus preconfigure(void)
     return Py_PreInitialize(&config);
 }
 
-static PyStatus configure(PyConfig *config, int argc, char **argv)
+static PyStatus configure(PyConfig *config)
 {
     PyStatus status;
     PyConfig_InitIsolatedConfig(config);
@@ -53,7 +63,10 @@ static PyStatus configure(PyConfig *config, int argc, char **argv)
     config->pathconfig_warnings = 0;
     config->module_search_paths_set = 1; /* to nothing */
     config->use_frozen_modules = 1;
-    status = PyConfig_SetBytesArgv(config, argc, argv);
+    /* The order of sets, and with it the snapshot, is the same in each build. */
+    config->use_hash_seed = 1;
+    config->hash_seed = 0;
+    status = PyStatus_Ok();
     /* With all of these set nothing is searched for. */
 #define SET(field, value) \
     if (!PyStatus_Exception(status)) \
@@ -75,49 +88,102 @@ static PyStatus configure(PyConfig *config, int argc, char **argv)
     return status;
 }
 
-/* Python's time module asks for the local time zone when it is imported, for constants that nobody
- * uses here; the C library would read /etc/localtime. With TZ set it does not.
+/* The C library reads the time zone's file when it is first asked for any time, in UTC as well. With
+ * this value of TZ it tries no file; what needs the zone later, such as localtime(), reads it then.
  */
-static char *hide_time_zone(void)
+static void skip_time_zone(void)
 {
-    const char *found = getenv("TZ");
-    char *kept = found ? strdup(found) : NULL;
-    setenv("TZ", ":", 1); /* UTC, and the one value for which it tries no file */
-    return kept;
-}
-
-static int restore_time_zone(char *kept)
-{
-    int rc = -1;
-    PyObject *key = PyBytes_FromString("TZ"), *value = kept ? PyBytes_FromString(kept) : NULL;
-    PyObject *module = PyImport_ImportModule("posix");
-    PyObject *environment = module ? PyObject_GetAttrString(module, "environ") : NULL;
-    if (key && environment && !(kept && !value))
-        rc = value ? PyDict_SetItem(environment, key, value) : PyDict_DelItem(environment, key);
-    Py_XDECREF(environment);
-    Py_XDECREF(module);
-    Py_XDECREF(value);
-    Py_XDECREF(key);
+    const char *kept = getenv("TZ");
+    setenv("TZ", ":", 1);
+    tzset();
     kept ? setenv("TZ", kept, 1) : unsetenv("TZ");
-    free(kept);
-    return rc;
 }
 
-/* The exit code of vmm.cli.main(); SystemExit is obeyed, another exception is printed. */
-static int run(char *time_zone)
+/* An interpreter with all that is imported, written to a file. Returns the exit code as a pointer. */
+static void *take_snapshot(void *path)
+{
+    PyConfig config;
+    PyObject *module;
+    PyStatus status;
+    int number;
+    /* The builder's signal dispositions would be in the snapshot. */
+    for (number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
+    skip_time_zone(); /* Python's time module asks for it */
+    vmm_heap_open();
+    PyImport_FrozenModules = vmm_frozen_modules;
+    status = preconfigure();
+    if (PyStatus_Exception(status))
+        return FAILED(fail(status));
+    status = configure(&config);
+    if (!PyStatus_Exception(status))
+        status = Py_InitializeFromConfig(&config);
+    PyConfig_Clear(&config);
+    if (PyStatus_Exception(status))
+        return FAILED(fail(status));
+    module = PyImport_ImportModule(PREPARE);
+    if (!module) {
+        PyErr_Print();
+        return FAILED(1);
+    }
+    Py_DECREF(module);
+    if (vmm_snapshot_take(path) < 0) {
+        perror(path);
+        return FAILED(1);
+    }
+    return NULL;
+}
+
+/* Take the snapshot in a thread whose stack is at a place of our choice: a thread's identity is an
+ * address on its stack, and would be another one in each build. Returns the exit code.
+ */
+static int take_snapshot_in_thread(char *path)
+{
+    pthread_attr_t attributes;
+    pthread_t thread;
+    void *code = FAILED(1);
+    void *stack = mmap((void *)STACK_ADDRESS, STACK_SIZE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+    if (stack == MAP_FAILED) {
+        perror("a stack for the snapshot's thread");
+        return 1;
+    }
+    pthread_attr_init(&attributes);
+    errno = pthread_attr_setstack(&attributes, stack, STACK_SIZE);
+    if (!errno)
+        errno = pthread_create(&thread, &attributes, take_snapshot, path);
+    if (!errno)
+        errno = pthread_join(thread, &code);
+    if (errno)
+        perror("the snapshot's thread");
+    return (int)(intptr_t)code;
+}
+
+/* A list of bytes objects. */
+static PyObject *list_of(char **strings)
+{
+    PyObject *item, *list = PyList_New(0);
+    for (; list && *strings; strings++) {
+        item = PyBytes_FromString(*strings);
+        if (!item || PyList_Append(list, item) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(item);
+    }
+    return list;
+}
+
+/* The exit code of the program; SystemExit is obeyed, another exception is printed. */
+static int run(char **argv)
 {
     int code = 1;
-    PyObject *module = NULL, *found = NULL;
-    if (restore_time_zone(time_zone) == 0)
-        module = PyImport_ImportModule("_vmm_native_finder");
-    if (module) {
-        Py_DECREF(module);
-        module = PyImport_ImportModule("vmm.cli");
-    }
-    if (module) {
-        found = PyObject_CallMethod(module, "main", NULL);
-        Py_DECREF(module);
-    }
+    PyObject *found = NULL, *arguments = list_of(argv), *variables = list_of(environ);
+    PyObject *module = PyImport_ImportModule(PREPARE);
+    if (arguments && variables && module)
+        found = PyObject_CallMethod(module, "run", "OOi", arguments, variables,
+                                    PyOS_getsig(SIGINT) == SIG_DFL);
+    Py_XDECREF(module);
+    Py_XDECREF(arguments);
+    Py_XDECREF(variables);
     if (found) {
         code = (int)PyLong_AsLong(found);
         Py_DECREF(found);
@@ -131,21 +197,13 @@ static int run(char *time_zone)
 
 int main(int argc, char **argv)
 {
-    PyConfig config;
-    PyStatus status = preconfigure();
-    int code;
-    char *time_zone = hide_time_zone();
-    PyImport_FrozenModules = vmm_frozen_modules;
-    if (PyStatus_Exception(status))
-        return fail(status);
-    status = configure(&config, argc, argv);
-    if (!PyStatus_Exception(status))
-        status = Py_InitializeFromConfig(&config);
-    PyConfig_Clear(&config);
-    if (PyStatus_Exception(status))
-        return fail(status);
-    code = run(time_zone);
-    if (Py_FinalizeEx() < 0 && code == 0)
-        code = 1;
-    return code;
+    if (!vmm_snapshot_is_taken())
+        return argc == 2 ? take_snapshot_in_thread(argv[1]) : 2;
+    if (vmm_snapshot_resume() < 0) {
+        perror("vllmd-hypervisor: error: the interpreter does not start");
+        return 1;
+    }
+    skip_time_zone();
+    /* The interpreter is not taken apart: that would touch all of the snapshot, for nothing. */
+    return run(argv);
 }

@@ -23,15 +23,11 @@ BUILTIN = (
     "errno", "fcntl", "itertools", "math", "posix", "select", "time", "zlib",
 )  # fmt: skip
 
-# Modules that libpython3.11.a has frozen as static data, so that importing them decodes nothing
-# (Python/frozen.c). The search goes through them; the library's code is used.
+# Modules that libpython3.11.a has frozen itself (Python/frozen.c). The search goes through them.
 IN_LIBRARY = (
     "_collections_abc", "_sitebuiltins", "abc", "codecs", "genericpath", "io", "ntpath",
     "posixpath", "stat", "importlib.util", "importlib.machinery", "runpy",
 )  # fmt: skip
-
-# Modules of others that every start imports: their code is static data, as all of ours is.
-AT_START = ("encodings", "encodings.utf_8", "os", "struct", "_vmm_native_finder")
 
 # Made by the interpreter itself, in every Python.
 CORE = (
@@ -44,4 +40,5 @@ _WINDOWS = "for Windows"
 LEFT_OUT = {
     "nt": _WINDOWS,
     "winreg": _WINDOWS,
+    "os.path": "os itself makes it",
 }

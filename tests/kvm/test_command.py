@@ -386,6 +386,24 @@ def test_closed_standard_streams_are_not_given_to_images(tmp_path):
     assert (tmp_path / "system.img").read_bytes() == bytes(1 << 20)
 
 
+def test_output_on_a_full_disk_and_into_a_pipe_that_closes():
+    for verb in ("--version", "--help"):
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [COMMAND, verb], env={}, stdout=full, stderr=subprocess.PIPE, check=False
+            )
+        assert done.returncode == 1
+        assert b"stdout: the output cannot be written: No space left on device\n" in done.stderr
+        assert done.stderr.count(b"\n") == 1
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(
+            [COMMAND, verb], env={}, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_ps_shows_one_command(tmp_path):
     command = Command(tmp_path, HALT)
     process = command.start()

@@ -1,0 +1,85 @@
+/* Takes the snapshot, and adopts it: what in an interpreter belongs to a process and a thread. */
+#define Py_BUILD_CORE 1
+#include "snapshot.h"
+
+#include "internal/pycore_runtime.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <unistd.h>
+
+extern char vmm_snapshot_start[], vmm_snapshot_end[]; /* snapshot.ld */
+
+/* The one thread of the interpreter, in the snapshot; NULL before it is taken. */
+static PyThreadState *thread;
+
+int vmm_snapshot_is_taken(void)
+{
+    return thread != NULL;
+}
+
+static int write_all(int fd, const char *at, size_t length)
+{
+    while (length) {
+        ssize_t done = write(fd, at, length);
+        if (done < 0)
+            return -1;
+        at += done;
+        length -= (size_t)done;
+    }
+    return 0;
+}
+
+/* Entries of a folder of /proc, without "." and ".."; the folder itself may be one. */
+static int entries(const char *path)
+{
+    DIR *folder = opendir(path);
+    int count = -2;
+    while (folder && readdir(folder))
+        count++;
+    if (folder)
+        closedir(folder);
+    return count;
+}
+
+int vmm_snapshot_take(const char *path)
+{
+    uint64_t head[2] = {(uintptr_t)vmm_snapshot_start,
+                        (uint64_t)(vmm_snapshot_end - vmm_snapshot_start)};
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0)
+        return -1;
+    thread = PyThreadState_Get();
+    /* Of this process alone, and set by the one that resumes. */
+    thread->thread_id = thread->native_thread_id = 0;
+    _PyRuntime.main_thread = 0;
+    vmm_heap_close();
+    /* The three standard streams, the snapshot's file and the listing; the first thread and this one. */
+    if (entries("/proc/self/fd") != 5 || entries("/proc/self/task") != 2) {
+        fprintf(stderr, "a module opens a file or starts a thread when it is imported\n");
+        errno = EBUSY;
+        return -1;
+    }
+    if (write_all(fd, (char *)head, sizeof head) < 0 || write_all(fd, vmm_snapshot_start, head[1]) < 0)
+        return -1;
+    return close(fd);
+}
+
+int vmm_snapshot_resume(void)
+{
+    Py_tss_t *key = &_PyRuntime.gilstate.autoTSSkey;
+    thread->thread_id = PyThread_get_thread_ident();
+    thread->native_thread_id = PyThread_get_thread_native_id();
+    _PyRuntime.main_thread = thread->thread_id;
+    /* The key by which a thread finds its state is of the process that made it. */
+    *key = (Py_tss_t)Py_tss_NEEDS_INIT;
+    if (PyThread_tss_create(key) || PyThread_tss_set(key, thread))
+        return -1;
+    PyOS_setsig(SIGPIPE, SIG_IGN);
+    PyOS_setsig(SIGXFSZ, SIG_IGN);
+    return 0;
+}
