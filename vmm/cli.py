@@ -9,7 +9,7 @@ import time
 
 from vmm import PROGRAM
 from vmm.config import PREFIX, Config, read_environment
-from vmm.errors import ConfigError, VmmError, setting_of
+from vmm.errors import ConfigError, HostError, VmmError, setting_of
 from vmm.log import get_logger, hub
 
 TYPE_CHECKING = False
@@ -139,6 +139,18 @@ def start(timing: bool = False) -> int:
     notifier = Notifier.from_env(environment)
     try:
         return run_instance(environment, notifier, phases, timing)
+    except OSError as error:
+        # What can be explained better has been; left are limits of descriptors, threads, memory.
+        if log.debugging:
+            import traceback
+
+            log.debug("".join(traceback.format_exception(error)))
+        failure = HostError(
+            f"the host refuses: {error}",
+            "raise the limit that is named (ulimit -a; Limit*= in a unit), or see the kernel's log",
+        )
+        notifier.status(f"failed: {failure}")
+        raise failure from error
     except VmmError as error:
         notifier.status(f"failed: {error}")
         raise

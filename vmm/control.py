@@ -6,6 +6,7 @@ user who runs the instance are answered; the kernel says who calls (unix(7), SO_
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import struct
@@ -58,6 +59,9 @@ class ControlServer:
                 f"cannot make the control socket {path}: {error.strerror}",
                 "check the folder's permissions and that its disk has room",
             ) from error
+        # Given up for a moment to turn a client away when there are no descriptors left: one that
+        # stays in the queue would wake the loop again and again.
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         loop.add(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
@@ -65,7 +69,9 @@ class ControlServer:
 
         try:
             fd, _ = self._listener._accept()  # type: ignore[attr-defined]
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away(error)
             return
         link = _socket.socket(fileno=fd)
         link.setblocking(False)
@@ -78,6 +84,15 @@ class ControlServer:
         self._connections[fd] = _Connection(link)
         self._loop.add(fd, lambda: self._serve(fd))
 
+    def _turn_away(self, error: OSError) -> None:
+        log.warning(f"control connection refused: {error.strerror}; raise LimitNOFILE")
+        os.close(self._spare)
+        try:
+            os.close(self._listener._accept()[0])  # type: ignore[attr-defined]
+        except OSError as again:
+            log.debug(f"nobody to turn away: {again}")
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
     def _serve(self, fd: int) -> None:
         connection = self._connections[fd]
         request = connection.receive()
@@ -88,15 +103,14 @@ class ControlServer:
         self._drop(fd)
 
     def _answer(self, request: bytes) -> dict[str, Any]:
-        import json
-
         try:
-            parsed = json.loads(request)
-            if not isinstance(parsed, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
+            return self._handle(_parsed(request))
+        except _BadRequest as error:
             return {"error": f"not a JSON object: {error}"}
-        return self._handle(parsed)
+        except OSError as error:
+            # The guest goes on, whatever the host does not tell about it.
+            log.warning(f"a control request failed: {error}")
+            return {"error": str(error)}
 
     def _drop(self, fd: int) -> None:
         self._loop.remove(fd)
@@ -108,10 +122,27 @@ class ControlServer:
             self._drop(fd)
         self._loop.remove(self._listener.fileno())
         self._listener.close()
+        os.close(self._spare)
         try:
             os.unlink(self._path)
         except FileNotFoundError:
             return
+
+
+class _BadRequest(Exception):
+    """What a client sent is not a JSON object."""
+
+
+def _parsed(request: bytes) -> dict[str, Any]:
+    import json
+
+    try:
+        parsed = json.loads(request)
+    except ValueError as error:
+        raise _BadRequest(str(error)) from None
+    if not isinstance(parsed, dict):
+        raise _BadRequest(f"a {type(parsed).__name__}")
+    return parsed
 
 
 class _Connection:

@@ -221,7 +221,10 @@ class Lifecycle:
         self._device_signals = []
         if self._watch is not None:
             self._watch.stop()
-        self._machine_facts = machine.status()
+        try:
+            self._machine_facts = machine.status()
+        except OSError as error:
+            log.warning(f"the last state of the machine is not known: {error}")
         self.machine = None
         # Giving much pinned RAM back takes its time.
         self.notifier.feed()

@@ -25,7 +25,6 @@ from commit import commit  # noqa: E402
 from modules import BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, ROOTS  # noqa: E402
 
 PREPARE = "_vmm_prepare"
-IMPORTS = "_vmm_imports"
 OWN = {"vmm", "devices"}
 C_FLAGS = [
     "-O2", "-g0", "-fno-strict-aliasing", "-fno-pie", "-ffunction-sections", "-fdata-sections",
@@ -87,11 +86,6 @@ def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
     written.write_text(f"COMMIT = {commit(ROOT)!r}\n")
     finder.modules["vmm._commit"] = Module("vmm._commit", written, work)
     finder.modules[PREPARE] = Module(PREPARE, HERE / "prepare.py", HERE)
-    # All of ours, and with it whatever that imports, is in the snapshot.
-    ours = sorted({name for name in finder.modules if name.split(".")[0] in OWN} | natives)
-    written = work / f"{IMPORTS}.py"
-    written.write_text("".join([f"import {name}\n" for name in ours]))
-    finder.modules[IMPORTS] = Module(IMPORTS, written, work)
     unused = sorted(set(LEFT_OUT) - finder.skipped)
     if unused:
         raise BuildError(f"modules.py leaves out what nobody imports: {', '.join(unused)}")

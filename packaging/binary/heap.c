@@ -133,3 +133,8 @@ void vmm_heap_close(void)
     memset(freed, 0, sizeof freed);
     taking = 0;
 }
+
+char *vmm_heap_end(void)
+{
+    return heap + used;
+}

@@ -10,6 +10,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -199,6 +200,8 @@ int main(int argc, char **argv)
 {
     if (!vmm_snapshot_is_taken())
         return argc == 2 ? take_snapshot_in_thread(argv[1]) : 2;
+    if (argc > 1 && strcmp(argv[1], "start") == 0)
+        vmm_snapshot_touch();
     if (vmm_snapshot_resume() < 0) {
         perror("vllmd-hypervisor: error: the interpreter does not start");
         return 1;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import resource
 import signal
 import socket
 import subprocess
@@ -330,6 +331,38 @@ def test_no_kvm(tmp_path):
     assert hidden.returncode == 38, hidden.stdout + hidden.stderr
     assert "this host has no KVM" in hidden.stdout + hidden.stderr
     assert "modprobe" in hidden.stdout + hidden.stderr
+
+
+def test_too_few_descriptors(tmp_path):
+    """At whichever step they run out: a message, a code that says so, nothing left locked."""
+    command = Command(tmp_path)
+    for limit in range(6, 32, 2):
+        done = subprocess.run(
+            ["sh", "-c", f"ulimit -n {limit}; exec {COMMAND} start"], env=command.env,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            timeout=30, check=False,
+        )  # fmt: skip
+        assert done.returncode in (2, 38), (limit, done.stdout)
+        assert b"Too many open files" in done.stdout, (limit, done.stdout)
+        assert b"Traceback" not in done.stdout, (limit, done.stdout)
+    assert command.run("start")[0] == 0
+
+
+def test_the_guest_outlives_requests_that_find_no_descriptor(tmp_path):
+    """All that are left are taken away; a client is told so, or turned away, and may come again."""
+    command = Command(tmp_path, HALT)
+    process = command.start()
+    limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+    used = len(os.listdir(f"/proc/{process.pid}/fd"))
+    for free in (0, 1, 2):
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used + free, limits[1]))
+        for _ in range(3):
+            command.run("status")
+        assert process.poll() is None
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+    code, text = command.run("status")
+    assert (code, "vm: running" in text) == (0, True), text
+    assert command.run("stop", "--now")[0] == process.wait(10) == 37
 
 
 def test_a_runtime_folder_that_cannot_be_used(tmp_path):
