@@ -11,7 +11,6 @@ import pytest
 HEADER = Path(__file__).resolve().parents[2] / "vmm/_native/linux/iommufd_compat.h"
 SYSTEM = Path("/usr/include/linux/iommufd.h")
 FIELDS = {
-    "iommu_destroy": ["size", "id"],
     "iommu_ioas_alloc": ["size", "flags", "out_ioas_id"],
     "iommu_iova_range": ["start", "last"],
     "iommu_ioas_iova_ranges": [
@@ -25,13 +24,13 @@ FIELDS = {
 # Longer in newer kernels; the kernel goes by the size that it is given.
 GROWN = {"vfio_device_bind_iommufd", "vfio_device_attach_iommufd_pt"}
 NUMBERS = {
-    "IOMMU_DESTROY": 0x3B80, "IOMMU_IOAS_ALLOC": 0x3B81, "IOMMU_IOAS_IOVA_RANGES": 0x3B84,
+    "IOMMU_IOAS_ALLOC": 0x3B81, "IOMMU_IOAS_IOVA_RANGES": 0x3B84,
     "IOMMU_IOAS_MAP": 0x3B85, "IOMMU_IOAS_UNMAP": 0x3B86, "VFIO_DEVICE_BIND_IOMMUFD": 0x3B76,
     "VFIO_DEVICE_ATTACH_IOMMUFD_PT": 0x3B77, "IOMMU_IOAS_MAP_FIXED_IOVA": 1,
     "IOMMU_IOAS_MAP_WRITEABLE": 2, "IOMMU_IOAS_MAP_READABLE": 4,
 }  # fmt: skip
 SIZES = {
-    "iommu_destroy": 8, "iommu_ioas_alloc": 12, "iommu_iova_range": 16,
+    "iommu_ioas_alloc": 12, "iommu_iova_range": 16,
     "iommu_ioas_iova_ranges": 32, "iommu_ioas_map": 40, "iommu_ioas_unmap": 24,
     "vfio_device_bind_iommufd": 16, "vfio_device_attach_iommufd_pt": 12,
 }  # fmt: skip

@@ -89,13 +89,6 @@ cdef class Iommufd(OwnedFd):
             rc = ioctl(self.fd, IOMMU_IOAS_UNMAP, &request)
         check(rc, b"IOMMU_IOAS_UNMAP")
 
-    def destroy(self, uint32_t number):
-        """IOMMU_DESTROY: give an address space back that no device is attached to."""
-        cdef iommu_destroy request
-        request.size = sizeof(request)
-        request.id = number
-        check(ioctl(self.fd, IOMMU_DESTROY, &request), b"IOMMU_DESTROY")
-
 
 cdef class CdevDevice(VfioDevice):
     """/dev/vfio/devices/vfioN: a device by itself. Closing it detaches and unbinds it."""

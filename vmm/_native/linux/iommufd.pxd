@@ -3,14 +3,10 @@
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 cdef extern from "iommufd_compat.h" nogil:
-    unsigned long IOMMU_DESTROY, IOMMU_IOAS_ALLOC, IOMMU_IOAS_IOVA_RANGES
+    unsigned long IOMMU_IOAS_ALLOC, IOMMU_IOAS_IOVA_RANGES
     unsigned long IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP
     unsigned long VFIO_DEVICE_BIND_IOMMUFD, VFIO_DEVICE_ATTACH_IOMMUFD_PT
     int IOMMU_IOAS_MAP_FIXED_IOVA, IOMMU_IOAS_MAP_WRITEABLE, IOMMU_IOAS_MAP_READABLE
-
-    struct iommu_destroy:
-        uint32_t size
-        uint32_t id
 
     struct iommu_ioas_alloc:
         uint32_t size

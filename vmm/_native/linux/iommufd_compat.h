@@ -19,11 +19,6 @@
 
 #ifndef IOMMU_IOAS_MAP
 
-struct iommu_destroy {
-	__u32 size;
-	__u32 id;
-};
-
 struct iommu_ioas_alloc {
 	__u32 size;
 	__u32 flags;
@@ -61,7 +56,6 @@ struct iommu_ioas_unmap {
 	__aligned_u64 length;
 };
 
-#define IOMMU_DESTROY _IO(';', 0x80)
 #define IOMMU_IOAS_ALLOC _IO(';', 0x81)
 #define IOMMU_IOAS_IOVA_RANGES _IO(';', 0x84)
 #define IOMMU_IOAS_MAP _IO(';', 0x85)
