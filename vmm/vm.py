@@ -53,8 +53,16 @@ def open_kvm() -> Kvm:
             "check that the processor's virtualisation is enabled and not used by another "
             "hypervisor",
         ) from error
-    version = kvm.get_api_version()
-    missing = [name for cap, name in REQUIRED_CAPS.items() if not kvm.check_extension(cap)]
+    try:
+        version = kvm.get_api_version()
+        missing = [name for cap, name in REQUIRED_CAPS.items() if not kvm.check_extension(cap)]
+    except OSError as error:
+        kvm.close()
+        raise HostError(
+            f"{KVM_PATH} is not KVM: {error}",
+            "`ls -l` must show it as character device 10, 232: remove it, modprobe kvm_intel or "
+            "kvm_amd",
+        ) from error
     if version != KVM_API_VERSION or missing:
         kvm.close()
         found = f"KVM API {version}" + (f" without {', '.join(missing)}" if missing else "")

@@ -331,6 +331,12 @@ def test_no_kvm(tmp_path):
     assert hidden.returncode == 38, hidden.stdout + hidden.stderr
     assert "this host has no KVM" in hidden.stdout + hidden.stderr
     assert "modprobe" in hidden.stdout + hidden.stderr
+    other = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount -B /dev/null /dev/kvm && exec {COMMAND} start"],
+        env=command.env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert other.returncode == 38, other.stdout + other.stderr
+    assert "/dev/kvm is not KVM" in other.stdout + other.stderr
 
 
 def test_too_few_descriptors(tmp_path):
