@@ -15,6 +15,9 @@ def main() -> int:
     parser.add_argument("what", nargs="*", default=["start", "lab"], help="start, lab")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lab-rounds", type=int, default=3)
+    parser.add_argument(
+        "--lab-only", default="", help="linux, debian, fio, hypervisor-fw or CLOUDHV.fd"
+    )
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--output", help="write JSON here")
     options = parser.parse_args()
@@ -29,7 +32,7 @@ def main() -> int:
     if "lab" in options.what:
         from benchmarks import bench_lab
 
-        results["lab"] = bench_lab.main(peers, options.lab_rounds)
+        results["lab"] = bench_lab.main(peers, options.lab_rounds, options.lab_only)
     if options.output:
         with open(options.output, "w") as file:
             json.dump(results, file, indent=1)

@@ -41,7 +41,7 @@ def collect(
     return found
 
 
-def main(peers: dict[str, str], lab_rounds: int) -> dict[str, object]:
+def main(peers: dict[str, str], lab_rounds: int, only: str = "") -> dict[str, object]:
     job, debian = JobGuest(), DebianGuest()
     vmms = {"vllmd-hypervisor": "", "QEMU microvm": shutil.which("qemu-system-x86_64") or ""}
     if "cloud-hypervisor" in peers:
@@ -60,6 +60,8 @@ def main(peers: dict[str, str], lab_rounds: int) -> dict[str, object]:
             title = f"{firmware}: a whole disk to multi-user, s"
             questions.append((title, firmware, {"kernel": str(path)}, [debian.disk]))
     for title, what, files, drives in questions:
+        if only and what != only:
+            continue
         rounds = 1 if what == "fio" else lab_rounds
         calls = [
             {"what": what, "vmm": name, "path": path, **files}
