@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.process import open_descriptors, thread_count
+
 GATES = {"kvm": "VLLMD_TEST_KVM", "lab": "VLLMD_TEST_LAB"}
 
 
@@ -62,20 +64,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.fail(f"{variable}=1, but {problem}")
         if problem:
             pytest.skip(problem)
-
-
-def open_descriptors() -> dict[str, str]:
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[name] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue
-    return found
-
-
-def thread_count() -> int:
-    return len(os.listdir("/proc/self/task"))
 
 
 @pytest.fixture(autouse=True)

@@ -139,6 +139,8 @@ def start(timing: bool = False) -> int:
     notifier = Notifier.from_env(environment)
     try:
         return run_instance(environment, notifier, phases, timing)
+    except BrokenPipeError:
+        raise  # nobody reads what is printed, which main() knows
     except OSError as error:
         # What can be explained better has been; left are limits of descriptors, threads, memory.
         if log.debugging:

@@ -61,7 +61,7 @@ class ControlServer:
             ) from error
         # Given up for a moment to turn a client away when there are no descriptors left: one that
         # stays in the queue would wake the loop again and again.
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = _spare()
         loop.add(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
@@ -91,7 +91,7 @@ class ControlServer:
             os.close(self._listener._accept()[0])  # type: ignore[attr-defined]
         except OSError as again:
             log.debug(f"nobody to turn away: {again}")
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = _spare()
 
     def _serve(self, fd: int) -> None:
         connection = self._connections[fd]
@@ -127,6 +127,10 @@ class ControlServer:
             os.unlink(self._path)
         except FileNotFoundError:
             return
+
+
+def _spare() -> int:
+    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
 class _BadRequest(Exception):

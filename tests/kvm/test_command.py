@@ -54,11 +54,13 @@ class Command:
             self.env[PREFIX + name] = str(value)
         return self
 
-    def run(self, *arguments: str, seconds: float = 30) -> tuple[int, str]:
-        """(exit code, stdout and stderr)."""
+    def run(
+        self, *arguments: str, seconds: float = 30, under: tuple[str, ...] = ()
+    ) -> tuple[int, str]:
+        """(exit code, stdout and stderr). ``under``: a command that runs it, such as a shell."""
         done = subprocess.run(
-            [COMMAND, *arguments], env=self.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, timeout=seconds, check=False,
+            [*under, COMMAND, *arguments], env=self.env, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=seconds, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout.decode(errors="replace")
 
@@ -320,37 +322,36 @@ def test_ram_is_zero_again_after_each_reset(tmp_path):
     assert set(text) == {"0"}
 
 
+def after(step: str) -> tuple[str, ...]:
+    """A shell that does something first, and becomes the command that follows."""
+    return ("sh", "-c", f'{step} && exec "$0" "$@"')
+
+
 def test_no_kvm(tmp_path):
     if os.geteuid() != 0:
         pytest.skip("needs root to hide /dev/kvm in a mount namespace")
     command = Command(tmp_path)
-    hidden = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs tmpfs /dev && exec {COMMAND} start"],
-        env=command.env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert hidden.returncode == 38, hidden.stdout + hidden.stderr
-    assert "this host has no KVM" in hidden.stdout + hidden.stderr
-    assert "modprobe" in hidden.stdout + hidden.stderr
-    other = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -B /dev/null /dev/kvm && exec {COMMAND} start"],
-        env=command.env, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert other.returncode == 38, other.stdout + other.stderr
-    assert "/dev/kvm is not KVM" in other.stdout + other.stderr
+
+    def without(mount: str) -> tuple[int, str]:
+        return command.run("start", under=("unshare", "-m", *after(f"mount {mount}")))
+
+    code, text = without("-t tmpfs tmpfs /dev")
+    assert code == 38, text
+    assert "this host has no KVM" in text
+    assert "modprobe" in text
+    code, text = without("-B /dev/null /dev/kvm")
+    assert code == 38, text
+    assert "/dev/kvm is not KVM" in text
 
 
 def test_too_few_descriptors(tmp_path):
     """At whichever step they run out: a message, a code that says so, nothing left locked."""
     command = Command(tmp_path)
     for limit in range(6, 32, 2):
-        done = subprocess.run(
-            ["sh", "-c", f"ulimit -n {limit}; exec {COMMAND} start"], env=command.env,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            timeout=30, check=False,
-        )  # fmt: skip
-        assert done.returncode in (2, 38), (limit, done.stdout)
-        assert b"Too many open files" in done.stdout, (limit, done.stdout)
-        assert b"Traceback" not in done.stdout, (limit, done.stdout)
+        code, text = command.run("start", under=after(f"ulimit -n {limit}"))
+        assert code in (2, 38), (limit, text)
+        assert "Too many open files" in text, (limit, text)
+        assert "Traceback" not in text, (limit, text)
     assert command.run("start")[0] == 0
 
 

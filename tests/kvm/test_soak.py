@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import os
 from pathlib import Path
 
 import pytest
 
 from tests.support.guest_asm import Program
+from tests.support.process import open_descriptors, thread_count
 from tests.support.tiny_machine import TinyMachine
 
 # The first machines fill caches and free lists.
@@ -41,7 +41,7 @@ def footprint() -> tuple[int, int, int]:
     """Descriptors, mappings and threads of this process."""
     gc.collect()
     maps = len(Path("/proc/self/maps").read_text().splitlines())
-    return len(os.listdir("/proc/self/fd")), maps, len(os.listdir("/proc/self/task"))
+    return len(open_descriptors()), maps, thread_count()
 
 
 @pytest.mark.timeout(900)

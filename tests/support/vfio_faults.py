@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from devices.vfio.kernel import VfioKernel
+from tests.support.process import open_descriptors
 from vmm._native import vfio
 from vmm._native.fd import IoctlError
 from vmm._native.iommufd import CdevDevice, Iommufd
@@ -170,11 +171,7 @@ class Holdings:
 
     def __init__(self) -> None:
         self.files: Counter[str] = Counter()
-        for fd in os.listdir("/proc/self/fd"):
-            try:
-                name = os.readlink(f"/proc/self/fd/{fd}")
-            except FileNotFoundError:
-                continue  # the one that listed the folder
+        for name in open_descriptors().values():
             self.files[name.split(":")[0] if name.startswith(("pipe:", "socket:")) else name] += 1
         self.mapped: Counter[str] = Counter()
         self.anonymous = 0
