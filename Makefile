@@ -35,11 +35,11 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 DOCUMENTS := dist/vllmd-hypervisor.8 dist/vllmd-hypervisor.bash
 
-dist/vllmd-hypervisor.8: vmm/usage.py vmm/config.py packaging/manual.py
+dist/vllmd-hypervisor.8: vmm/command/usage.py vmm/settings/config.py packaging/manual.py
 	@mkdir -p dist
 	$(PYTHON) packaging/manual.py man >$@
 
-dist/vllmd-hypervisor.bash: vmm/usage.py packaging/manual.py
+dist/vllmd-hypervisor.bash: vmm/command/usage.py packaging/manual.py
 	@mkdir -p dist
 	$(PYTHON) packaging/manual.py completion >$@
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -109,17 +109,6 @@ setup(
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
     scripts=["packaging/bin/vllmd-hypervisor"],
-    packages=[
-        "vmm",
-        "vmm._native",
-        "vmm._native.linux",
-        "vmm.acpi",
-        "vmm.boot",
-        "vmm.x86",
-        "devices",
-        "devices.pci",
-        "devices.vfio",
-        "devices.virtio",
-    ],
+    packages=find_packages(include=["vmm*", "devices*"]),
     package_data={"": ["*.pxd", "*.pyi", "*.h", "py.typed"]},
 )

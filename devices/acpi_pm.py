@@ -5,7 +5,7 @@ Source: ACPI 6.5, 4.8.3.7 (sleep control), 4.8.3.6 (reset register), 5.6.9 (GED)
 
 from __future__ import annotations
 
-from vmm._native import bus
+from vmm._native.kvm import bus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

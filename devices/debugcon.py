@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 
 log = get_logger(__name__)
 

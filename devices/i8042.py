@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm._native import bus
+from vmm._native.kvm import bus
 
 # Offsets from port 0x61.
 SYSTEM_CONTROL = 0

@@ -5,8 +5,8 @@ Source: Linux, include/uapi/misc/pvpanic.h and drivers/misc/pvpanic.
 
 from __future__ import annotations
 
-from vmm._native import bus
-from vmm.log import get_logger
+from vmm._native.kvm import bus
+from vmm.log.hub import get_logger
 
 log = get_logger(__name__)
 

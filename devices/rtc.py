@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 
-from vmm._native import bus
+from vmm._native.kvm import bus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

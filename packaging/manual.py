@@ -11,8 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vmm import __version__, usage
-from vmm.config import PREFIX, REQUIRED, SETTINGS
+from vmm import __version__
+from vmm.command import usage
+from vmm.settings.config import PREFIX, REQUIRED, SETTINGS
 
 SECTION = 8
 

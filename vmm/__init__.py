@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 PROGRAM = "vllmd-hypervisor"
 
 _LAZY = {
-    "Config": "vmm.config",
-    "GuestMemory": "vmm._native.guestmem",
+    "Config": "vmm.settings.config",
+    "GuestMemory": "vmm._native.memory.guestmem",
     "Machine": "vmm.machine",
     "build_machine": "vmm.machine",
 }

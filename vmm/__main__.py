@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from vmm.cli import main
+from vmm.command.cli import main
 
 sys.exit(main())

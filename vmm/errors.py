@@ -66,7 +66,7 @@ class BusyError(VmmError):
 def __getattr__(name: str) -> object:
     """IoctlError on first use, so that importing this module loads nothing native."""
     if name == "IoctlError":
-        from vmm._native.fd import IoctlError
+        from vmm._native.host.fd import IoctlError
 
         return IoctlError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

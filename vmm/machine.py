@@ -16,21 +16,23 @@ from devices.virtio.console import Console
 from devices.virtio.pci import VirtioPciFunction
 from devices.virtio.rng import Rng
 from vmm import layout
-from vmm._native import bus as outcomes
-from vmm._native.bus import Bus
-from vmm._native.pmtimer import PmTimer
-from vmm._native.posix import host_cpuid
-from vmm._native.postport import PostPort
-from vmm._native.uart import Uart
-from vmm.acpi.tables import AcpiSpec, build_acpi
+from vmm._native.console.uart import Uart
+from vmm._native.host.posix import host_cpuid
+from vmm._native.kvm import bus as outcomes
+from vmm._native.kvm.bus import Bus
+from vmm._native.ports.pmtimer import PmTimer
+from vmm._native.ports.postport import PostPort
+from vmm.acpi.spec import AcpiSpec
+from vmm.acpi.tables import build_acpi
 from vmm.boot.image import BZIMAGE
 from vmm.boot.kernel import load_guest, open_plan
+from vmm.boot.smbios import build_smbios
 from vmm.errors import HostError
-from vmm.log import get_logger
+from vmm.host.kvm import check_vcpu_count, open_kvm
+from vmm.log.hub import get_logger
 from vmm.memory import allocate, memory_status, no_progress
-from vmm.smbios import build_smbios
 from vmm.vcpu import BootState, Vcpu
-from vmm.vm import Vm, check_vcpu_count, open_kvm
+from vmm.vm import Vm
 from vmm.x86 import cpuid, lapic, msr, regs
 
 TYPE_CHECKING = False
@@ -41,11 +43,11 @@ if TYPE_CHECKING:
     from devices.vfio.kernel import VfioKernel
     from devices.vfio.passthrough import PassthroughFunction
     from devices.virtio.device import VirtioDevice
-    from vmm._native.guestmem import GuestMemory
-    from vmm.config import Config
-    from vmm.console import HostConsole
-    from vmm.disk import Disk
+    from vmm._native.memory.guestmem import GuestMemory
+    from vmm.host.console import HostConsole
+    from vmm.host.disk import Disk
     from vmm.memory import Progress
+    from vmm.settings.config import Config
 
 log = get_logger(__name__)
 
@@ -357,10 +359,11 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
 def attach_passthrough(machine: Machine) -> None:
     """The host's devices that the guest gets, in the slots behind the virtio devices."""
     from devices.vfio import gpudirect
-    from devices.vfio.kernel import VfioKernel, open_domain
+    from devices.vfio.domain import open_domain
+    from devices.vfio.kernel import VfioKernel
     from devices.vfio.passthrough import PassthroughFunction
     from devices.vfio.peers import PeerToPeer
-    from vmm.pci_host import find_devices
+    from vmm.host.pci import find_devices
 
     vm = machine.vm
     found = find_devices(machine.config.devices)

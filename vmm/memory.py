@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import time
 
-from vmm._native.guestmem import GuestMemory
+from vmm._native.memory.guestmem import GuestMemory
 from vmm.errors import HostError
 from vmm.layout import GIB, MIB, ram_regions
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm.config_memory import MemoryConfig
+    from vmm.settings.memory import MemoryConfig
 
     # (what is being done, bytes done, bytes in all), told on the control thread.
     Progress = Callable[[str, int, int], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm._native.runloop import VcpuLoop
+from vmm._native.kvm.runloop import VcpuLoop
 from vmm.errors import HostError
 
 TYPE_CHECKING = False
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
-    from vmm._native.bus import Bus
-    from vmm._native.guestmem import GuestMemory
-    from vmm._native.kvm import CpuidEntry, VcpuFd
+    from vmm._native.kvm.bus import Bus
+    from vmm._native.kvm.ioctls import CpuidEntry, VcpuFd
+    from vmm._native.memory.guestmem import GuestMemory
 
 GENERAL = (
     ("rip", "rflags", "rsp", "rbp"),

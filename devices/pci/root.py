@@ -11,12 +11,12 @@ from _thread import allocate_lock
 
 from devices.pci.config_space import ConfigSpace
 from devices.pci.function import PciFunction
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from devices.pci.bar import Bar
-    from vmm._native.bus import Bus
+    from vmm._native.kvm.bus import Bus
 
 log = get_logger(__name__)
 

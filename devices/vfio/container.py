@@ -8,19 +8,19 @@ from __future__ import annotations
 import errno
 
 from devices.vfio.dma import DmaDomain
-from vmm._native import vfio
+from vmm._native.vfio import ioctls as vfio
 from vmm.errors import BusyError, HostError
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 from vmm.memory import no_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from devices.vfio.kernel import VfioKernel
-    from vmm._native.guestmem import GuestMemory
-    from vmm._native.kvm import KvmVfio
-    from vmm._native.vfio import VfioContainer, VfioDevice, VfioGroup
+    from vmm._native.kvm.ioctls import KvmVfio
+    from vmm._native.memory.guestmem import GuestMemory
+    from vmm._native.vfio.ioctls import VfioContainer, VfioDevice, VfioGroup
+    from vmm.host.pci import HostDevice
     from vmm.memory import Progress
-    from vmm.pci_host import HostDevice
 
 log = get_logger(__name__)
 

@@ -9,17 +9,17 @@ import errno
 import time
 
 from vmm.errors import HostError
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 from vmm.memory import no_progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from devices.vfio.kernel import VfioKernel
-    from vmm._native.guestmem import GuestMemory
-    from vmm._native.kvm import KvmVfio
-    from vmm._native.vfio import VfioDevice
+    from vmm._native.kvm.ioctls import KvmVfio
+    from vmm._native.memory.guestmem import GuestMemory
+    from vmm._native.vfio.ioctls import VfioDevice
+    from vmm.host.pci import HostDevice
     from vmm.memory import Progress
-    from vmm.pci_host import HostDevice
 
 log = get_logger(__name__)
 

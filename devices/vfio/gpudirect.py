@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from vmm.log import get_logger
-from vmm.pci_host import SYS_DEVICES, identity
+from vmm.host.pci import SYS_DEVICES, identity
+from vmm.log.hub import get_logger
 
 log = get_logger(__name__)
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import os
 
-from vmm._native import vfio
+from vmm._native.vfio import ioctls as vfio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm._native.vfio import VfioDevice
+    from vmm._native.vfio.ioctls import VfioDevice
 
 
 class HostSignals:

@@ -11,14 +11,14 @@ from _thread import allocate_lock
 
 from devices.pci.msix import CAPABILITY_ID as MSIX_ID
 from devices.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_MASK_ALL, ENTRY_SIZE, Msix
-from vmm._native import vfio
-from vmm.log import get_logger
+from vmm._native.vfio import ioctls as vfio
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm._native.vfio import VfioDevice
+    from vmm._native.vfio.ioctls import VfioDevice
     from vmm.irq import IrqRouter, LevelLine
 
 log = get_logger(__name__)

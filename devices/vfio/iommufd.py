@@ -15,11 +15,11 @@ from vmm.memory import no_progress
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from devices.vfio.kernel import VfioKernel
-    from vmm._native.guestmem import GuestMemory
-    from vmm._native.iommufd import CdevDevice, Iommufd
-    from vmm._native.kvm import KvmVfio
+    from vmm._native.kvm.ioctls import KvmVfio
+    from vmm._native.memory.guestmem import GuestMemory
+    from vmm._native.vfio.iommufd import CdevDevice, Iommufd
+    from vmm.host.pci import HostDevice
     from vmm.memory import Progress
-    from vmm.pci_host import HostDevice
 
 
 class IommufdDomain(DmaDomain):

@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from vmm._native.iommufd import CdevDevice, Iommufd
-from vmm._native.vfio import VfioContainer, VfioGroup
-from vmm.memory import no_progress
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from devices.vfio.dma import DmaDomain
-    from vmm._native.kvm import KvmVfio
-    from vmm.memory import Progress
-    from vmm.pci_host import HostDevice
+from vmm._native.vfio.ioctls import VfioContainer, VfioGroup
+from vmm._native.vfio.iommufd import CdevDevice, Iommufd
 
 
 class VfioKernel:
@@ -34,19 +24,3 @@ class VfioKernel:
     def cdev(self, path: str) -> CdevDevice:
         """/dev/vfio/devices/vfioN."""
         return CdevDevice.open(path)
-
-
-def open_domain(
-    kvm: KvmVfio,
-    kernel: VfioKernel,
-    hosts: Sequence[HostDevice],
-    progress: Progress = no_progress,
-) -> DmaDomain:
-    """An empty domain by the interface that these devices are used by."""
-    if any(host.cdev for host in hosts):
-        from devices.vfio.iommufd import IommufdDomain
-
-        return IommufdDomain(kvm, kernel, progress)
-    from devices.vfio.container import ContainerDomain
-
-    return ContainerDomain(kvm, kernel, progress)

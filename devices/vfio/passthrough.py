@@ -26,18 +26,18 @@ from devices.vfio import gpudirect
 from devices.vfio.host_signals import HostSignals
 from devices.vfio.interrupts import Interrupts, Overlay
 from devices.vfio.regions import DWORD, Region, find_bars, no_answer
-from vmm._native import vfio
-from vmm._native.vfio import VfioBar
+from vmm._native.vfio import ioctls as vfio
+from vmm._native.vfio.ioctls import VfioBar
 from vmm.errors import HostError
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from devices.pci.bar import Bar
     from devices.vfio.peers import PeerToPeer
-    from vmm._native.vfio import VfioDevice
+    from vmm._native.vfio.ioctls import VfioDevice
+    from vmm.host.pci import HostDevice
     from vmm.irq import IrqRouter
-    from vmm.pci_host import HostDevice
     from vmm.vm import DeviceSlots
 
 log = get_logger(__name__)

@@ -6,7 +6,7 @@ it devices exchange data through RAM.
 
 from __future__ import annotations
 
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

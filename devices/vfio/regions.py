@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from devices.pci.bar import Bar, IoBar, RomBar
 from devices.pci.config_space import BAR0, BAR_COUNT
-from vmm._native import vfio
+from vmm._native.vfio import ioctls as vfio
 from vmm.errors import HostError
-from vmm.log import get_logger
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from devices.vfio.interrupts import Interrupts
     from devices.vfio.peers import PeerToPeer
-    from vmm._native.vfio import DeviceMapping, VfioBar, VfioDevice
+    from vmm._native.vfio.ioctls import DeviceMapping, VfioBar, VfioDevice
     from vmm.vm import DeviceSlots
 
 log = get_logger(__name__)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import struct
 
 from devices.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice
-from vmm._native.blkpump import BlkWorker
+from vmm._native.disk.blkpump import BlkWorker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from devices.virtio.device import QueueConfig
-    from vmm._native.guestmem import GuestMemory
-    from vmm.disk import Disk
+    from vmm._native.memory.guestmem import GuestMemory
+    from vmm.host.disk import Disk
 
 F_SEG_MAX = 1 << 2
 F_RO = 1 << 5
@@ -33,7 +33,7 @@ MAX_SECTORS = 0xFFFFFFFF
 def worker_class() -> type[BlkWorker]:
     """io_uring where it is built in and this kernel lets us use it, else preadv."""
     try:
-        from vmm._native import uring
+        from vmm._native.disk import uring
     except ImportError:
         return BlkWorker
     return uring.UringBlkWorker if uring.supported() else BlkWorker

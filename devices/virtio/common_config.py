@@ -8,7 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vmm._native.virtioregs import VirtioRegisters
+    from vmm._native.virtio.registers import VirtioRegisters
 
 SIZE = 56
 NO_VECTOR = 0xFFFF

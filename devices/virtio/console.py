@@ -5,15 +5,15 @@ from __future__ import annotations
 import struct
 
 from devices.virtio.device import VirtioDevice
-from vmm._native.conpump import ConsoleWorker
+from vmm._native.console.conpump import ConsoleWorker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from devices.virtio.device import QueueConfig
-    from vmm._native.byteport import BytePort
-    from vmm._native.guestmem import GuestMemory
+    from vmm._native.console.byteport import BytePort
+    from vmm._native.memory.guestmem import GuestMemory
 
 F_SIZE = 1
 RECEIVE = 0

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from vmm.record import Record
+from vmm.light.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vmm._native.guestmem import GuestMemory
-    from vmm._native.virtqueue import VirtQueue
+    from vmm._native.memory.guestmem import GuestMemory
+    from vmm._native.virtio.virtqueue import VirtQueue
 
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
@@ -53,7 +53,7 @@ class QueueConfig(Record):
 
     def open(self, memory: GuestMemory, features: int) -> VirtQueue:
         """The native queue; ValueError when an area is misaligned or outside guest RAM."""
-        from vmm._native.virtqueue import VirtQueue
+        from vmm._native.virtio.virtqueue import VirtQueue
 
         return VirtQueue(
             memory,

@@ -22,8 +22,8 @@ from devices.virtio.common_config import (
     CommonConfig,
 )
 from devices.virtio.common_config import SIZE as COMMON_SIZE
-from vmm._native.virtioregs import VirtioRegisters
-from vmm.log import get_logger
+from vmm._native.virtio.registers import VirtioRegisters
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

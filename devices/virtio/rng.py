@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from devices.virtio.device import VirtioDevice
-from vmm._native.rngpump import RngWorker
+from vmm._native.virtio.rngpump import RngWorker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from devices.virtio.device import QueueConfig
-    from vmm._native.guestmem import GuestMemory
+    from vmm._native.memory.guestmem import GuestMemory
 
 QUEUE_SIZE = 256
 

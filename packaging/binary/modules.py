@@ -12,7 +12,7 @@ ROOTS = (
     "codecs",
     "io",
     "abc",
-    "vmm.cli",
+    "vmm.command.cli",
 )
 
 # C modules of libpython3.11.a that are linked in. Others of the archive stay out; a module that is

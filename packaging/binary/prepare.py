@@ -21,10 +21,13 @@ import gc  # noqa: E402
 import os  # noqa: E402
 import posix  # noqa: E402
 
+from vmm.command.cli import main  # noqa: E402
+
 # What `start` imports, each with all that it imports itself. The other verbs' modules come when
 # they are needed: every page of a snapshot costs each start a microsecond.
-from vmm import instance, lifecycle, log_sinks, notify, preflight  # noqa: E402, F401
-from vmm.cli import main  # noqa: E402
+from vmm.host import preflight  # noqa: E402, F401
+from vmm.log import sinks  # noqa: E402, F401
+from vmm.run import instance, lifecycle, notify  # noqa: E402, F401
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 

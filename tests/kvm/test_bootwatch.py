@@ -10,10 +10,10 @@ import pytest
 from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
-from vmm import bootwatch
-from vmm.eventloop import EventLoop
-from vmm.log import hub
-from vmm.symbols import symbol_at
+from vmm.guest.symbols import symbol_at
+from vmm.log.hub import hub
+from vmm.run import bootwatch
+from vmm.run.eventloop import EventLoop
 
 SPIN = "ebfe"
 STEP, STILL, WATCH = 0.05, 0.4, 1.2

@@ -387,7 +387,7 @@ def test_a_panic_is_told(tmp_path):
     assert code == 35, text
     assert "its crash kernel takes over" in text
     assert "up\n" in text
-    assert "error lifecycle: the guest cannot go on: the guest's kernel panicked" in text
+    assert "error run.lifecycle: the guest cannot go on: the guest's kernel panicked" in text
     facts = json.loads(command.run("status", "--json")[1])
     assert facts["state"] == "failed"
     assert facts["last_exit"]["code"] == 35

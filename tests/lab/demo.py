@@ -20,7 +20,7 @@ from tests.lab.lab import ROOT, LabError
 from tests.lab.packages import PackageError, run
 from tests.lab.progress import say, step
 from tests.lab.steady import SteadyLab
-from vmm.probe import can_run_kernels
+from vmm.check.probe import can_run_kernels
 
 LAB_MEMORY = "3G"
 COMMAND = Path(sys.executable).with_name("vllmd-hypervisor")

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab.lab import QEMU
-from vmm.disk import Disk
 from vmm.errors import BusyError
-from vmm.image_lock import lock_holders
+from vmm.host.disk import Disk
+from vmm.host.image_lock import lock_holders
 
 SIZE = 1 << 20
 SECONDS = 20

@@ -15,7 +15,7 @@ NATIVE = sorted(ROOT.glob("vmm/_native/**/*.p[yx][xd]"))
 TESTS = sorted([*ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
 FILE_MAX = 1000
 FUNCTION_MAX = 80
-GPA_FILES = {"vmm/layout.py", "vmm/probe.py"}
+GPA_FILES = {"vmm/layout.py", "vmm/check/probe.py"}
 FORBIDDEN_AT_START = {
     "dataclasses", "typing", "enum", "re", "logging", "argparse", "json", "pathlib", "socket",
     "collections", "selectors", "signal", "subprocess", "inspect", "numpy", "elftools", "asyncio",
@@ -42,7 +42,7 @@ def test_function_size(path):
 def test_the_environment_is_read_in_one_place():
     for path in PRODUCT:
         text = path.read_text()
-        if name(path) != "vmm/config.py":
+        if name(path) != "vmm/settings/config.py":
             assert "environ" not in [
                 node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)
             ], name(path)
@@ -69,7 +69,8 @@ def test_guest_physical_addresses_live_in_the_layout(path):
 def test_the_start_path_imports_little():
     """Everything that `start` needs before the guest's first instruction, in a fresh process."""
     code = (
-        "import sys; before = set(sys.modules); import vmm.machine, vmm.lifecycle, vmm.cli; "
+        "import sys; before = set(sys.modules); "
+        "import vmm.machine, vmm.run.lifecycle, vmm.command.cli; "
         "print(' '.join(sorted(set(sys.modules) - before)))"
     )
     out = subprocess.run(

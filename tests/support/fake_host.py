@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vmm.host import Host
+from vmm.host.files import Host
 
 
 class FakeHost(Host):

@@ -1,5 +1,5 @@
 """Whether the KVM of this machine can run unmodified kernels: decides host or lab."""
 
-from vmm.probe import can_run_kernels
+from vmm.check.probe import can_run_kernels
 
 __all__ = ["can_run_kernels"]

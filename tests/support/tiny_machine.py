@@ -9,10 +9,10 @@ from pathlib import Path
 from devices.vfio.kernel import VfioKernel
 from tests.support.elf_builder import LOAD_GPA, build_elf
 from tests.support.guest_asm import RESULT_GPA, Program
-from vmm.config import PREFIX, Config
-from vmm.console import HostConsole
-from vmm.disk import open_disks
+from vmm.host.console import HostConsole
+from vmm.host.disk import open_disks
 from vmm.machine import Machine, Outcome, build_machine
+from vmm.settings.config import PREFIX, Config
 
 SECONDS = 10
 

@@ -13,10 +13,10 @@ from typing import Any
 
 from devices.vfio.kernel import VfioKernel
 from tests.support.process import open_descriptors
-from vmm._native import vfio
-from vmm._native.fd import IoctlError
-from vmm._native.iommufd import CdevDevice, Iommufd
-from vmm._native.vfio import VfioContainer, VfioDevice, VfioGroup
+from vmm._native.host.fd import IoctlError
+from vmm._native.vfio import ioctls as vfio
+from vmm._native.vfio.ioctls import VfioContainer, VfioDevice, VfioGroup
+from vmm._native.vfio.iommufd import CdevDevice, Iommufd
 
 ONES = {size: (1 << 8 * size) - 1 for size in (1, 2, 4, 8)}
 BAR0 = 0x10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from vmm._native.guestmem import GuestMemory
+from vmm._native.memory.guestmem import GuestMemory
 
 NEXT = 1
 WRITE = 2

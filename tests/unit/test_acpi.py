@@ -10,8 +10,9 @@ import subprocess
 import pytest
 
 from vmm import layout
-from vmm.acpi.tables import AcpiSpec, build_acpi, checksum
-from vmm.smbios import build_smbios
+from vmm.acpi.spec import AcpiSpec
+from vmm.acpi.tables import build_acpi, checksum
+from vmm.boot.smbios import build_smbios
 
 WINDOW = (0x40_0000_0000, 0x40_0000_0000)
 GED_GPA = 0xFF_FFFF_F000

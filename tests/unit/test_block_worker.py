@@ -11,9 +11,9 @@ import pytest
 
 from devices.virtio.block import worker_class
 from tests.support.virtq_driver import DriverQueue
-from vmm._native.blkpump import BlkWorker
-from vmm._native.guestmem import GuestMemory
-from vmm._native.virtqueue import VirtQueue
+from vmm._native.disk.blkpump import BlkWorker
+from vmm._native.memory.guestmem import GuestMemory
+from vmm._native.virtio.virtqueue import VirtQueue
 
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 OK, IOERR, UNSUPP = 0, 1, 2

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.elf_builder import LOAD_GPA, build_elf, xen_note
-from vmm._native.guestmem import GuestMemory
+from vmm._native.memory.guestmem import GuestMemory
 from vmm.boot import kernel
 from vmm.boot.image import PVH
 from vmm.errors import GuestError

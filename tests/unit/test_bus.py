@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from vmm._native import bus as native_bus
-from vmm._native.bus import Bus
-from vmm._native.virtioregs import VirtioRegisters
+from vmm._native.kvm import bus as native_bus
+from vmm._native.kvm.bus import Bus
+from vmm._native.virtio.registers import VirtioRegisters
 
 
 class Register:

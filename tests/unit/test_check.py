@@ -7,12 +7,12 @@ import os
 import pytest
 
 from tests.support.fake_host import FakeHost
-from vmm import check_files
-from vmm.check import Report, examine
-from vmm.config import PREFIX, SETTINGS, survey
-from vmm.config_parse import Endpoint
+from vmm.check import files
+from vmm.check.report import Report, examine
 from vmm.errors import BusyError, ConfigError, HostError
-from vmm.finding import Finding, problem, refuse, warning
+from vmm.host.finding import Finding, problem, refuse, warning
+from vmm.settings.config import PREFIX, SETTINGS, survey
+from vmm.settings.parse import Endpoint
 
 FINE = Finding("a", "all is well")
 
@@ -127,7 +127,7 @@ def test_incomplete_settings_leave_the_rest_checked(tmp_path, tmp_path_factory):
 
 def test_files_that_could_not_be_made(tmp_path):
     def told(kind, path):
-        (finding,) = check_files.consoles([("console", Endpoint(kind, str(path)))])
+        (finding,) = files.consoles([("console", Endpoint(kind, str(path)))])
         return finding.found
 
     assert "No such file or directory" in told("file", tmp_path / "none/log")

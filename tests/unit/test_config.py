@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm.config import PREFIX, SETTINGS, Config, identity, settings_in_use
-from vmm.config_parse import BadValue, parse_size, split_list
 from vmm.errors import ConfigError
+from vmm.settings.config import PREFIX, SETTINGS, Config, identity, settings_in_use
+from vmm.settings.parse import BadValue, parse_size, split_list
 
 GIB = 1 << 30
 REQUIRED = {

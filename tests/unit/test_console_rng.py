@@ -9,11 +9,11 @@ import time
 import pytest
 
 from tests.support.virtq_driver import DriverQueue
-from vmm._native.byteport import BytePort
-from vmm._native.conpump import ConsoleWorker
-from vmm._native.guestmem import GuestMemory
-from vmm._native.rngpump import RngWorker
-from vmm._native.virtqueue import VirtQueue
+from vmm._native.console.byteport import BytePort
+from vmm._native.console.conpump import ConsoleWorker
+from vmm._native.memory.guestmem import GuestMemory
+from vmm._native.virtio.rngpump import RngWorker
+from vmm._native.virtio.virtqueue import VirtQueue
 
 SIZE = 8
 DATA = 0x20000

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm._native.guestmem import GuestMemory
+from vmm._native.memory.guestmem import GuestMemory
 
 MIB = 1 << 20
 LOW = (0, 2 * MIB)

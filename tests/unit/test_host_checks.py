@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from tests.support.fake_host import FakeHost
-from vmm import check_host, host_nodes, host_vfio, preflight
-from vmm.config_memory import MemoryConfig
-from vmm.finding import OK, PROBLEM, WARNING
-from vmm.host_memlock import memlock
+from vmm.check import kvm
+from vmm.host import nodes, preflight, vfio
+from vmm.host.finding import OK, PROBLEM, WARNING
+from vmm.host.memlock import memlock
+from vmm.settings.memory import MemoryConfig
 
 MIB = 1 << 20
 LIMITS = "Max locked memory         {}              {}              bytes     \n"
@@ -32,7 +33,7 @@ def host(tmp_path):
     ],
 )
 def test_kvm_of_others(host, mode, gid, cure):
-    finding = host_nodes.kvm_node(host.deny("/dev/kvm", mode, gid))
+    finding = nodes.kvm_node(host.deny("/dev/kvm", mode, gid))
     assert (finding.level, finding.code) == (PROBLEM, 38)
     assert list(finding.cure) == cure
     assert finding.as_root
@@ -43,30 +44,30 @@ def test_kvm_of_others(host, mode, gid, cure):
 
 def test_kvm_and_a_group_joined_since_the_login(host):
     host.add("/etc/group", "kvm:x:104:bob,alice\n")
-    finding = host_nodes.kvm_node(host.deny("/dev/kvm", 0o660, 104))
+    finding = nodes.kvm_node(host.deny("/dev/kvm", 0o660, 104))
     assert (finding.cure, finding.advice) == ((), "log in again")
 
 
 def test_kvm_and_a_host_without_its_group(host):
     host.add("/etc/group", "root:x:0:\n")
-    finding = host_nodes.kvm_node(host.deny("/dev/kvm", 0o600, 0))
+    finding = nodes.kvm_node(host.deny("/dev/kvm", 0o600, 0))
     assert finding.cure[0] == "groupadd --system kvm"
 
 
 def test_kvm_and_a_user_without_a_name(host):
     host.acting = 4711
-    assert host_nodes.kvm_node(host.deny("/dev/kvm", 0o600, 0)).cure == ("chown 4711 /dev/kvm",)
+    assert nodes.kvm_node(host.deny("/dev/kvm", 0o600, 0)).cure == ("chown 4711 /dev/kvm",)
 
 
 def test_kvm_withheld_from_root(host):
     host.acting = 0
-    finding = host_nodes.kvm_node(host.deny("/dev/kvm", 0o600, 0))
+    finding = nodes.kvm_node(host.deny("/dev/kvm", 0o600, 0))
     assert finding.cure == ()
     assert "DeviceAllow" in finding.advice
     host.denied.clear()
-    assert host_nodes.kvm_node(host).level == OK
+    assert nodes.kvm_node(host).level == OK
     # The file's mode says yes, and opening it failed: a device control group.
-    assert "DeviceAllow" in host_nodes.kvm_refused(host).advice
+    assert "DeviceAllow" in nodes.kvm_refused(host).advice
 
 
 @pytest.mark.parametrize(
@@ -75,27 +76,27 @@ def test_kvm_withheld_from_root(host):
 )  # fmt: skip
 def test_no_kvm(host, flags, cure):
     host.add("/proc/cpuinfo", f"processor\t: 0\nflags\t\t: {flags}\nbugs\t: vmx svm\n")
-    finding = host_nodes.kvm_node(host)
+    finding = nodes.kvm_node(host)
     assert finding.cure == cure
     assert "this host has no KVM" in finding.found
     assert finding.remedy
 
 
 def test_vfio_nodes(host):
-    assert host_nodes.vfio_container(host).cure == ("modprobe vfio-pci",)
-    assert host_nodes.vfio_container(host.add("/dev/vfio/vfio")).level == OK
+    assert nodes.vfio_container(host).cure == ("modprobe vfio-pci",)
+    assert nodes.vfio_container(host.add("/dev/vfio/vfio")).level == OK
     host.denied.add("/dev/vfio/vfio")
-    assert host_nodes.vfio_container(host).cure == ("chmod 666 /dev/vfio/vfio",)
-    finding = host_nodes.vfio_group(host, 7)
+    assert nodes.vfio_container(host).cure == ("chmod 666 /dev/vfio/vfio",)
+    finding = nodes.vfio_group(host, 7)
     assert "does not exist yet" in finding.found
     assert finding.cure == ("chown alice /dev/vfio/7",)
-    finding = host_nodes.vfio_group(host.deny("/dev/vfio/7", 0o600, 0), 7)
+    finding = nodes.vfio_group(host.deny("/dev/vfio/7", 0o600, 0), 7)
     assert finding.found == "no permission to open /dev/vfio/7"
     assert 'OWNER="alice"' in finding.advice
     host.denied.clear()
-    assert host_nodes.vfio_group(host, 7).level == OK
+    assert nodes.vfio_group(host, 7).level == OK
     host.acting = 0
-    assert host_nodes.vfio_group(host, 8) is None
+    assert nodes.vfio_group(host, 8) is None
 
 
 def limited(host, soft, hard="unlimited", capabilities=0, uid_map=IDENTITY):
@@ -142,7 +143,7 @@ def test_the_capability_frees_from_the_limit(host):
 
 def test_modules(host):
     def levels(needed):
-        return [finding.level for finding in host_vfio.modules(host, needed)]
+        return [finding.level for finding in vfio.modules(host, needed)]
 
     assert levels(True) == [WARNING, PROBLEM]
     assert levels(False) == [WARNING, WARNING]
@@ -164,26 +165,26 @@ def test_modules(host):
 def test_interrupt_remapping(host, interrupts, unsafe, level):
     host.add("/proc/interrupts", f"            CPU0\n{interrupts}\n")
     if unsafe is not None:
-        host.add(host_vfio.UNSAFE, f"{unsafe}\n")
-    finding = host_vfio.interrupt_remapping(host)
+        host.add(vfio.UNSAFE, f"{unsafe}\n")
+    finding = vfio.interrupt_remapping(host)
     assert (finding and finding.level) == level
     if level == PROBLEM:
-        assert finding.cure == (f"echo Y >{host_vfio.UNSAFE}",)
+        assert finding.cure == (f"echo Y >{vfio.UNSAFE}",)
 
 
 def test_reserved_regions(host):
     path = "/sys/kernel/iommu_groups/7/reserved_regions"
     below, above = (0, 3 << 30), (4 << 30, 1 << 40)
-    assert host_vfio.reserved_regions(host, 7, [below]) is None
+    assert vfio.reserved_regions(host, 7, [below]) is None
     host.add(
         path,
         "0x00000000000a0000 0x00000000000bffff direct-relaxable\n"
         "0x00000000fee00000 0x00000000feefffff msi\n"
         "0x000000fd00000000 0x000000ffffffffff reserved\n",
     )
-    assert host_vfio.reserved_regions(host, 7, [below]).level == OK
-    assert host_vfio.reserved_regions(host, 7, [below, (4 << 30, 0xFC << 32)]).level == OK
-    finding = host_vfio.reserved_regions(host, 7, [below, above])
+    assert vfio.reserved_regions(host, 7, [below]).level == OK
+    assert vfio.reserved_regions(host, 7, [below, (4 << 30, 0xFC << 32)]).level == OK
+    finding = vfio.reserved_regions(host, 7, [below, above])
     assert finding.level == PROBLEM
     assert "[0xfd00000000, 0xffffffffff] (reserved)" in finding.found
     assert "msi" not in finding.found
@@ -193,23 +194,23 @@ def test_devices_and_numa_nodes(host):
     bdf = "0000:01:00.0"
     host.add(f"/sys/bus/pci/devices/{bdf}/numa_node", "1\n")
     host.add("/sys/devices/system/node/node0/meminfo")
-    assert check_host.device_nodes(host, [bdf], None) == []  # one node only
+    assert kvm.device_nodes(host, [bdf], None) == []  # one node only
     host.add("/sys/devices/system/node/node1/meminfo")
-    (finding,) = check_host.device_nodes(host, [bdf], None)
+    (finding,) = kvm.device_nodes(host, [bdf], None)
     assert (finding.level, finding.found) == (
         WARNING, f"{bdf} is on node 1, guest RAM on any node",
     )  # fmt: skip
     assert "host_numa_node=1" in finding.advice
-    assert check_host.device_nodes(host, [bdf], 1)[0].level == OK
-    assert check_host.device_nodes(host, [bdf], 0)[0].level == WARNING
+    assert kvm.device_nodes(host, [bdf], 1)[0].level == OK
+    assert kvm.device_nodes(host, [bdf], 0)[0].level == WARNING
     host.add(f"/sys/bus/pci/devices/{bdf}/numa_node", "-1\n")
-    assert check_host.device_nodes(host, [bdf], None) == []
+    assert kvm.device_nodes(host, [bdf], None) == []
 
 
 def test_iommu(host):
-    assert host_vfio.iommu(host).level == WARNING
+    assert vfio.iommu(host).level == WARNING
     host.add("/sys/kernel/iommu_groups/3/type").add("/sys/class/iommu/dmar0/x")
-    assert host_vfio.iommu(host).found == "1 IOMMU groups (dmar0)"
+    assert vfio.iommu(host).found == "1 IOMMU groups (dmar0)"
 
 
 HUGE = "/sys/kernel/mm/hugepages/hugepages-2048kB"
@@ -255,7 +256,7 @@ def test_memory_of_host_and_node(host):
     assert preflight.memory(MemoryConfig(size=201 * MIB, host_numa_node=1), host).level == OK
     assert "on node 1" in preflight.memory(MemoryConfig(202 * MIB, host_numa_node=1), host).found
     assert "no such node" in preflight.memory(MemoryConfig(4 * MIB, host_numa_node=2), host).found
-    (node,) = check_host.memory_nodes(host)
+    (node,) = kvm.memory_nodes(host)
     assert node.found == "node 1: 201M available; 3 of 7 huge pages of 2048kB free"
 
 
@@ -271,7 +272,7 @@ def test_groups_in_use(host, tmp_path):
         asked.append(pids)
         return ["stop it"], False
 
-    free, busy, *none = check_host.groups_in_use(host, [7, 8, 9], stop)
+    free, busy, *none = kvm.groups_in_use(host, [7, 8, 9], stop)
     assert not none
     assert free.level == OK
     assert (busy.level, busy.code, busy.cure) == (PROBLEM, 39, ("stop it",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from vmm.console import HostConsole
+from vmm.host.console import HostConsole
 
 
 def test_flush_waits_for_the_guest_s_words(tmp_path):

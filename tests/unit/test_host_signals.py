@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from vmm.config import PREFIX, Config
-from vmm.lifecycle import EXIT_DEVICE, STOPPING, Lifecycle
 from vmm.machine import Outcome
-from vmm.notify import Notifier
+from vmm.run.lifecycle import EXIT_DEVICE, STOPPING, Lifecycle
+from vmm.run.notify import Notifier
+from vmm.settings.config import PREFIX, Config
 
 BDF = "0000:01:00.0"
 

@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from vmm._native.posix import ofd_lock
+from vmm._native.host.posix import ofd_lock
 from vmm.errors import BusyError
-from vmm.image_lock import lock_holders, lock_image, would_lock
+from vmm.host.image_lock import lock_holders, lock_image, would_lock
 
 SIZE = 1 << 20
 READ, WRITE = False, True

@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from vmm.control import ControlServer, ask
 from vmm.errors import BusyError, ConfigError, HostError
-from vmm.eventloop import EventLoop
-from vmm.instance import Instance, name_from_image, runtime_directory
-from vmm.log_sinks import FdSink, FileSink, JournalSink, SyslogSink, open_sinks, stream_is_journal
+from vmm.log.sinks import FdSink, FileSink, JournalSink, SyslogSink, open_sinks, stream_is_journal
+from vmm.run.control import ControlServer, ask
+from vmm.run.eventloop import EventLoop
+from vmm.run.instance import Instance, name_from_image, runtime_directory
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_one_owner_at_a_time(environment):
 
 def test_a_killed_owner_leaves_no_lock(environment):
     code = (
-        "import sys, os; from vmm.instance import Instance; "
+        "import sys, os; from vmm.run.instance import Instance; "
         "i = Instance('vm', {'XDG_RUNTIME_DIR': sys.argv[1]}); i.acquire(); "
         "print('held', flush=True); sys.stdin.read()"
     )
@@ -193,10 +193,10 @@ def test_silence_and_floods_do_not_block_others(server):
 
 
 def test_lines_of_a_stream(capfd):
-    FdSink(1).write(6, "vmm.lifecycle", "hello\nworld \x1b[31m")
+    FdSink(1).write(6, "vmm.run.lifecycle", "hello\nworld \x1b[31m")
     lines = capfd.readouterr().out.splitlines()
-    assert lines[0].endswith(" info lifecycle: hello")
-    assert lines[1].endswith(" info lifecycle: world \\x1b[31m")
+    assert lines[0].endswith(" info run.lifecycle: hello")
+    assert lines[1].endswith(" info run.lifecycle: world \\x1b[31m")
     FdSink(1, priority_prefix=True).write(3, "vmm.x", "bad")
     assert capfd.readouterr().out == "<3>bad\n"
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import pytest
 
 from devices.vfio.dma import CHUNK_BYTES, DmaDomain
-from vmm.config_memory import parse_memory
-from vmm.console import JOURNAL_HEADER, HostConsole
 from vmm.errors import setting_of
-from vmm.log_sinks import FdSink, JournalSink, open_sink
+from vmm.host.console import JOURNAL_HEADER, HostConsole
+from vmm.log.sinks import FdSink, JournalSink, open_sink
 from vmm.memory import allocate
-from vmm.notify import STATUS_MAX, Notifier
+from vmm.run.notify import STATUS_MAX, Notifier
+from vmm.settings.memory import parse_memory
 
 GIB = 1 << 30
 
@@ -166,7 +166,7 @@ def test_a_journal_that_is_slow_is_waited_for(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(path)
         sink = JournalSink(path)
-        sink.write(3, "vmm.cli", "the last words")
+        sink.write(3, "vmm.command.cli", "the last words")
 
         def slow() -> None:
             time.sleep(0.05)
@@ -190,7 +190,7 @@ def test_a_journal_that_hangs_is_not_waited_for_long(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(path)
         sink = JournalSink(path)
-        sink.write(3, "vmm.cli", "the last words")
+        sink.write(3, "vmm.command.cli", "the last words")
         started = time.monotonic()
         sink.close()
         assert time.monotonic() - started < 2
@@ -200,7 +200,7 @@ def test_a_stream_that_is_the_journal_gets_whole_messages(tmp_path, monkeypatch)
     stat = os.fstat(1)
     stream = f"{stat.st_dev}:{stat.st_ino}"
     path = str(tmp_path / "journal")
-    monkeypatch.setattr("vmm.log_sinks.JOURNAL_SOCKET", path)
+    monkeypatch.setattr("vmm.log.sinks.JOURNAL_SOCKET", path)
     assert type(open_sink("/dev/stdout", stream)) is FdSink  # journald is not there
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(path)
@@ -213,7 +213,7 @@ def test_a_stream_that_is_the_journal_gets_whole_messages(tmp_path, monkeypatch)
 def test_a_guest_has_a_stream_of_its_own_in_the_journal(tmp_path, monkeypatch):
     """Where stdout is the journal: no priorities by what the guest writes, another identifier."""
     path = str(tmp_path / "stdout")
-    monkeypatch.setattr("vmm.console.JOURNAL_PREFIX", str(tmp_path))
+    monkeypatch.setattr("vmm.host.console.JOURNAL_PREFIX", str(tmp_path))
     with socket.socket(socket.AF_UNIX) as journald, socket.socket(socket.AF_UNIX) as service:
         journald.bind(path)
         journald.listen(2)

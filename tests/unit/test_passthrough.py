@@ -10,10 +10,10 @@ from devices.vfio import gpudirect
 from devices.vfio.interrupts import Overlay
 from devices.vfio.passthrough import PassthroughFunction
 from devices.vfio.peers import PeerToPeer
-from vmm._native import vfio
+from vmm._native.vfio import ioctls as vfio
 from vmm.errors import HostError
+from vmm.host.pci import HostDevice
 from vmm.irq import IrqRouter
-from vmm.pci_host import HostDevice
 
 MSIX, MSI, PCIE = 0x50, 0x60, 0x70
 BAR_BYTES = 0x4000

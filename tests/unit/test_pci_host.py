@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vmm import pci_host, vfio_backend
-from vmm.config_parse import DeviceSpec, parse_device
 from vmm.errors import ConfigError, HostError
-from vmm.host import Host
+from vmm.host import pci, vfio_backend
+from vmm.host.files import Host
+from vmm.settings.parse import DeviceSpec, parse_device
 
 GPU, AUDIO, BRIDGE, NIC, LOST = (
     "0000:01:00.0", "0000:01:00.1", "0000:00:01.0", "0000:02:00.0", "0000:03:00.0",
@@ -38,20 +38,20 @@ def sysfs(tmp_path, monkeypatch):
     add(LOST, 0x020000, None, None)
     (cdevs / "vfio3").mkdir(parents=True)
     (cdevs / "vfio3/device").symlink_to(devices / GPU)
-    monkeypatch.setattr(pci_host, "SYS_DEVICES", str(devices))
-    monkeypatch.setattr(pci_host, "SYS_GROUPS", str(groups))
-    monkeypatch.setattr(pci_host, "SYS_CDEVS", str(cdevs))
+    monkeypatch.setattr(pci, "SYS_DEVICES", str(devices))
+    monkeypatch.setattr(pci, "SYS_GROUPS", str(groups))
+    monkeypatch.setattr(pci, "SYS_CDEVS", str(cdevs))
     return devices
 
 
 def find(*texts: str) -> list[str]:
-    return [device.bdf for device in pci_host.find_devices([parse_device(t) for t in texts])]
+    return [device.bdf for device in pci.find_devices([parse_device(t) for t in texts])]
 
 
 def test_every_name_of_a_device(sysfs):
     assert find(GPU) == [GPU]
     assert find(AUDIO, GPU) == [AUDIO, GPU]
-    (device,) = pci_host.find_devices([parse_device(GPU)])
+    (device,) = pci.find_devices([parse_device(GPU)])
     assert (device.group, device.driver) == (10, "vfio-pci")
 
 
@@ -104,7 +104,7 @@ def test_a_bridge_stays_with_the_host(sysfs):
 
 
 def test_the_whole_group_is_shown(sysfs):
-    _, findings = pci_host.look_up_devices([parse_device(GPU)], Host())
+    _, findings = pci.look_up_devices([parse_device(GPU)], Host())
     (told,) = [finding.found for finding in findings if finding.name == "iommu-group"]
     assert told == (f"IOMMU group 10: {BRIDGE} (pcieport), {GPU} (vfio-pci), {AUDIO} (vfio-pci)")
 
@@ -121,7 +121,7 @@ def test_the_whole_group_is_shown(sysfs):
 def test_reset_methods(sysfs, files, level, words):
     for name, text in files.items():
         (sysfs / GPU / name).write_text(text)
-    finding = pci_host.reset_methods(GPU, Host())
+    finding = pci.reset_methods(GPU, Host())
     assert finding.level == level
     assert words in finding.found
 
@@ -137,23 +137,23 @@ def test_bar_bytes(sysfs):
         "0x00000000f7000000 0x00000000f707ffff 0x0000000000046200",  # the ROM
     ]
     (sysfs / GPU / "resource").write_text("\n".join(lines))
-    assert pci_host.bar_bytes(GPU) == (16 << 20) + (32 << 30)
-    assert pci_host.bar_bytes(NIC) == 0
+    assert pci.bar_bytes(GPU) == (16 << 20) + (32 << 30)
+    assert pci.bar_bytes(NIC) == 0
 
 
 def test_candidates(sysfs):
-    found = {finding.subject: finding.found for finding in pci_host.candidates(Host())}
+    found = {finding.subject: finding.found for finding in pci.candidates(Host())}
     assert list(found) == [GPU, AUDIO, NIC]  # no bridge, nothing without a group
     assert found[GPU].endswith(f"IOMMU group 10, driver vfio-pci; with {AUDIO}")
     assert found[NIC].endswith("IOMMU group 11, driver e1000e")
 
 
 def test_cures_are_commands_in_order(sysfs):
-    commands = pci_host.bind_commands(NIC, "e1000e", Host())
+    commands = pci.bind_commands(NIC, "e1000e", Host())
     assert [word in command for word, command in zip(
         ("unbind", "driver_override", "drivers_probe"), commands[-3:], strict=True
     )] == [True] * 3  # fmt: skip
-    assert "unbind" not in " ".join(pci_host.bind_commands(LOST, None, Host()))
+    assert "unbind" not in " ".join(pci.bind_commands(LOST, None, Host()))
 
 
 def test_everything_is_told_at_once(sysfs):
@@ -186,7 +186,7 @@ def cdevs(dev, *forms: str) -> list[str]:
         parse_device(form)
         for form in forms
     ]  # fmt: skip
-    return [device.cdev.rpartition("/")[2] for device in pci_host.find_devices(specs)]
+    return [device.cdev.rpartition("/")[2] for device in pci.find_devices(specs)]
 
 
 def test_which_interface_a_name_stands_for(vfio_files):

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vmm import usage
-from vmm.config import PREFIX, SETTINGS
+from vmm.command import usage
 from vmm.errors import UsageError
+from vmm.settings.config import PREFIX, SETTINGS
 
 MANUAL = Path(__file__).resolve().parents[2] / "packaging/manual.py"
 

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from devices.vfio import dma
-from devices.vfio.kernel import open_domain
-from vmm._native import vfio
+from devices.vfio.domain import open_domain
+from vmm._native.vfio import ioctls as vfio
 from vmm.errors import BusyError, HostError
-from vmm.pci_host import HostDevice
+from vmm.host.pci import HostDevice
 
 MIB = 1 << 20
 CDEV = "/dev/vfio/devices/vfio3"

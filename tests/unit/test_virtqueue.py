@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.virtq_driver import INDIRECT, NEXT, WRITE, DriverQueue
-from vmm._native.guestmem import GuestMemory
-from vmm._native.virtqueue import VirtQueue
+from vmm._native.memory.guestmem import GuestMemory
+from vmm._native.virtio.virtqueue import VirtQueue
 
 PAGE = 4096
 RAM = 64 * PAGE

@@ -12,7 +12,7 @@ from vmm.acpi import aml
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.acpi.tables import AcpiSpec
+    from vmm.acpi.spec import AcpiSpec
 
 PCI_DSM_UUID = "e5c937d0-3553-4d7a-9117-ea4d19c3434d"
 DSM_PRESERVE_BOOT_CONFIG = 5

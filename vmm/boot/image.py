@@ -6,11 +6,11 @@ import os
 
 from vmm.errors import GuestError
 from vmm.layout import HIGH_RAM_GPA
-from vmm.record import Record
+from vmm.light.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm._native.guestmem import GuestMemory
+    from vmm._native.memory.guestmem import GuestMemory
 
 PVH = "pvh"
 BZIMAGE = "bzimage"

@@ -13,7 +13,7 @@ from vmm.layout import CMDLINE_GPA, EBDA_POINTER_GPA, LOW_RAM_END, PAGE_SIZE, me
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm._native.guestmem import GuestMemory
+    from vmm._native.memory.guestmem import GuestMemory
 
 HEAD_BYTES = 4096
 ACCEPTED = "accepted: a bzImage (vmlinuz), or an ELF kernel or firmware with a PVH entry"

@@ -20,7 +20,7 @@ from vmm.layout import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm._native.guestmem import GuestMemory
+    from vmm._native.memory.guestmem import GuestMemory
 
 START_INFO_MAGIC = 0x336EC578
 START_INFO_VERSION = 1

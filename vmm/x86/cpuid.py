@@ -6,13 +6,13 @@ Documentation/virt/kvm/x86/cpuid.rst. The edits are those of Cloud Hypervisor's 
 
 from __future__ import annotations
 
-from vmm.record import Record
+from vmm.light.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm._native.kvm import CpuidEntry
+    from vmm._native.kvm.ioctls import CpuidEntry
 
 SIGNIFICANT_INDEX = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 HYPERVISOR_BASE = 0x40000000

@@ -18,11 +18,11 @@ from tests.lab.scenarios.passthrough import EDU, NVME, NVME_JOB, bind, facts, fi
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
 from tests.support.vfio_faults import DeviceFaults, Faults, FaultyKernel, Holdings
-from vmm.config import PREFIX, Config
-from vmm.console import HostConsole
-from vmm.disk import open_disks
 from vmm.errors import HostError
+from vmm.host.console import HostConsole
+from vmm.host.disk import open_disks
 from vmm.machine import build_machine
+from vmm.settings.config import PREFIX, Config
 
 EDU_IDENTITY = 0xED
 CHUNK = 4 << 20

@@ -1,0 +1,1 @@
+"""Bytes between guest consoles and the host's descriptors, and the UART."""

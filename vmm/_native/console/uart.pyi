@@ -1,0 +1,6 @@
+from vmm._native.console.byteport import BytePort
+from vmm._native.kvm.bus import BusTarget
+
+class Uart(BusTarget):
+    def __init__(self, port: BytePort, irq_fd: int) -> None: ...
+    def close(self) -> None: ...

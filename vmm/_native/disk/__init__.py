@@ -1,0 +1,1 @@
+"""The request loop of a block device, and its two engines."""

@@ -1,0 +1,62 @@
+"""virtio-blk requests: from a descriptor chain to disk I/O and back (virtio 1.2, 5.2.6)."""
+
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
+from vmm._native.virtio.worker cimport Worker
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef enum Action:
+    ACTION_DONE = 0              # answered already; `status` says how
+    ACTION_READ = 1
+    ACTION_WRITE = 2
+    ACTION_FLUSH = 3
+    ACTION_PUNCH = 4             # fallocate(PUNCH_HOLE)
+    ACTION_ZERO = 5              # fallocate(ZERO_RANGE)
+
+cdef struct Request:
+    uint16_t head
+    int action
+    uint8_t status
+    uint8_t *status_hva
+    uint64_t offset              # byte in the file
+    uint64_t length              # bytes still to do
+    uint32_t written             # what goes into the used ring
+    uint32_t data_bytes
+    iovec *iov                   # queue size entries
+    int first                    # first entry still to do
+    int count                    # entries in all
+    bint then_flush              # write-through: fdatasync before the answer
+
+cdef class BlkWorker(Worker):
+    cdef VirtQueue queue
+    cdef int fd
+    cdef int kick_fd
+    cdef public int call_fd
+    cdef readonly bint read_only
+    cdef bint block_device
+    cdef uint64_t sectors
+    cdef public int writeback    # 1: the guest flushes; 0: every write is flushed
+    cdef bytes serial
+    cdef uint8_t serial_data[20]
+    cdef Segment *segments
+    cdef Request *requests       # queue size
+    cdef iovec *vectors
+    cdef readonly uint64_t reads, writes, flushes, discards, errors
+    cdef readonly uint64_t read_bytes, written_bytes
+
+    cdef void parse(self, Request *request, int count) noexcept nogil
+    cdef void parse_ranges(self, Request *request, uint32_t kind, int count) noexcept nogil
+    cdef bint set_data(self, Request *request, int count, bint writable, uint64_t skip,
+                       uint64_t drop) noexcept nogil
+    cdef bint advance(self, Request *request, int64_t result) noexcept nogil
+    cdef void complete(self, Request *request) noexcept nogil
+    cdef void execute(self, Request *request) noexcept nogil
+    cdef void count(self, Request *request) noexcept nogil
+    cdef int change_range(self, Request *request) noexcept nogil
+    cdef void answer_id(self, Request *request, int count) noexcept nogil
+    cdef bint serve(self) noexcept nogil

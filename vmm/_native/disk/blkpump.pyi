@@ -1,0 +1,26 @@
+from vmm._native.virtio.virtqueue import VirtQueue
+from vmm._native.virtio.worker import Worker
+
+class BlkWorker(Worker):
+    engine: str
+    call_fd: int
+    writeback: int
+    read_only: bool
+    reads: int
+    writes: int
+    flushes: int
+    discards: int
+    errors: int
+    def __init__(
+        self,
+        queue: VirtQueue,
+        fd: int,
+        sectors: int,
+        read_only: bool,
+        block_device: bool,
+        serial: bytes,
+        kick_fd: int,
+        call_fd: int,
+        config_call_fd: int,
+    ) -> None: ...
+    def counters(self) -> dict[str, int]: ...

@@ -1,0 +1,345 @@
+"""The virtio-blk request loop with plain preadv and pwritev, one thread a queue.
+
+The io_uring engine (uring.pyx) is a subclass: it shares how requests are read and answered.
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from vmm._native.linux.virtio_blk cimport *
+from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
+from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <linux/falloc.h>
+    #include <linux/fs.h>
+    #include <poll.h>
+    #include <stdint.h>
+    #include <sys/ioctl.h>
+    #include <sys/uio.h>
+    #include <unistd.h>
+    static int vmm_block_range(int fd, unsigned long request, uint64_t start, uint64_t length) {
+        uint64_t range[2] = {start, length};
+        return ioctl(fd, request, range);
+    }
+    """
+    unsigned long BLKDISCARD, BLKZEROOUT
+    int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE
+    int fallocate(int fd, int mode, int64_t offset, int64_t length) nogil
+    int fdatasync(int fd) nogil
+    ssize_t preadv(int fd, iovec *iov, int count, int64_t offset) nogil
+    ssize_t pwritev(int fd, iovec *iov, int count, int64_t offset) nogil
+    int vmm_block_range(int fd, unsigned long request, uint64_t start, uint64_t length) nogil
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout) nogil
+    short POLLIN
+
+cdef enum:
+    SECTOR = 512
+    HEADER = 16
+    RANGE = 16                   # struct virtio_blk_discard_write_zeroes
+    IOV_MAX_ENTRIES = 1024       # what the kernel takes in one call (UIO_MAXIOV)
+    # A used length is 32 bits wide and counts the status byte too.
+    DATA_MAX = 0x7ffff000
+
+
+cdef class BlkWorker(Worker):
+    """Serves one queue of a disk. ``fd`` and the eventfds are borrowed; -1: no interrupt.
+
+    ``sectors`` is the capacity in units of 512 bytes. Every request is checked against it.
+    """
+
+    engine = "preadv"
+
+    def __cinit__(self, VirtQueue queue not None, int fd, uint64_t sectors, bint read_only,
+                  bint block_device, bytes serial not None, int kick_fd, int call_fd,
+                  int config_call_fd):
+        self.queue = queue
+        self.fd = fd
+        self.sectors = sectors
+        self.read_only = read_only
+        self.block_device = block_device
+        self.serial = serial[:20].ljust(20, b"\0")
+        memcpy(self.serial_data, <const uint8_t *>self.serial, 20)
+        self.kick_fd = kick_fd
+        self.call_fd = call_fd
+        self.config_call_fd = config_call_fd
+        self.writeback = 1
+        cdef size_t size = queue.size
+        self.segments = <Segment *>calloc(size, sizeof(Segment))
+        self.requests = <Request *>calloc(size, sizeof(Request))
+        self.vectors = <iovec *>calloc(size * size, sizeof(iovec))
+        if not (self.segments and self.requests and self.vectors):
+            raise MemoryError
+        for i in range(queue.size):
+            self.requests[i].iov = &self.vectors[<size_t>i * size]
+
+    def __dealloc__(self):
+        self.halt()
+        free(self.segments)
+        free(self.requests)
+        free(self.vectors)
+
+    def counters(self):
+        """Requests and bytes so far, by kind."""
+        return {"reads": self.reads, "writes": self.writes, "flushes": self.flushes,
+                "discards": self.discards, "errors": self.errors,
+                "read_bytes": self.read_bytes, "written_bytes": self.written_bytes}
+
+    cdef void parse(self, Request *request, int count) noexcept nogil:
+        # `count` segments are in self.segments. Sets what is to be done, or answers at once.
+        cdef uint8_t header[HEADER]
+        cdef uint64_t have = 0
+        cdef uint64_t take
+        cdef uint64_t sector
+        cdef uint32_t kind
+        cdef int i
+        request.action = ACTION_DONE
+        request.status = VIRTIO_BLK_S_IOERR
+        request.status_hva = NULL
+        request.written = 0
+        request.data_bytes = 0
+        request.then_flush = False
+        for i in range(count):
+            if not self.segments[i].writable and have < HEADER:
+                take = min(<uint64_t>self.segments[i].length, HEADER - have)
+                memcpy(header + have, self.segments[i].hva, take)
+                have += take
+        if count and self.segments[count - 1].writable:
+            # SAFETY: a segment has at least one byte, and all of it is guest RAM.
+            request.status_hva = <uint8_t *>(
+                self.segments[count - 1].hva + self.segments[count - 1].length - 1)
+            request.written = 1
+        if request.status_hva == NULL or have < HEADER:
+            return
+        memcpy(&kind, header, 4)
+        memcpy(&sector, header + 8, 8)
+        request.offset = sector * SECTOR
+        if kind == VIRTIO_BLK_T_IN or kind == VIRTIO_BLK_T_OUT:
+            if kind == VIRTIO_BLK_T_OUT and self.read_only:
+                return
+            if kind == VIRTIO_BLK_T_IN:
+                if not self.set_data(request, count, True, 0, 1):
+                    return
+            elif not self.set_data(request, count, False, HEADER, 0):
+                return
+            if request.length % SECTOR or sector > self.sectors:
+                return
+            if request.length // SECTOR > self.sectors - sector:
+                return
+            if request.length == 0:
+                request.status = VIRTIO_BLK_S_OK
+                return
+            request.action = ACTION_READ if kind == VIRTIO_BLK_T_IN else ACTION_WRITE
+            request.then_flush = kind == VIRTIO_BLK_T_OUT and not self.writeback
+        elif kind == VIRTIO_BLK_T_FLUSH:
+            if self.read_only:
+                request.status = VIRTIO_BLK_S_OK     # nothing can be dirty
+            else:
+                request.action = ACTION_FLUSH
+        elif kind == VIRTIO_BLK_T_GET_ID:
+            self.answer_id(request, count)
+        elif kind == VIRTIO_BLK_T_DISCARD or kind == VIRTIO_BLK_T_WRITE_ZEROES:
+            self.parse_ranges(request, kind, count)
+        else:
+            request.status = VIRTIO_BLK_S_UNSUPP
+
+    cdef void answer_id(self, Request *request, int count) noexcept nogil:
+        cdef int i
+        cdef uint32_t done = 0
+        cdef uint32_t take
+        if not self.set_data(request, count, True, 0, 1) or request.length < 20:
+            return
+        for i in range(request.count):
+            take = min(<uint32_t>request.iov[i].iov_len, 20 - done)
+            memcpy(request.iov[i].iov_base, self.serial_data + done, take)
+            done += take
+            if done == 20:
+                break
+        request.written = 21
+        request.status = VIRTIO_BLK_S_OK
+
+    cdef void parse_ranges(self, Request *request, uint32_t kind, int count) noexcept nogil:
+        cdef uint8_t data[RANGE]
+        cdef uint64_t have = 0
+        cdef uint64_t take
+        cdef uint64_t sector
+        cdef uint32_t sectors
+        cdef uint32_t flags
+        cdef int i
+        if self.read_only or not self.set_data(request, count, False, HEADER, 0):
+            return
+        if request.length != RANGE:      # max_discard_seg and max_write_zeroes_seg are 1
+            return
+        for i in range(request.count):
+            take = request.iov[i].iov_len
+            memcpy(data + have, request.iov[i].iov_base, take)
+            have += take
+        memcpy(&sector, data, 8)
+        memcpy(&sectors, data + 8, 4)
+        memcpy(&flags, data + 12, 4)
+        if flags & ~<uint32_t>VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP or (
+                flags and kind == VIRTIO_BLK_T_DISCARD):
+            request.status = VIRTIO_BLK_S_UNSUPP
+            return
+        if sector > self.sectors or sectors > self.sectors - sector:
+            return
+        if sectors == 0:
+            request.status = VIRTIO_BLK_S_OK
+            return
+        request.offset = sector * SECTOR
+        request.length = <uint64_t>sectors * SECTOR
+        if kind == VIRTIO_BLK_T_WRITE_ZEROES and not flags:
+            request.action = ACTION_ZERO
+        else:
+            request.action = ACTION_PUNCH
+        request.then_flush = not self.writeback
+
+    cdef bint set_data(self, Request *request, int count, bint writable, uint64_t skip,
+                       uint64_t drop) noexcept nogil:
+        # The segments of one direction without the first `skip` and the last `drop` bytes.
+        cdef uint64_t total = 0
+        cdef uint64_t length
+        cdef char *start
+        cdef int i
+        request.first = 0
+        request.count = 0
+        for i in range(count):
+            if self.segments[i].writable != writable:
+                continue
+            start = self.segments[i].hva
+            length = self.segments[i].length
+            if i == count - 1:
+                length -= drop           # the status byte; a segment has at least one
+            if skip:
+                if skip >= length:
+                    skip -= length
+                    continue
+                start += skip
+                length -= skip
+                skip = 0
+            if length == 0:
+                continue
+            # SAFETY: count <= queue size, which is the number of entries of iov.
+            request.iov[request.count].iov_base = start
+            request.iov[request.count].iov_len = length
+            request.count += 1
+            total += length
+        request.length = total
+        request.data_bytes = <uint32_t>total
+        return skip == 0 and total <= DATA_MAX
+
+    cdef bint advance(self, Request *request, int64_t result) noexcept nogil:
+        # One I/O call returned `result` (or -errno). True when there is more to do.
+        if result < 0:
+            if result == -EINTR or result == -EAGAIN:
+                return True
+            request.status = VIRTIO_BLK_S_IOERR
+            return False
+        if request.action == ACTION_READ or request.action == ACTION_WRITE:
+            if result == 0:
+                request.status = VIRTIO_BLK_S_IOERR      # the file is shorter than it was
+                return False
+            if <uint64_t>result < request.length:
+                request.length -= result
+                request.offset += result
+                while <uint64_t>result >= request.iov[request.first].iov_len:
+                    result -= request.iov[request.first].iov_len
+                    request.first += 1
+                request.iov[request.first].iov_base = (
+                    <char *>request.iov[request.first].iov_base + result)
+                request.iov[request.first].iov_len -= result
+                return True
+        if request.then_flush:
+            request.then_flush = False
+            request.action = ACTION_FLUSH
+            return True
+        request.status = VIRTIO_BLK_S_OK
+        return False
+
+    cdef void complete(self, Request *request) noexcept nogil:
+        if request.status != VIRTIO_BLK_S_OK:
+            self.errors += 1
+        if request.status_hva != NULL:
+            request.status_hva[0] = request.status
+        self.queue.add_used(request.head, request.written)
+
+    cdef void execute(self, Request *request) noexcept nogil:
+        # Does everything a request asks for, on this thread.
+        cdef int64_t rc
+        cdef int entries
+        cdef bint more = request.action != ACTION_DONE
+        self.count(request)
+        while more:
+            entries = min(request.count - request.first, IOV_MAX_ENTRIES)
+            if request.action == ACTION_READ:
+                rc = preadv(self.fd, &request.iov[request.first], entries, request.offset)
+            elif request.action == ACTION_WRITE:
+                rc = pwritev(self.fd, &request.iov[request.first], entries, request.offset)
+            elif request.action == ACTION_FLUSH:
+                rc = fdatasync(self.fd)
+            else:
+                rc = self.change_range(request)
+            more = self.advance(request, -errno if rc < 0 else rc)
+
+    cdef int change_range(self, Request *request) noexcept nogil:
+        cdef int mode = FALLOC_FL_KEEP_SIZE
+        if self.block_device:
+            return vmm_block_range(
+                self.fd, BLKDISCARD if request.action == ACTION_PUNCH else BLKZEROOUT,
+                request.offset, request.length)
+        mode |= FALLOC_FL_PUNCH_HOLE if request.action == ACTION_PUNCH else FALLOC_FL_ZERO_RANGE
+        return fallocate(self.fd, mode, request.offset, request.length)
+
+    cdef void count(self, Request *request) noexcept nogil:
+        if request.action == ACTION_READ:
+            self.reads += 1
+            self.read_bytes += request.length
+            request.written = request.data_bytes + 1
+        elif request.action == ACTION_WRITE:
+            self.writes += 1
+            self.written_bytes += request.length
+        elif request.action == ACTION_FLUSH:
+            self.flushes += 1
+        elif request.action != ACTION_DONE:
+            self.discards += 1
+
+    cdef bint serve(self) noexcept nogil:
+        # Serves all chains that are there; False when the ring is broken.
+        cdef int count
+        cdef Request *request = &self.requests[0]
+        while not self.stop_asked():
+            count = self.queue.pop(&request.head, self.segments)
+            if count < 0:
+                self.break_queue(count)
+                return False
+            if count == 0:
+                if self.queue.enable_notify():
+                    continue
+                return True
+            self.queue.disable_notify()
+            self.parse(request, count - 1)
+            self.execute(request)
+            self.complete(request)
+            if self.queue.needs_interrupt():
+                signal_fd(self.call_fd)
+        return True
+
+    cdef void loop(self) noexcept nogil:
+        cdef pollfd fds[2]
+        while not self.stop_asked() and self.serve():
+            fds[0] = pollfd(self.kick_fd, POLLIN, 0)
+            fds[1] = pollfd(self.stop_fd, POLLIN, 0)
+            poll(fds, 2, -1)
+            if fds[0].revents:
+                drain_fd(self.kick_fd)

@@ -1,0 +1,249 @@
+"""The io_uring engine of virtio-blk: one ring a queue, doorbells read through the same ring.
+
+A batch costs one system call: it submits what was popped and waits for completions or the next
+doorbell. Source: io_uring(7), liburing.
+"""
+
+from libc.errno cimport EAGAIN, EINTR
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from vmm._native.disk.blkpump cimport (
+    ACTION_DONE,
+    ACTION_FLUSH,
+    ACTION_PUNCH,
+    ACTION_READ,
+    ACTION_WRITE,
+    BlkWorker,
+    Request,
+    iovec,
+)
+from vmm._native.host.fd import IoctlError
+from vmm._native.virtio.worker cimport signal_fd
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <fcntl.h>
+    #include <linux/falloc.h>
+    #include <poll.h>
+    #include <liburing.h>
+    """
+    short POLLIN
+    int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE
+    struct io_uring:
+        pass
+    struct io_uring_sqe:
+        pass
+    struct io_uring_cqe:
+        uint64_t user_data
+        int res
+    struct io_uring_probe:
+        pass
+    int IORING_FSYNC_DATASYNC
+    int IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_READ
+    int io_uring_queue_init(unsigned int entries, io_uring *ring, unsigned int flags) nogil
+    void io_uring_queue_exit(io_uring *ring) nogil
+    io_uring_sqe *io_uring_get_sqe(io_uring *ring) nogil
+    int io_uring_submit(io_uring *ring) nogil
+    int io_uring_submit_and_wait(io_uring *ring, unsigned int count) nogil
+    int io_uring_peek_cqe(io_uring *ring, io_uring_cqe **cqe) nogil
+    void io_uring_cqe_seen(io_uring *ring, io_uring_cqe *cqe) nogil
+    void io_uring_sqe_set_data64(io_uring_sqe *sqe, uint64_t data) nogil
+    void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *buf, unsigned int n,
+                            uint64_t offset) nogil
+    void io_uring_prep_readv(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
+                             uint64_t offset) nogil
+    void io_uring_prep_writev(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
+                              uint64_t offset) nogil
+    void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned int flags) nogil
+    void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, int64_t offset,
+                                 int64_t length) nogil
+    void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t data, int flags) nogil
+    void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned int mask) nogil
+    io_uring_probe *io_uring_get_probe_ring(io_uring *ring) nogil
+    void io_uring_free_probe(io_uring_probe *probe) nogil
+    int io_uring_opcode_supported(const io_uring_probe *probe, int op) nogil
+
+cdef enum:
+    IOV_MAX_ENTRIES = 1024
+    # Completions of the two eventfds; requests have their index.
+    TAG_KICK = 0x100000000
+    TAG_STOP = 0x200000000
+    TAG_CANCEL = 0x400000000
+
+
+def supported():
+    """True when this kernel lets us have a ring with the operations that a disk needs."""
+    cdef io_uring ring
+    cdef io_uring_probe *probe
+    cdef bint good = True
+    if io_uring_queue_init(2, &ring, 0) < 0:
+        return False
+    probe = io_uring_get_probe_ring(&ring)
+    if probe == NULL:
+        good = False
+    else:
+        for op in (IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE,
+                   IORING_OP_READ):
+            good = good and io_uring_opcode_supported(probe, op) != 0
+        io_uring_free_probe(probe)
+    io_uring_queue_exit(&ring)
+    return good
+
+
+cdef class UringBlkWorker(BlkWorker):
+    """As BlkWorker, with many requests in flight. Needs blocking eventfds for the doorbell."""
+
+    engine = "io_uring"
+    cdef io_uring *ring
+    cdef bint ring_ready
+    cdef int *free_slots
+    cdef int free_count
+    cdef int in_flight
+    cdef uint64_t kick_value
+    cdef bint kick_armed
+
+    def __init__(self, *args):
+        cdef int size = self.queue.size
+        self.ring = <io_uring *>calloc(1, sizeof(io_uring))
+        self.free_slots = <int *>calloc(size, sizeof(int))
+        if not (self.ring and self.free_slots):
+            raise MemoryError
+        # Room for every request and for both eventfds.
+        cdef int rc = io_uring_queue_init(size + 2, self.ring, 0)
+        if rc < 0:
+            raise IoctlError(-rc, "io_uring_setup")
+        self.ring_ready = True
+        for i in range(size):
+            self.free_slots[i] = i
+        self.free_count = size
+
+    def __dealloc__(self):
+        self.halt()
+        if self.ring_ready:
+            io_uring_queue_exit(self.ring)
+        free(self.ring)
+        free(self.free_slots)
+
+    cdef void submit_request(self, int slot) noexcept nogil:
+        # SAFETY: the ring has an entry for every slot, and each slot has one request at a time.
+        cdef Request *request = &self.requests[slot]
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        cdef int entries = min(request.count - request.first, IOV_MAX_ENTRIES)
+        cdef int mode = FALLOC_FL_KEEP_SIZE
+        if request.action == ACTION_READ:
+            io_uring_prep_readv(sqe, self.fd, &request.iov[request.first], entries,
+                                request.offset)
+        elif request.action == ACTION_WRITE:
+            io_uring_prep_writev(sqe, self.fd, &request.iov[request.first], entries,
+                                 request.offset)
+        elif request.action == ACTION_FLUSH:
+            io_uring_prep_fsync(sqe, self.fd, IORING_FSYNC_DATASYNC)
+        else:
+            if request.action == ACTION_PUNCH:
+                mode |= FALLOC_FL_PUNCH_HOLE
+            else:
+                mode |= FALLOC_FL_ZERO_RANGE
+            io_uring_prep_fallocate(sqe, self.fd, mode, request.offset, request.length)
+        io_uring_sqe_set_data64(sqe, slot)
+        self.in_flight += 1
+
+    cdef io_uring_sqe *next_sqe(self) noexcept nogil:
+        cdef io_uring_sqe *sqe = io_uring_get_sqe(self.ring)
+        if sqe == NULL:                  # full: hand over what is there, then there is room
+            io_uring_submit(self.ring)
+            sqe = io_uring_get_sqe(self.ring)
+        return sqe
+
+    cdef void arm(self) noexcept nogil:
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        io_uring_prep_read(sqe, self.kick_fd, &self.kick_value, sizeof(self.kick_value), 0)
+        io_uring_sqe_set_data64(sqe, TAG_KICK)
+        self.kick_armed = True
+
+    cdef void answer(self, int slot) noexcept nogil:
+        self.complete(&self.requests[slot])
+        self.free_slots[self.free_count] = slot
+        self.free_count += 1
+
+    cdef void start_request(self, int slot, int count) noexcept nogil:
+        cdef Request *request = &self.requests[slot]
+        self.parse(request, count)
+        if self.block_device and request.action > ACTION_FLUSH:
+            self.execute(request)        # discard of a block device is an ioctl
+            self.answer(slot)
+            return
+        self.count(request)
+        if request.action == ACTION_DONE:
+            self.answer(slot)
+        else:
+            self.submit_request(slot)
+
+    cdef int pop_all(self) noexcept nogil:
+        # Takes chains while there are slots; < 0 when the ring is broken.
+        cdef int count
+        cdef int slot
+        while self.free_count:
+            slot = self.free_slots[self.free_count - 1]
+            count = self.queue.pop(&self.requests[slot].head, self.segments)
+            if count < 0:
+                return count
+            if count == 0:
+                # While requests are in flight their completions bring us here again, but the
+                # driver may wait for its doorbell to be heard before that.
+                if not self.queue.enable_notify():
+                    return 0
+                continue
+            self.free_count -= 1
+            self.start_request(slot, count - 1)
+        return 0
+
+    cdef void reap(self) noexcept nogil:
+        cdef io_uring_cqe *cqe
+        cdef uint64_t tag
+        cdef int64_t result
+        while io_uring_peek_cqe(self.ring, &cqe) == 0:
+            tag = cqe.user_data
+            result = cqe.res
+            io_uring_cqe_seen(self.ring, cqe)
+            if tag == TAG_KICK:
+                self.kick_armed = False
+            elif tag < TAG_KICK:
+                self.in_flight -= 1
+                if self.advance(&self.requests[tag], result):
+                    self.submit_request(<int>tag)
+                else:
+                    self.answer(<int>tag)
+
+    cdef void loop(self) noexcept nogil:
+        cdef int reason
+        cdef int rc
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        io_uring_prep_poll_add(sqe, self.stop_fd, POLLIN)
+        io_uring_sqe_set_data64(sqe, TAG_STOP)
+        while not self.stop_asked():
+            if not self.kick_armed:
+                self.arm()
+            reason = self.pop_all()
+            if self.queue.needs_interrupt():
+                signal_fd(self.call_fd)
+            if reason < 0:
+                self.break_queue(reason)
+                break
+            rc = io_uring_submit_and_wait(self.ring, 1)
+            if rc < 0 and rc != -EINTR and rc != -EAGAIN:
+                self.break_queue(rc)
+                break
+            self.reap()
+        # No guest buffer may be in use when this thread ends, and no read of the doorbell may
+        # stay behind: it would swallow a kick meant for the next worker.
+        if self.kick_armed:
+            sqe = self.next_sqe()
+            io_uring_prep_cancel64(sqe, TAG_KICK, 0)
+            io_uring_sqe_set_data64(sqe, TAG_CANCEL)
+        while self.in_flight or self.kick_armed:
+            io_uring_submit_and_wait(self.ring, 1)
+            self.reap()

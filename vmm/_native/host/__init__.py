@@ -1,0 +1,1 @@
+"""What the kernel gives any program: descriptors, threads, locks, signals."""

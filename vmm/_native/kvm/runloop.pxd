@@ -1,0 +1,45 @@
+"""The loop around KVM_RUN: one native thread a vCPU, exits dispatched without the GIL."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from vmm._native.kvm.bus cimport Bus
+from vmm._native.kvm.ioctls cimport VcpuFd
+from vmm._native.host.thread cimport Thread
+
+cdef enum:
+    EXIT_KINDS = 64              # exit reasons counted one by one; higher ones share the last
+    TRAIL = 32                   # exits remembered for a crash report (a power of two)
+
+cdef struct ExitRecord:
+    uint64_t address             # port or gpa; the suberror of an internal error
+    uint64_t data                # as read or written, up to 8 bytes
+    uint32_t reason
+    uint8_t size
+    uint8_t is_write
+
+cdef class VcpuLoop:
+    cdef readonly VcpuFd vcpu
+    cdef Bus pio
+    cdef Bus mmio
+    cdef Thread thread
+    cdef bytes thread_name
+    cdef int done_fd
+    cdef int tid                 # of the running thread, 0 when there is none
+    cdef int stop                # set by kick(): leave the loop at the next chance
+    cdef int pause_wanted        # set by pause(), cleared by resume()
+    cdef int parked              # the thread is held
+    cdef int resume_fd           # eventfd that ends the holding
+    cdef readonly int outcome
+    cdef readonly int failure    # errno of a failed KVM_RUN
+    cdef uint64_t counts[EXIT_KINDS]
+    cdef ExitRecord trail[TRAIL]
+    cdef uint64_t exits
+
+    cdef void run_thread(self) noexcept nogil
+    cdef void interrupt(self) noexcept nogil
+    cdef void finish(self) noexcept
+    cdef void park(self) noexcept nogil
+    cdef int loop(self) noexcept nogil
+    cdef int dispatch(self) noexcept nogil
+    cdef int port_exit(self, ExitRecord *record) noexcept nogil
+    cdef int mmio_exit(self, ExitRecord *record) noexcept nogil

@@ -1,0 +1,363 @@
+"""Runs a vCPU in a native thread until an outcome ends it.
+
+An exit whose device is native never touches the GIL. The thread keeps one Python thread state for
+its whole life, so that an exit to a Python device costs a GIL hand-over and no more.
+Source: Documentation/virt/kvm/api.rst, 5 (struct kvm_run), 4.10 (KVM_RUN).
+"""
+
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+from posix.unistd cimport close as c_close
+
+from vmm._native.kvm.bus cimport (
+    own_thread_begins,
+    own_thread_ends,
+    OUTCOME_CONTINUE,
+    OUTCOME_CRASH,
+    OUTCOME_ERROR,
+    OUTCOME_KICKED,
+    OUTCOME_RESET,
+    Bus,
+)
+from vmm._native.kvm.ioctls cimport VcpuFd
+from vmm._native.linux.kvm cimport *
+from vmm._native.host.thread cimport thread_join, thread_start
+
+from vmm._native.host.fd import IoctlError
+
+import os
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <poll.h>
+    #include <pthread.h>
+    #include <signal.h>
+    #include <stdint.h>
+    #include <sys/eventfd.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static void vmm_kick_handler(int signal) { (void)signal; }
+    /* A handler that does nothing: the signal's only work is to end KVM_RUN with EINTR. */
+    static int vmm_kick_install(void) {
+        struct sigaction action = {0};
+        action.sa_handler = vmm_kick_handler;
+        sigfillset(&action.sa_mask);
+        return sigaction(SIGRTMIN, &action, NULL);
+    }
+    static void vmm_kick_unblock(void) {
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, SIGRTMIN);
+        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    }
+    static int vmm_gettid(void) { return (int)syscall(SYS_gettid); }
+    static int vmm_tgkill(int tid) { return (int)syscall(SYS_tgkill, getpid(), tid, SIGRTMIN); }
+    static void vmm_notify(int fd) {
+        unsigned long long one = 1;
+        ssize_t rc = write(fd, &one, sizeof one);
+        (void)rc;
+    }
+    static void vmm_wait_for(int fd) {
+        struct pollfd entry = {fd, POLLIN, 0};
+        uint64_t value;
+        if (poll(&entry, 1, -1) > 0) {
+            ssize_t rc = read(fd, &value, sizeof value);
+            (void)rc;
+        }
+    }
+    #define vmm_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+    #define vmm_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
+    """
+    int vmm_kick_install() nogil
+    void vmm_kick_unblock() nogil
+    int vmm_gettid() nogil
+    int vmm_tgkill(int tid) nogil
+    void vmm_notify(int fd) nogil
+    void vmm_wait_for(int fd) nogil
+    int vmm_load(int *p) nogil
+    void vmm_store(int *p, int v) nogil
+    void vmm_store_byte "vmm_store"(uint8_t *p, uint8_t v) nogil
+    int usleep(unsigned int microseconds) nogil
+
+cdef enum:
+    PAUSE_STEP_US = 500          # how often pause() asks again
+
+EXIT_NAMES = {
+    KVM_EXIT_UNKNOWN: "unknown",
+    KVM_EXIT_EXCEPTION: "exception",
+    KVM_EXIT_IO: "io",
+    KVM_EXIT_HYPERCALL: "hypercall",
+    KVM_EXIT_DEBUG: "debug",
+    KVM_EXIT_HLT: "hlt",
+    KVM_EXIT_MMIO: "mmio",
+    KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
+    KVM_EXIT_SHUTDOWN: "shutdown",
+    KVM_EXIT_FAIL_ENTRY: "fail_entry",
+    KVM_EXIT_INTR: "intr",
+    KVM_EXIT_INTERNAL_ERROR: "internal_error",
+    KVM_EXIT_SYSTEM_EVENT: "system_event",
+}
+
+
+cdef void vcpu_main(void *arg) noexcept nogil:
+    own_thread_begins()
+    # SAFETY: start() keeps the VcpuLoop alive until join(), as its owner must; no reference is
+    # counted here, which would need the GIL.
+    (<VcpuLoop>arg).run_thread()
+    own_thread_ends()
+
+
+cdef class VcpuLoop:
+    """One vCPU's thread.
+
+    ``done_fd`` is an eventfd written once when the loop ends; ``outcome`` says why (a constant of
+    vmm._native.kvm.bus). start(), pause(), resume(), kick() and join() belong to the control
+    thread.
+    """
+
+    def __cinit__(self, VcpuFd vcpu, Bus pio, Bus mmio, int done_fd):
+        self.vcpu = vcpu
+        self.pio = pio
+        self.mmio = mmio
+        self.done_fd = done_fd
+        self.thread.started = False
+        self.outcome = OUTCOME_CONTINUE
+        self.resume_fd = -1
+        memset(self.counts, 0, sizeof(self.counts))
+        memset(self.trail, 0, sizeof(self.trail))
+
+    def __dealloc__(self):
+        # The thread uses this object without a reference; an owner that forgot join() must not
+        # free it under the thread.
+        vmm_store(&self.stop, 1)
+        self.finish()
+
+    def start(self, str name):
+        """Start the thread; it runs the guest at once."""
+        if self.thread.started:
+            raise RuntimeError(f"{name}: already started")
+        vmm_kick_install()
+        self.resume_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.thread_name = name.encode()
+        self.outcome = OUTCOME_CONTINUE
+        self.failure = 0
+        vmm_store(&self.stop, 0)
+        vmm_store(&self.pause_wanted, 0)
+        self.vcpu.run.immediate_exit = 0
+        cdef int rc = thread_start(&self.thread, self.thread_name, vcpu_main, <void *>self)
+        if rc:
+            self.finish()
+            raise IoctlError(rc, f"pthread_create for {name}")
+
+    def kick(self):
+        """Make the loop end with KICKED as soon as possible; safe at any time, any number."""
+        vmm_store(&self.stop, 1)
+        self.interrupt()
+        vmm_notify(self.resume_fd)
+
+    def pause(self, unsigned int timeout_ms=100):
+        """Hold the thread between two KVM_RUNs until resume(); False when it could not be held.
+
+        While it is held the vCPU's registers can be read, with every instruction complete.
+        """
+        cdef unsigned int waited = 0
+        cdef bint held = False
+        if self.resume_fd < 0:
+            return False
+        vmm_store(&self.pause_wanted, 1)
+        with nogil:
+            while self.outcome == OUTCOME_CONTINUE and waited < 1000 * timeout_ms:
+                held = vmm_load(&self.parked) != 0
+                if held:
+                    break
+                # Asked again each time: a signal just before KVM_RUN is entered is lost, and
+                # immediate_exit too, when the thread was about to clear it for an older one.
+                self.interrupt()
+                usleep(PAUSE_STEP_US)
+                waited += PAUSE_STEP_US
+        if not held:
+            self.resume()
+        return held
+
+    def resume(self):
+        """Let a paused thread go on; harmless for one that is not."""
+        vmm_store(&self.pause_wanted, 0)
+        vmm_notify(self.resume_fd)
+
+    cdef void run_thread(self) noexcept nogil:
+        vmm_kick_unblock()
+        self.outcome = self.loop()
+        vmm_store(&self.tid, 0)
+        vmm_notify(self.done_fd)
+
+    cdef void interrupt(self) noexcept nogil:
+        cdef int tid = vmm_load(&self.tid)
+        if self.vcpu.run != NULL:
+            # Closes the race of a signal that arrives just before KVM_RUN is entered.
+            vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
+        if tid:
+            vmm_tgkill(tid)
+
+    cdef void finish(self) noexcept:
+        vmm_notify(self.resume_fd)
+        with nogil:
+            thread_join(&self.thread)
+        if self.resume_fd >= 0:
+            c_close(self.resume_fd)
+            self.resume_fd = -1
+
+    cdef void park(self) noexcept nogil:
+        vmm_store(&self.parked, 1)
+        while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
+            vmm_wait_for(self.resume_fd)
+        vmm_store(&self.parked, 0)
+
+    def join(self):
+        """Wait for the end of the thread (kick() first); returns the outcome. Idempotent."""
+        self.finish()
+        return self.outcome
+
+    def run_here(self):
+        """Run the guest on the calling thread until an outcome; for tests and scripts."""
+        vmm_kick_install()
+        vmm_store(&self.stop, 0)
+        self.vcpu.run.immediate_exit = 0
+        with nogil:
+            vmm_kick_unblock()
+            self.outcome = self.loop()
+            vmm_store(&self.tid, 0)
+        return self.outcome
+
+    @property
+    def running(self):
+        """True while the thread is inside its loop."""
+        return vmm_load(&self.tid) != 0
+
+    @property
+    def thread_id(self):
+        """The kernel's id of the thread (gettid(2)) while it runs, else 0."""
+        return vmm_load(&self.tid)
+
+    def counters(self):
+        """Exits by reason since the start, as {name: count}."""
+        found = {}
+        for reason in range(EXIT_KINDS):
+            if self.counts[reason]:
+                found[EXIT_NAMES.get(reason, f"exit_{reason}")] = self.counts[reason]
+        return found
+
+    def last_exits(self):
+        """Up to 32 newest exits, oldest first: (reason, address, size, is_write, data)."""
+        cdef uint64_t first = self.exits - TRAIL if self.exits > TRAIL else 0
+        found = []
+        for n in range(first, self.exits):
+            record = self.trail[n & (TRAIL - 1)]
+            name = EXIT_NAMES.get(record.reason, f"exit_{record.reason}")
+            found.append((name, record.address, record.size, bool(record.is_write), record.data))
+        return found
+
+    def stop_detail(self):
+        """What the kernel said of the exit that ended the loop, as text."""
+        cdef kvm_run *run = self.vcpu.run
+        if self.failure:
+            return str(IoctlError(self.failure, "KVM_RUN"))
+        if run.exit_reason == KVM_EXIT_INTERNAL_ERROR:
+            words = [f"{run.internal.data[i]:#x}" for i in range(min(run.internal.ndata, 16))]
+            return f"KVM internal error, suberror {run.internal.suberror}, data {' '.join(words)}"
+        if run.exit_reason == KVM_EXIT_FAIL_ENTRY:
+            return (f"VM entry failed, hardware reason "
+                    f"{run.fail_entry.hardware_entry_failure_reason:#x}")
+        if run.exit_reason == KVM_EXIT_SYSTEM_EVENT:
+            return f"system event {run.system_event.type}"
+        return EXIT_NAMES.get(run.exit_reason, f"exit reason {run.exit_reason}")
+
+    cdef int loop(self) noexcept nogil:
+        cdef int outcome
+        cdef int rc
+        vmm_store(&self.tid, vmm_gettid())
+        while not vmm_load(&self.stop):
+            rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
+            if rc < 0:
+                if errno == EINTR or errno == EAGAIN:
+                    # Reached with a port access completed, so registers are whole here.
+                    if vmm_load(&self.pause_wanted):
+                        self.park()
+                    # Before `stop` is read again: kick() sets it first, so it is not missed.
+                    vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
+                    continue
+                self.failure = errno
+                return OUTCOME_ERROR
+            outcome = self.dispatch()
+            if outcome != OUTCOME_CONTINUE:
+                # An interrupted port access is completed by the next KVM_RUN only; the guest
+                # executes nothing more, so nobody misses it.
+                return outcome
+        return OUTCOME_KICKED
+
+    cdef int dispatch(self) noexcept nogil:
+        cdef kvm_run *run = self.vcpu.run
+        cdef uint32_t reason = run.exit_reason
+        cdef ExitRecord *record = &self.trail[self.exits & (TRAIL - 1)]
+        self.exits += 1
+        self.counts[reason if reason < EXIT_KINDS else EXIT_KINDS - 1] += 1
+        record.reason = reason
+        if reason == <uint32_t>KVM_EXIT_IO:
+            return self.port_exit(record)
+        if reason == <uint32_t>KVM_EXIT_MMIO:
+            return self.mmio_exit(record)
+        record.address = 0
+        record.data = 0
+        record.size = 0
+        record.is_write = 0
+        if reason == <uint32_t>KVM_EXIT_SHUTDOWN:
+            return OUTCOME_RESET
+        if reason == <uint32_t>KVM_EXIT_INTR or reason == <uint32_t>KVM_EXIT_IRQ_WINDOW_OPEN:
+            return OUTCOME_CONTINUE
+        if reason == <uint32_t>KVM_EXIT_INTERNAL_ERROR:
+            record.address = run.internal.suberror
+        return OUTCOME_CRASH
+
+    cdef int port_exit(self, ExitRecord *record) noexcept nogil:
+        cdef kvm_run *run = self.vcpu.run
+        # SAFETY: data_offset, size and count come from the kernel and stay inside its mapping.
+        cdef uint8_t *data = <uint8_t *>run + run.io.data_offset
+        cdef uint32_t size = run.io.size
+        cdef uint32_t count = run.io.count
+        cdef int is_write = run.io.direction == KVM_EXIT_IO_OUT
+        cdef int outcome = OUTCOME_CONTINUE
+        cdef int one
+        record.address = run.io.port
+        record.size = size
+        record.is_write = is_write
+        record.data = 0
+        while count:
+            if not is_write:
+                memset(data, 0xff, size)
+            one = self.pio.access(record.address, data, size, is_write)
+            if one != OUTCOME_CONTINUE:
+                outcome = one
+            memcpy(&record.data, data, size)
+            data += size
+            count -= 1
+        return outcome
+
+    cdef int mmio_exit(self, ExitRecord *record) noexcept nogil:
+        cdef kvm_run *run = self.vcpu.run
+        cdef uint32_t size = run.mmio.len if run.mmio.len <= 8 else 8
+        record.address = run.mmio.phys_addr
+        record.size = size
+        record.is_write = run.mmio.is_write
+        if not run.mmio.is_write:
+            memset(run.mmio.data, 0xff, 8)
+        cdef int outcome = self.mmio.access(run.mmio.phys_addr, run.mmio.data, size,
+                                            run.mmio.is_write)
+        record.data = 0
+        memcpy(&record.data, run.mmio.data, size)
+        return outcome

@@ -1,0 +1,1 @@
+"""Guest RAM: regions, bounds, views."""

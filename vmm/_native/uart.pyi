@@ -1,6 +1,0 @@
-from vmm._native.bus import BusTarget
-from vmm._native.byteport import BytePort
-
-class Uart(BusTarget):
-    def __init__(self, port: BytePort, irq_fd: int) -> None: ...
-    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""VFIO and iommufd by their ioctls."""

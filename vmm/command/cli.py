@@ -1,0 +1,337 @@
+"""The command line: start, stop, status, check, env. The only module that prints."""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import time
+
+from vmm import PROGRAM
+from vmm.errors import ConfigError, HostError, VmmError, setting_of
+from vmm.log.hub import get_logger, hub
+from vmm.settings.config import PREFIX, Config, read_environment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from vmm.run.instance import Instance
+    from vmm.run.notify import Notifier
+
+log = get_logger(__name__)
+
+EXIT_INTERRUPTED = 130
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    keep_standard_streams()
+    argv = sys.argv[1:]
+    try:
+        code = start() if argv == ["start"] else run_verb(argv)  # the first has nothing to parse
+        write_out()
+        return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        drop_output()
+        return VmmError.exit_code
+    except VmmError as error:
+        report(error)
+        return error.exit_code
+    finally:
+        # Files and journald get what they have not taken yet.
+        hub.configure([], debug=False)
+
+
+class Phases:
+    """When the phases of a start ended, in ms since the process began to run."""
+
+    def __init__(self) -> None:
+        # What this thread has used by now: a start does nothing but compute, so that is its age.
+        self._began = time.monotonic() - time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID)
+        self.ended: list[tuple[str, float]] = []
+        self.mark("interpreter")
+
+    def mark(self, name: str) -> None:
+        """A phase has ended."""
+        self.ended.append((name, (time.monotonic() - self._began) * 1000))
+
+
+def print_timing(phases: Phases, machine_phases: Mapping[str, float]) -> None:
+    """`start --timing`: a line on stderr for each phase, in ms; the guest runs already."""
+    end = 0.0
+    phases.mark("running")
+    last = phases.ended.pop()
+    built = last[1] - machine_phases["running"]
+    rows = [*phases.ended, ("files and consoles", built)]
+    rows += [(f"machine: {name}", built + at) for name, at in machine_phases.items()]
+    for name, at in rows:
+        print(f"{PROGRAM}: {name:20} {at - end:8.3f} ms, {at:8.3f} ms in all", file=sys.stderr)
+        end = at
+    sys.stderr.flush()
+
+
+def keep_standard_streams() -> None:
+    """Put /dev/null where stdin, stdout or stderr is closed.
+
+    Else a disk image opened later could become descriptor 1, and take what is printed.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: this one
+
+
+def write_out() -> None:
+    """Write out what has been printed. Raises VmmError, or BrokenPipeError."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        drop_output()
+        raise VmmError(f"stdout: the output cannot be written: {error.strerror}") from error
+
+
+def drop_output() -> None:
+    """Let the rest go nowhere; the interpreter would try once more when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
+
+
+def report(error: VmmError) -> None:
+    """Tell what failed: in the log, and on stderr unless the log goes there."""
+    from vmm.log.sinks import FdSink, JournalSink, open_sink, stream_is_journal
+
+    journal_stream = read_environment().get("JOURNAL_STREAM", "")
+    to_journal = stream_is_journal(2, journal_stream)
+    if to_journal and not any(isinstance(sink, JournalSink) for sink in hub.sinks):
+        hub.sinks.append(open_sink("/dev/stderr", journal_stream))
+    problems = list(error.problems) if isinstance(error, ConfigError) else [str(error)]
+    for problem in problems:
+        variable = setting_of(problem)
+        log.error(problem, [("VLLMD_VARIABLE", variable)] if variable else ())
+    if to_journal or any(type(sink) is FdSink for sink in hub.sinks):
+        return
+    for problem in problems:
+        for line in problem.split("\n"):
+            print(f"{PROGRAM}: error: {line}", file=sys.stderr)
+    sys.stderr.flush()
+
+
+def start(timing: bool = False) -> int:
+    """Run an instance in the foreground until its guest ends."""
+    # Collections would walk everything that the imports make, again and again, for a twelfth of
+    # the time until the guest runs. Lifecycle switches them on once it does.
+    gc.disable()
+    phases = Phases()
+    from vmm._native.host.posix import set_process_name
+
+    set_process_name(PROGRAM.encode(), [PROGRAM.encode(), b"start"])
+    environment = read_environment()
+    from vmm.run.notify import Notifier
+
+    notifier = Notifier.from_env(environment)
+    try:
+        return run_instance(environment, notifier, phases, timing)
+    except BrokenPipeError:
+        raise  # nobody reads what is printed, which main() knows
+    except OSError as error:
+        # What can be explained better has been; left are limits of descriptors, threads, memory.
+        if log.debugging:
+            import traceback
+
+            log.debug("".join(traceback.format_exception(error)))
+        failure = HostError(
+            f"the host refuses: {error}",
+            "raise the limit that is named (ulimit -a; Limit*= in a unit), or see the kernel's log",
+        )
+        notifier.status(f"failed: {failure}")
+        raise failure from error
+    except VmmError as error:
+        notifier.status(f"failed: {error}")
+        raise
+
+
+def run_instance(
+    environment: dict[str, str], notifier: Notifier, phases: Phases, timing: bool
+) -> int:
+    """Everything from the settings to the exit code."""
+    config = Config.from_env(environment)
+    phases.mark("settings")
+    from vmm.host.preflight import check_host
+    from vmm.log.sinks import open_sinks
+    from vmm.run.instance import Instance, name_of
+    from vmm.run.lifecycle import Lifecycle
+
+    phases.mark("imports")
+    journal_stream = environment.get("JOURNAL_STREAM", "")
+    hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
+    name = name_of(config)
+    hub.context = [("VLLMD_INSTANCE", name)]
+    for warning in config.warnings:
+        log.warning(warning)
+    check_host(config)
+    phases.mark("host checked")
+    instance = Instance(name, environment)
+    instance.acquire()
+    phases.mark("instance")
+    try:
+        life = Lifecycle(config, instance, notifier, cache_directory(environment))
+        if timing:
+            life.on_running = lambda machine: print_timing(phases, machine.phases)
+        try:
+            return life.run()
+        finally:
+            life.close()
+    finally:
+        instance.release()
+
+
+def cache_directory(environment: dict[str, str]) -> str | None:
+    """Where load plans are kept (XDG base directories; systemd.exec(5) under a unit)."""
+    if environment.get("CACHE_DIRECTORY"):
+        return environment["CACHE_DIRECTORY"]
+    base = environment.get("XDG_CACHE_HOME") or os.path.join(environment.get("HOME", ""), ".cache")
+    return os.path.join(base, PROGRAM) if os.path.isabs(base) else None
+
+
+def run_verb(argv: list[str]) -> int:
+    """Everything but a plain start."""
+    from vmm.command import usage
+
+    asked = usage.parse(argv)
+    if asked.verb == "--help":
+        print(usage.help_text(asked.name))
+        return 0
+    if asked.verb == "--version":
+        from vmm.command.about import describe
+
+        print(f"{PROGRAM} {describe()}")
+        return 0
+    environment = read_environment()
+    as_json = "--json" in asked.flags
+    if asked.verb == "start":
+        if "--dry-run" in asked.flags:
+            return dry_run(environment, as_json)
+        return start(timing="--timing" in asked.flags)
+    if asked.verb == "env":
+        return show_settings(environment, as_json)
+    if asked.verb == "check":
+        return check(environment, as_json)
+    from vmm.command import client
+
+    if asked.verb == "stop":
+        code, text = client.stop(find_instance(environment, asked.name), "--now" in asked.flags)
+        print(text)
+        return code
+    code, facts = client.status(find_instance(environment, asked.name))
+    if as_json:
+        print_json(facts)
+    else:
+        print(client.describe(facts))
+    return code
+
+
+def find_instance(environment: dict[str, str], name: str | None) -> Instance:
+    """The instance meant: by name, by the environment, or the only one there is."""
+    from vmm.run.instance import Instance, instance_names, name_from_image, runtime_directory
+    from vmm.settings.config import identity
+
+    if name is not None:
+        identity({f"{PREFIX}NAME": name})  # refuses what cannot be a name
+    else:
+        name, image = identity(environment)
+        if name is None and image is not None:
+            name = name_from_image(image)
+    if name is None:
+        known = instance_names(runtime_directory(environment))
+        if len(known) != 1:
+            listed = f"; known: {', '.join(known)}" if known else ""
+            raise ConfigError(
+                [
+                    f"which instance? give its name, or set {PREFIX}NAME or "
+                    f"{PREFIX}SYSTEM_IMAGE_FILEPATH{listed}"
+                ]
+            )
+        name = known[0]
+    return Instance(name, environment)
+
+
+def gather_settings(environment: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """(settings with sources, problems), for people and for JSON."""
+    from vmm.run.instance import name_of
+    from vmm.settings.config import settings_in_use
+
+    rows = [
+        {"variable": variable, "value": value, "source": source}
+        for variable, value, source in settings_in_use(environment)
+    ]
+    try:
+        config = Config.from_env(environment)
+    except ConfigError as error:
+        return {"name": None, "settings": rows, "warnings": []}, list(error.problems)
+    return {"name": name_of(config), "settings": rows, "warnings": list(config.warnings)}, []
+
+
+def print_settings(facts: dict[str, Any], as_json: bool) -> None:
+    """The table of settings on stdout."""
+    if as_json:
+        print_json(facts)
+        return
+    width = max([len(row["variable"]) for row in facts["settings"]])
+    for row in facts["settings"]:
+        print(f"{row['variable']:{width}}  {row['source']:11}  {row['value']}")
+    for warning in facts["warnings"]:
+        print(f"warning: {warning}")
+
+
+def show_settings(environment: dict[str, str], as_json: bool) -> int:
+    """`env`: all settings; problems go to stderr and make the exit code 2."""
+    facts, problems = gather_settings(environment)
+    print_settings({**facts, "problems": problems} if as_json else facts, as_json)
+    if problems:
+        raise ConfigError(problems)
+    return 0
+
+
+def dry_run(environment: dict[str, str], as_json: bool) -> int:
+    """`start --dry-run`: the settings, then what the host says to them."""
+    from vmm.host.preflight import check_host
+
+    facts, problems = gather_settings(environment)
+    failure: VmmError | None = ConfigError(problems) if problems else None
+    if failure is None:
+        try:
+            check_host(Config.from_env(environment))
+        except VmmError as error:
+            failure = error
+    told = str(failure).split("\n") if failure else []
+    print_settings({**facts, "problems": told} if as_json else facts, as_json)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+def check(environment: dict[str, str], as_json: bool) -> int:
+    """`check`: what this host and these settings lack, and what cures it."""
+    from vmm.check.report import examine
+
+    report = examine(environment)
+    if as_json:
+        print_json(report.facts())
+    else:
+        print(report.text())
+    return report.exit_code
+
+
+def print_json(facts: dict[str, Any]) -> None:
+    """JSON on stdout."""
+    import json
+
+    print(json.dumps(facts, indent=2))

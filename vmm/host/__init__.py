@@ -1,0 +1,1 @@
+"""What this host has, and our ends of it. Imports settings and log, and what is below them."""

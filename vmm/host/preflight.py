@@ -1,0 +1,187 @@
+"""What must be true before a machine is built. `start` refuses by it, `check` shows it.
+
+Each check takes what it looks at and yields findings; a start has no time for more than these.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from vmm.errors import SETTING_PREFIX as PREFIX
+from vmm.errors import ConfigError
+from vmm.host.files import HOST, KVM_PATH
+from vmm.host.finding import Finding, problem, refuse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.host.files import Host
+    from vmm.settings.config import Config
+    from vmm.settings.memory import MemoryConfig
+    from vmm.settings.parse import DeviceSpec
+
+MIB = 1 << 20
+SYS_NODES = "/sys/devices/system/node"
+SYS_HUGEPAGES = "/sys/kernel/mm/hugepages"
+# What a node can give without swapping: free pages, and caches that are dropped for a guest.
+NODE_AVAILABLE = ("MemFree:", "Active(file):", "Inactive(file):", "SReclaimable:")
+
+
+def check_host(config: Config, host: Host = HOST) -> None:
+    """ConfigError for what the settings get wrong, HostError for what the host lacks."""
+    findings = kernel_files(config.kernel_path, config.initramfs_path)
+    findings += images(config.system_images, config.config_images)
+    findings.append(memory(config.memory, host))
+    if not host.usable(KVM_PATH):
+        from vmm.host.nodes import kvm_node
+
+        findings.append(kvm_node(host))
+    if config.devices:
+        findings += devices(config.devices, config.memory, host)
+    refuse(findings)
+
+
+def kernel_files(kernel: str | None, initramfs: str | None) -> list[Finding]:
+    """Kernel and initramfs are files that can be read; None for one that is not set."""
+    findings = []
+    for variable, path in (("KERNEL_FILEPATH", kernel), ("INITRAMFS_FILEPATH", initramfs)):
+        if path:
+            why = _unreadable(path)
+            if why is None and not stat.S_ISREG(os.stat(path).st_mode):
+                why = "it is not a regular file"
+            findings.append(_of_file("kernel-file", f"{PREFIX}{variable}={path}", path, why))
+    return findings
+
+
+def _of_file(name: str, told: str, path: str, why: str | None) -> Finding:
+    if why is None:
+        return Finding(name, told, path)
+    return problem(name, f"{told}: {why}", path, code=ConfigError.exit_code)
+
+
+def _unreadable(path: str, write: bool = False) -> str | None:
+    """Why the file cannot be used, or None. ``write``: it must be writable as well."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    if not os.access(path, os.R_OK):
+        return "no permission to read it"
+    if write and not os.access(path, os.W_OK):
+        return "no permission to write it"
+    return None
+
+
+def images(system: Sequence[str], config: Sequence[str]) -> list[Finding]:
+    """Disk images are files or block devices with the right permissions, each given once."""
+    findings = []
+    seen: dict[tuple[int, int], str] = {}
+    given = [("SYSTEM_IMAGE_FILEPATH", path, True) for path in system]
+    given += [("CONFIG_IMAGE_FILEPATH", path, False) for path in config]
+    for variable, path, write in given:
+        why = _unreadable(path, write)
+        told = f"{PREFIX}{variable}: {path}"
+        if why is None:
+            found = os.stat(path)
+            kind = found.st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+                why = "neither a file nor a block device"
+            key = (found.st_dev, found.st_rdev or found.st_ino)
+            if why is None and key in seen:
+                why = f"it is the same image as {seen[key]}; give each once"
+            seen[key] = path
+        findings.append(_of_file("image", told, path, why))
+    return findings
+
+
+def memory(config: MemoryConfig, host: Host) -> Finding:
+    """The host has the guest's RAM to give."""
+    setting = f"{PREFIX}MEMORY_CONFIG"
+    node = config.host_numa_node
+    if node is not None and not host.exists(f"{SYS_NODES}/node{node}"):
+        return problem(
+            "memory", f"{setting}: host_numa_node={node}: this host has no such node",
+            advice=f"ls -d {SYS_NODES}/node* shows them",
+        )  # fmt: skip
+    if config.hugepages:
+        return _huge_pages(config, host)
+    available = free_bytes(host, node)
+    where = "" if node is None else f" on node {node}"
+    told = f"{setting}: size={config.size // MIB}M"
+    if available is None or config.size <= available:
+        shown = "unknown" if available is None else f"{available // MIB}M available{where}"
+        return Finding("memory", f"{told}; {shown}")
+    return problem(
+        "memory",
+        f"{told}, but only {available // MIB}M of memory are available{where}",
+        advice="lower size, or free memory",
+    )
+
+
+def huge_page_folder(size: int, node: int | None) -> str:
+    """Where the kernel counts pages of this many bytes, for the host or for a node."""
+    base = SYS_HUGEPAGES if node is None else f"{SYS_NODES}/node{node}/hugepages"
+    return f"{base}/hugepages-{size // 1024}kB"
+
+
+def _huge_pages(config: MemoryConfig, host: Host) -> Finding:
+    setting = f"{PREFIX}MEMORY_CONFIG"
+    size = config.hugepage_size
+    folder = huge_page_folder(size, config.host_numa_node)
+    if not host.exists(folder):
+        offered = [name.removeprefix("hugepages-") for name in host.names(SYS_HUGEPAGES)]
+        return problem(
+            "memory",
+            f"{setting}: hugepage_size={size}: this host offers {', '.join(offered) or 'none'}",
+            advice="use a size that it offers, or boot it with hugepagesz=",
+        )
+    wanted = config.size // size
+    # Reserved pages are free and promised to others; nodes do not count them.
+    reserved = host.number(f"{folder}/resv_hugepages") or 0
+    free = (host.number(f"{folder}/free_hugepages") or 0) - reserved
+    told = f"{setting}: {wanted} huge pages of {size // 1024} KiB are needed, {free} are free"
+    if free >= wanted:
+        return Finding("memory", told)
+    total = (host.number(f"{folder}/nr_hugepages") or 0) + wanted - free
+    return problem("memory", told, cure=[f"echo {total} >{folder}/nr_hugepages"])
+
+
+def free_bytes(host: Host, node: int | None = None) -> int | None:
+    """Memory that can be had without swapping: MemAvailable (proc(5)), or what a node has."""
+    path = "/proc/meminfo" if node is None else f"{SYS_NODES}/node{node}/meminfo"
+    keys = ("MemAvailable:",) if node is None else NODE_AVAILABLE
+    sizes = []
+    for line in (host.text(path) or "").split("\n"):
+        fields = line.split()
+        if len(fields) > 2 and fields[-3] in keys:
+            sizes.append(int(fields[-2]) * 1024)
+    return sum(sizes) if sizes else None
+
+
+def devices(specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host) -> list[Finding]:
+    """What passing these devices through needs. ``ram`` None: RAM's size is not known."""
+    from vmm.host import nodes, pci, vfio
+    from vmm.host.memlock import memlock
+    from vmm.host.vfio_backend import DEV_IOMMU
+    from vmm.layout import ram_regions
+
+    found, findings = pci.look_up_devices(specs, host)
+    findings += vfio.modules(host, needed=True)
+    remapping = vfio.interrupt_remapping(host)
+    groups = dict.fromkeys([device.group for device in found])
+    cdevs = [device.cdev for device in found if device.cdev]
+    if cdevs:
+        findings += [nodes.vfio_file(host, path) for path in (DEV_IOMMU, *cdevs)]
+    else:
+        opened = [nodes.vfio_group(host, group) for group in groups]
+        findings.append(nodes.vfio_container(host))
+        findings += [finding for finding in (*opened, remapping) if finding is not None]
+    if found and ram is not None:
+        regions = ram_regions(ram.size)
+        ranges = [vfio.reserved_regions(host, group, regions) for group in groups]
+        findings += [finding for finding in ranges if finding is not None]
+        bars = sum([pci.bar_bytes(device.bdf, host) for device in found])
+        findings.append(memlock(host, ram.size, bars, iommufd=bool(cdevs)))
+    return findings

@@ -1,0 +1,1 @@
+"""Light stand-ins for the standard library's heavy parts. Imports nothing of ours."""

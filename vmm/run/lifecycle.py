@@ -1,0 +1,405 @@
+"""The life of an instance in this process: starting, running, stopping, stopped or failed.
+
+One thread, the control thread, sleeps in an event loop and decides; vCPUs and I/O run on native
+threads and only report. A guest's reboot builds a fresh machine over the same disks and consoles.
+"""
+
+from __future__ import annotations
+
+import _signal
+import gc
+import os
+import time
+
+from vmm import __version__
+from vmm._native.host.posix import read_signalfd, signalfd
+from vmm.errors import VmmError
+from vmm.host.console import HostConsole
+from vmm.host.disk import open_disks
+from vmm.log.hub import get_logger, hub
+from vmm.log.sinks import time_stamp
+from vmm.machine import build_machine
+from vmm.run.bootwatch import BootWatch
+from vmm.run.control import ControlServer
+from vmm.run.eventloop import EventLoop
+from vmm.run.instance import process_start_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from vmm.host.disk import Disk
+    from vmm.machine import Machine, Outcome
+    from vmm.run.eventloop import Timer
+    from vmm.run.instance import Instance
+    from vmm.run.notify import Notifier
+    from vmm.settings.config import Config
+
+log = get_logger(__name__)
+
+SCHEMA_VERSION = 1
+STARTING = "starting"
+RUNNING = "running"
+STOPPING = "stopping"
+STOPPED = "stopped"
+FAILED = "failed"
+SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGWINCH)
+# A guest that is still booting misses the button, so it is pressed again until it is heard.
+BUTTON_SECONDS = 1.0
+# So long a reader of the consoles may take before the log goes on without them.
+FLUSH_SECONDS = 0.2
+EXIT_CRASH = 33
+EXIT_DEVICE = 34
+EXIT_PANIC = 35
+EXIT_KILLED = 37
+# A machine that resets sooner than this after its start makes the next start wait, ever longer.
+EARLY_SECONDS = 2.0
+RESET_DELAYS = (0.0, 0.0, 0.1, 0.5, 1.0, 5.0)
+# So many triple faults right after the start in a row: this guest cannot run.
+EARLY_FAULTS_MAX = 3
+
+
+class Ending:
+    """How the run ends: exit code, and the reason in words."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        self.code = code
+        self.reason = reason
+
+
+class Lifecycle:
+    """One run of one instance, from open disks to the exit code. Control thread only.
+
+    The caller has taken the instance's lock and releases it after close().
+    """
+
+    def __init__(
+        self, config: Config, instance: Instance, notifier: Notifier, cache_directory: str | None
+    ) -> None:
+        self.config = config
+        self.instance = instance
+        self.notifier = notifier
+        self.cache_directory = cache_directory
+        self.state = STARTING
+        self.machine: Machine | None = None
+        self.reboots = 0
+        self.started = time.monotonic()
+        self.started_at = time_stamp()
+        self._machine_started = self.started
+        self._machine_left = False
+        # What `status` told of the last machine, for the time when there is none.
+        self._machine_facts: dict[str, Any] = {}
+        self._early_resets = 0
+        self._early_faults = 0
+        self._ending: Ending | None = None
+        self._stop_reason = ""
+        self._failed_device = ""
+        self._device_signals: list[int] = []
+        self._button: Timer | None = None
+        self._watch: BootWatch | None = None
+        self._loop = EventLoop()
+        self._signals = signalfd(SIGNALS)
+        self._escape = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._loop.add(self._signals, self._on_signal)
+        self._loop.add(self._escape, self._on_escape)
+        self._disks: list[Disk] = []
+        self._consoles: list[HostConsole] = []
+        self._control: ControlServer | None = None
+        # Called once, with the first machine, as soon as its guest runs.
+        self.on_running: Callable[[Machine], None] | None = None
+        self._feed()
+
+    def run(self) -> int:
+        """Run the guest until it ends or is told to; returns the exit code. Raises VmmError."""
+        try:
+            self._open()
+            while self._ending is None:
+                self._boot()
+                self._loop.run_until(lambda: self._machine_left or self._ending is not None)
+                self._leave()
+        except VmmError as error:
+            self._ending = Ending(error.exit_code, str(error))
+            raise
+        return self._ending.code
+
+    def _open(self) -> None:
+        config = self.config
+        self._disks = open_disks(config.system_images, config.config_images)
+        ends = ((config.console, "console"), (config.serial, "serial"))
+        for end, name in ends:
+            self._consoles.append(HostConsole(end.kind, end.path, self._escape))
+            self._consoles[-1].start(name)
+        self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
+
+    def _boot(self) -> None:
+        """Build a machine and let it run."""
+        console, serial = self._consoles
+        self._machine_left = False
+        self.notifier.status(f"booting {self.config.kernel_path}")
+        machine = build_machine(
+            self.config, self._disks, console, serial, self.cache_directory, self.notifier.progress
+        )
+        self.machine = machine
+        self._loop.add(machine.outcome_fd, self._on_outcome)
+        for function in machine.passthrough:
+            signals = function.signals
+            self._watch_device(signals.request_fd, function.bdf, self._on_device_wanted)
+            self._watch_device(signals.error_fd, function.bdf, self._on_device_error)
+        if self.reboots == 0:
+            # Before the guest can say anything: a terminal or a file may be shared with it.
+            self._announce(machine)
+        self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
+        machine.start()
+        if self.reboots == 0 and self.on_running is not None:
+            self.on_running(machine)
+        gc.enable()
+        self._machine_started = time.monotonic()
+        if self.state == STARTING:
+            self.state = RUNNING
+        self.notifier.ready(self._running())
+        self._save()
+
+    def _running(self) -> str:
+        """One line about the guest for the service manager."""
+        config = self.config
+        text = f"{self.state}: {config.cpu_count} vCPUs, {config.memory.size >> 20} MiB"
+        return f"{text}, reboots: {self.reboots}" if self.reboots else text
+
+    def _feed(self) -> None:
+        """Feed the manager's watchdog from the event loop, so that a loop that hangs misses it."""
+        if self.notifier.watchdog_seconds:
+            self.notifier.feed()
+            self._loop.call_later(self.notifier.watchdog_seconds, self._feed)
+
+    def _announce(self, machine: Machine) -> None:
+        config = self.config
+        log.info(
+            f"instance {self.instance.name} runs as process {os.getpid()}: {config.kernel_path}, "
+            f"{config.cpu_count} vCPUs, {config.memory.size >> 20} MiB, "
+            f"{len(self._disks)} disks; built in {machine.phases['loaded']} ms"
+        )
+        for console, name in zip(self._consoles, ("console", "serial port"), strict=True):
+            if console.path:
+                log.info(f"{name} at {console.path}")
+        if log.debugging:
+            log.debug(f"phases of the start, ms: {machine.phases}")
+
+    def _watch_device(self, fd: int, bdf: str, tell: Callable[[str], None]) -> None:
+        def told() -> None:
+            os.eventfd_read(fd)
+            tell(bdf)
+
+        if fd >= 0:
+            self._loop.add(fd, told)
+            self._device_signals.append(fd)
+
+    def _on_device_wanted(self, bdf: str) -> None:
+        """Its driver is being unbound, or the device removed: the host waits until we let go."""
+        if self.state != STOPPING:
+            self.request_stop(f"the host wants the device {bdf} back")
+
+    def _on_device_error(self, bdf: str) -> None:
+        """What the device did since then cannot be trusted, so the guest does not go on."""
+        log.error(f"the device {bdf} reports an error that it cannot recover from; see dmesg")
+        self._failed_device = bdf
+        if self.state != STOPPING:
+            self.request_stop(f"the device {bdf} failed")
+
+    def _on_outcome(self) -> None:
+        self._machine_left = True
+
+    def _leave(self) -> None:
+        """Take the machine apart and decide what comes next."""
+        machine = self.machine
+        if machine is None:
+            return
+        outcome = machine.outcome() if self._ending is None else None
+        lived = time.monotonic() - self._machine_started
+        for fd in (machine.outcome_fd, *self._device_signals):
+            self._loop.remove(fd)
+        self._device_signals = []
+        if self._watch is not None:
+            self._watch.stop()
+        try:
+            self._machine_facts = machine.status()
+        except OSError as error:
+            log.warning(f"the last state of the machine is not known: {error}")
+        self.machine = None
+        # Giving much pinned RAM back takes its time.
+        self.notifier.feed()
+        machine.close()
+        self.notifier.feed()
+        for console in self._consoles:
+            console.flush(FLUSH_SECONDS)
+        if outcome is not None:
+            self._decide(outcome, lived)
+
+    def _decide(self, outcome: Outcome, lived: float) -> None:
+        if outcome.kind == "reset" and self.state != STOPPING:
+            self._reset(outcome, lived)
+        elif outcome.kind in ("reset", "shutdown"):
+            log.info(f"{outcome.reason} after {lived:.1f} s")
+            if self._failed_device:
+                reason = f"{outcome.reason}, as the device {self._failed_device} failed"
+                self._ending = Ending(EXIT_DEVICE, reason)
+            else:
+                self._ending = Ending(0, outcome.reason)
+        else:
+            log.error(f"the guest cannot go on: {outcome.reason}\n{outcome.report}")
+            codes = {"crash": EXIT_CRASH, "panic": EXIT_PANIC}
+            code = codes.get(outcome.kind, VmmError.exit_code)
+            self._ending = Ending(code, outcome.reason)
+
+    def _reset(self, outcome: Outcome, lived: float) -> None:
+        """Go on with a fresh machine, unless this guest does nothing but fault."""
+        early = lived < EARLY_SECONDS
+        self._early_resets = self._early_resets + 1 if early else 0
+        self._early_faults = self._early_faults + 1 if early and outcome.report else 0
+        if self._early_faults >= EARLY_FAULTS_MAX:
+            log.error(
+                f"the guest cannot run: {outcome.reason} within {EARLY_SECONDS:.0f} s of its "
+                f"start, {self._early_faults} times in a row\n{outcome.report}"
+            )
+            self._ending = Ending(EXIT_CRASH, f"{outcome.reason}, right after each start")
+            return
+        self.reboots += 1
+        log.info(f"{outcome.reason} after {lived:.1f} s; reboot {self.reboots}")
+        if outcome.report:
+            log.debug(outcome.report)
+        delay = RESET_DELAYS[min(self._early_resets, len(RESET_DELAYS) - 1)]
+        if delay:
+            waited: list[bool] = []
+            self._loop.call_later(delay, lambda: waited.append(True))
+            self._loop.run_until(lambda: bool(waited) or self._stop_reason != "")
+        if self._stop_reason:
+            self._ending = Ending(0, f"{outcome.reason}; not started again: {self._stop_reason}")
+
+    def request_stop(self, reason: str, now: bool = False) -> None:
+        """Ask the guest to shut down; asked again, or with ``now``, end it at once."""
+        if now or self.state == STOPPING:
+            self._kill(f"the guest was killed: {reason}")
+            return
+        self._stop_reason = reason
+        self.state = STOPPING
+        log.info(
+            f"stopping ({reason}): power button pressed; the guest has "
+            f"{self.config.stop_timeout_seconds:g} s"
+        )
+        self.notifier.stopping(
+            "stopping: waiting for the guest to shut down", self.config.stop_timeout_seconds
+        )
+        self._loop.call_later(self.config.stop_timeout_seconds, self._on_stop_timeout)
+        self._press_button()
+        self._save()
+
+    def _press_button(self) -> None:
+        if self.machine is not None and self._ending is None:
+            self.machine.power_button()
+            self._button = self._loop.call_later(BUTTON_SECONDS, self._press_button)
+
+    def _on_stop_timeout(self) -> None:
+        self._kill(
+            f"the guest did not shut down within {self.config.stop_timeout_seconds:g} s and "
+            "was killed"
+        )
+
+    def _kill(self, reason: str) -> None:
+        if self._ending is None:
+            log.warning(reason)
+            self._ending = Ending(EXIT_KILLED, reason)
+
+    def _on_signal(self) -> None:
+        for number in read_signalfd(self._signals):
+            if number == _signal.SIGHUP:
+                self._reopen()
+            elif number == _signal.SIGWINCH:
+                if self.machine is not None:
+                    self.machine.resize(*self._consoles[0].size())
+            else:
+                name = "SIGTERM" if number == _signal.SIGTERM else "SIGINT"
+                self.request_stop(f"{name} received")
+
+    def _reopen(self) -> None:
+        # A reload is possible while the guest runs only.
+        reload = self.state == RUNNING
+        if reload:
+            self.notifier.reloading()
+        hub.reopen()
+        for console in self._consoles:
+            try:
+                console.reopen()
+            except VmmError as error:
+                log.warning(str(error))
+        log.info("SIGHUP received: logs reopened")
+        if reload:
+            self.notifier.ready(self._running())
+
+    def _on_escape(self) -> None:
+        for _ in range(os.eventfd_read(self._escape)):
+            self.request_stop("Ctrl-A x typed on the console")
+
+    def _on_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request of the control socket."""
+        command = request.get("command")
+        if command == "status":
+            return self.status()
+        if command == "stop":
+            if self.state != STOPPING or request.get("now") is True:
+                self.request_stop("stop requested", now=request.get("now") is True)
+            return {"state": self.state, "timeout_s": self.config.stop_timeout_seconds}
+        return {"error": f"unknown command {command!r}; known: status, stop"}
+
+    def status(self) -> dict[str, Any]:
+        """Everything `status` shows."""
+        config = self.config
+        facts: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "version": __version__,
+            "name": self.instance.name,
+            "state": self.state,
+            "pid": os.getpid(),
+            "start_time": process_start_time(os.getpid()),
+            "started_at": self.started_at,
+            "uptime_s": round(time.monotonic() - self.started, 3),
+            "kernel": config.kernel_path,
+            "initramfs": config.initramfs_path,
+            "cmdline": config.cmdline,
+            "disks": [disk.status() for disk in self._disks],
+            "consoles": [console.status() for console in self._consoles],
+            "sockets": {"control": self.instance.socket_path},
+            "reboots": self.reboots,
+            "last_exit": self._last_exit(),
+        }
+        facts.update(self._machine_facts if self.machine is None else self.machine.status())
+        return facts
+
+    def _last_exit(self) -> dict[str, Any] | None:
+        if self._ending is None:
+            return None
+        return {"code": self._ending.code, "reason": self._ending.reason, "time": time_stamp()}
+
+    def _save(self) -> None:
+        try:
+            self.instance.write_state(self.status())
+        except OSError as error:
+            log.warning(f"cannot write {self.instance.state_path}: {error.strerror}")
+
+    def close(self) -> None:
+        """Close everything in reverse order, with the final state written; idempotent."""
+        if self._ending is None:
+            self._ending = Ending(VmmError.exit_code, "the VMM failed")
+        self.state = FAILED if self._ending.code else STOPPED
+        self.notifier.stopping(f"{self.state}: {self._ending.reason}", 0)
+        if self.machine is not None:
+            self.machine.close()
+        for console in reversed(self._consoles):
+            console.close()
+        self._save()
+        if self._control is not None:
+            self._control.close()
+        for disk in reversed(self._disks):
+            disk.close()
+        self._loop.close()
+        os.close(self._escape)
+        os.close(self._signals)

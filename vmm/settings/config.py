@@ -1,0 +1,273 @@
+"""Configuration: the nine variables and our few more, in one place.
+
+Config.from_env() is pure; read_environment() is the only reader of the process's environment.
+"""
+
+from __future__ import annotations
+
+import os
+
+from vmm.errors import SETTING_PREFIX, ConfigError
+from vmm.light.record import Record
+from vmm.settings.memory import FORM as MEMORY_FORM
+from vmm.settings.memory import MemoryConfig, parse_memory
+from vmm.settings.parse import (
+    DEVICE_FORM,
+    ENDPOINT_FORM,
+    FALSE_WORDS,
+    BadValue,
+    DeviceSpec,
+    Endpoint,
+    check_path,
+    nearest,
+    parse_device,
+    parse_each,
+    parse_endpoint,
+    parse_integer,
+    parse_paths,
+    parse_seconds,
+    split_list,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+PREFIX = SETTING_PREFIX
+# The most that a kernel can be built for (CONFIG_KVM_MAX_NR_VCPUS).
+CPU_MAX = 4096
+CMDLINE_MAX = 0xFFFF
+NAME_MAX = 64
+NAME_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
+REQUIRED = "required"
+CLIQUE_WORDS = ("auto", "off")
+# The capability has four bits for it.
+CLIQUE_MAX = 15
+
+
+class Setting(Record):
+    """One variable: name without the prefix, field of Config, default text, form, meaning."""
+
+    __slots__ = ("default", "field", "form", "meaning", "name", "parse")
+    name: str
+    field: str
+    default: str
+    form: str
+    meaning: str
+    parse: Callable[[str], Any]
+
+    def __init__(
+        self,
+        name: str,
+        field: str,
+        default: str,
+        form: str,
+        meaning: str,
+        parse: Callable[[str], Any],
+    ) -> None:
+        self._set(name=name, field=field, default=default, form=form, meaning=meaning, parse=parse)
+
+
+def _parse_cmdline(text: str) -> str:
+    if not all(" " <= char <= "~" or char == "\t" for char in text):
+        raise BadValue("it may contain printable ASCII characters only")
+    if len(text) > CMDLINE_MAX:
+        raise BadValue(f"it has {len(text)} characters; at most {CMDLINE_MAX} fit")
+    return text
+
+
+def _parse_debug(text: str) -> bool:
+    return text.strip().lower() not in FALSE_WORDS
+
+
+def _parse_name(text: str) -> str:
+    good = all(char in NAME_CHARACTERS for char in text) and text[0] not in ".-"
+    if not good or len(text) > NAME_MAX:
+        raise BadValue(
+            f"{text!r} is not 1 to {NAME_MAX} letters, digits, '.', '_' or '-', starting with "
+            "neither '.' nor '-'"
+        )
+    return text
+
+
+def _parse_devices(text: str) -> tuple[DeviceSpec, ...]:
+    return parse_each(split_list(text), parse_device)
+
+
+def _parse_clique(text: str) -> str | int:
+    word = text.strip().lower()
+    return word if word in CLIQUE_WORDS else parse_integer(text, 0, CLIQUE_MAX)
+
+
+def _parse_cpu_count(text: str) -> int:
+    return parse_integer(text, 1, CPU_MAX)
+
+
+PATHS_FORM = "paths, comma separated (double quotes protect a comma)"
+SETTINGS = (
+    Setting("KERNEL_FILEPATH", "kernel_path", REQUIRED, "a path",
+            "bzImage, ELF kernel or firmware with a PVH entry", check_path),
+    Setting("SYSTEM_IMAGE_FILEPATH", "system_images", REQUIRED, PATHS_FORM,
+            "raw disk images, read-write; the first is the primary", parse_paths),
+    Setting("CONFIG_IMAGE_FILEPATH", "config_images", REQUIRED, PATHS_FORM,
+            "raw disk images, read-only", parse_paths),
+    Setting("CPU_COUNT", "cpu_count", "4", f"1 to {CPU_MAX}, as far as KVM allows",
+            "virtual CPUs", _parse_cpu_count),
+    Setting("MEMORY_CONFIG", "memory", "size=16G,shared=on", MEMORY_FORM,
+            "guest RAM", parse_memory),
+    Setting("DEVICE_FILEPATH_LIST", "devices", "", f"{DEVICE_FORM}; comma separated",
+            "PCI devices to pass through", _parse_devices),
+    Setting("CMDLINE", "cmdline", "", f"ASCII, up to {CMDLINE_MAX} characters",
+            "kernel command line, passed as it is", _parse_cmdline),
+    Setting("LOG_FILEPATH", "log_destinations", "/dev/stdout",
+            "paths, /dev/stdout, /dev/stderr, journald, syslog; comma separated",
+            "where the log goes", parse_paths),
+    Setting("DEBUG", "debug", "", "anything but off", "debug logging", _parse_debug),
+    Setting("NAME", "name", "", f"1 to {NAME_MAX} letters, digits, '.', '_', '-'",
+            "instance name; else made from the first system image", _parse_name),
+    Setting("INITRAMFS_FILEPATH", "initramfs_path", "", "a path", "initial RAM file system",
+            check_path),
+    Setting("CONSOLE", "console", "tty", ENDPOINT_FORM, "the guest's hvc0", parse_endpoint),
+    Setting("SERIAL", "serial", "null", ENDPOINT_FORM, "the guest's ttyS0", parse_endpoint),
+    Setting("GPUDIRECT_CLIQUE", "gpudirect_clique", "auto", f"auto, off, or 0 to {CLIQUE_MAX}",
+            "which NVIDIA GPUs are told that they reach each other's memory", _parse_clique),
+    Setting("STOP_TIMEOUT_SECONDS", "stop_timeout_seconds", "25", "0 to 86400",
+            "how long a guest may take to shut down before it is killed", parse_seconds),
+)  # fmt: skip
+# What a field is when its variable is neither set nor has a default.
+UNSET: dict[str, Any] = {
+    "devices": (),
+    "cmdline": "",
+    "debug": False,
+    "name": None,
+    "initramfs_path": None,
+}
+VERBATIM = ("CMDLINE",)
+
+
+class Config(Record):
+    """Everything that was said, checked by form. Nothing in here has touched a file."""
+
+    __slots__ = (
+        "cmdline", "config_images", "console", "cpu_count", "debug", "devices",
+        "gpudirect_clique", "initramfs_path", "kernel_path", "log_destinations", "memory", "name",
+        "serial", "stop_timeout_seconds", "system_images", "warnings",
+    )  # fmt: skip
+    kernel_path: str
+    system_images: tuple[str, ...]
+    config_images: tuple[str, ...]
+    cpu_count: int
+    memory: MemoryConfig
+    devices: tuple[DeviceSpec, ...]
+    cmdline: str
+    log_destinations: tuple[str, ...]
+    debug: bool
+    name: str | None
+    initramfs_path: str | None
+    console: Endpoint
+    serial: Endpoint
+    gpudirect_clique: str | int
+    stop_timeout_seconds: float
+    warnings: tuple[str, ...]
+
+    def __init__(self, **values: Any) -> None:
+        self._set(**values)
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str]) -> Config:
+        """Parse all variables; ConfigError lists every problem at once."""
+        values, warnings, problems = survey(environment)
+        if problems:
+            raise ConfigError([text for _, text in problems])
+        return cls(warnings=tuple(warnings), **values)
+
+
+def survey(
+    environment: Mapping[str, str],
+) -> tuple[dict[str, Any], list[str], list[tuple[str, str]]]:
+    """(Config's fields as far as they are good, warnings, (variable, problem) of the others)."""
+    problems = _unknown_names(environment)
+    warnings: list[str] = []
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        name = PREFIX + setting.name
+        text = environment.get(name, "")
+        if text:
+            text = _unwrap(name, text, setting, warnings)
+        if not text and setting.default == REQUIRED:
+            problems.append((name, f"{name} is not set: {setting.meaning} ({setting.form})"))
+        elif not text and not setting.default:
+            values[setting.field] = UNSET[setting.field]
+        else:
+            try:
+                values[setting.field] = setting.parse(text or setting.default)
+            except BadValue as error:
+                problems.append((name, f"{name}={text}: {error}; accepted: {setting.form}"))
+    return values, warnings, problems
+
+
+def settings_in_use(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """(variable, value, "environment", "default" or "missing") of every setting."""
+    rows = []
+    for setting in SETTINGS:
+        name = PREFIX + setting.name
+        given = environment.get(name, "")
+        if given:
+            rows.append((name, given, "environment"))
+        elif setting.default == REQUIRED:
+            rows.append((name, "", "missing"))
+        else:
+            rows.append((name, setting.default, "default"))
+    return rows
+
+
+def identity(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """(name, first system image) as far as they are set: what `stop` and `status` need."""
+    name = environment.get(f"{PREFIX}NAME", "")
+    images = environment.get(f"{PREFIX}SYSTEM_IMAGE_FILEPATH", "")
+    try:
+        found = _parse_name(name) if name else None
+        return found, parse_paths(_unquote(images))[0] if images else None
+    except BadValue as error:
+        raise ConfigError([f"{PREFIX}NAME or {PREFIX}SYSTEM_IMAGE_FILEPATH: {error}"]) from None
+
+
+def _unknown_names(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+    known = [PREFIX + setting.name for setting in SETTINGS]
+    problems = []
+    for name in environment:
+        if name.startswith("export ") and PREFIX in name:
+            told = f"{name!r}: an EnvironmentFile takes no 'export'; remove the word"
+            problems.append((name, told))
+        elif name.startswith(PREFIX) and name not in known:
+            problems.append((name, f"{name} is not a known setting{nearest(name, known)}"))
+    return problems
+
+
+def _unwrap(name: str, text: str, setting: Setting, warnings: list[str]) -> str:
+    """Undo what environment files are known to leave in a value; warn about the rest."""
+    if setting.name in VERBATIM:
+        if text[:1] == text[-1:] and text[:1] in "\"'" and len(text) > 1:
+            warnings.append(f"{name}: the value is quoted; the quotes are passed on as they are")
+        return text
+    if _unquote(text) != text:
+        warnings.append(f"{name}: quotes around the value were removed (docker keeps them)")
+        text = _unquote(text)
+    if " #" in text:
+        warnings.append(f"{name}: ' #' in a value starts no comment; it is part of the value")
+    if text != text.strip():
+        warnings.append(f"{name}: the value has blanks at its ends")
+    return text
+
+
+def _unquote(text: str) -> str:
+    """Without one pair of quotes around all of it."""
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
+        return text[1:-1]
+    return text
+
+
+def read_environment() -> dict[str, str]:
+    """A copy of the process's environment; nothing else in this project reads it."""
+    return dict(os.environ)

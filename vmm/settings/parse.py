@@ -1,0 +1,193 @@
+"""Small grammars of the settings: sizes, switches, lists, console ends, devices. Pure."""
+
+from __future__ import annotations
+
+import os
+
+from vmm.light.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    Value = TypeVar("Value")
+
+SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+TRUE_WORDS = ("on", "true", "yes", "1")
+FALSE_WORDS = ("off", "false", "no", "0")
+ENDPOINT_FORM = "tty, null, pty, file=PATH or socket=PATH"
+DEVICE_FORM = (
+    "/dev/vfio/N, /dev/vfio/devices/vfioN, /sys/bus/pci/devices/DDDD:BB:DD.F or DDDD:BB:DD.F"
+)
+SIZE_FORM = "a number of bytes, or one with K, M, G or T (powers of 1024)"
+BDF_LENGTHS = (4, 2, 2, 1)
+
+
+class BadValue(ValueError):
+    """A value that is not of the accepted form; the text says what is wrong with it."""
+
+
+class Endpoint(Record):
+    """Where a guest console goes: ``kind`` tty, null, pty, file or socket, and its path."""
+
+    __slots__ = ("kind", "path")
+    kind: str
+    path: str
+
+    def __init__(self, kind: str, path: str = "") -> None:
+        self._set(kind=kind, path=path)
+
+
+class DeviceSpec(Record):
+    """A device to pass through: ``form`` group, cdev, sysfs or bdf, and the value given."""
+
+    __slots__ = ("form", "value")
+    form: str
+    value: str
+
+    def __init__(self, form: str, value: str) -> None:
+        self._set(form=form, value=value)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``512M`` and the like; units in any case."""
+    digits = text.strip()
+    unit = ""
+    if digits and digits[-1].upper() in "KMGT":
+        unit = digits[-1].upper()
+        digits = digits[:-1]
+    if not (digits.isascii() and digits.isdigit()):
+        raise BadValue(f"{text!r} is not a size: {SIZE_FORM}")
+    return int(digits) * SIZE_UNITS[unit]
+
+
+def parse_switch(text: str) -> bool:
+    """on/true/yes/1 or off/false/no/0, in any case."""
+    word = text.strip().lower()
+    if word in TRUE_WORDS:
+        return True
+    if word in FALSE_WORDS:
+        return False
+    raise BadValue(f"{text!r} is neither on nor off (on, true, yes, 1; off, false, no, 0)")
+
+
+def parse_integer(text: str, low: int, high: int) -> int:
+    """A decimal integer in a range."""
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit()) or not low <= int(digits) <= high:
+        raise BadValue(f"{text!r} is not a whole number from {low} to {high}")
+    return int(digits)
+
+
+def parse_seconds(text: str) -> float:
+    """A number of seconds from 0 to a day."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400:
+        raise BadValue(f"{text!r} is not a number of seconds from 0 to 86400")
+    return value
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Items separated by commas; double quotes protect commas."""
+    items: list[str] = []
+    current = ""
+    quoted = False
+    for char in text:
+        if char == '"':
+            quoted = not quoted
+        elif char == "," and not quoted:
+            items.append(current)
+            current = ""
+        else:
+            current += char
+    if quoted:
+        raise BadValue("a double quote is not closed")
+    items.append(current)
+    if any(not item.strip() for item in items):
+        raise BadValue("an item of the list is empty")
+    return tuple(items)
+
+
+def parse_each(items: Sequence[str], parse: Callable[[str], Value]) -> tuple[Value, ...]:
+    """All items parsed; BadValue tells what is wrong with each of them, not only the first."""
+    values = []
+    wrong = []
+    for item in items:
+        try:
+            values.append(parse(item))
+        except BadValue as error:
+            wrong.append(str(error))
+    if wrong:
+        raise BadValue("; ".join(wrong))
+    return tuple(values)
+
+
+def check_path(path: str) -> str:
+    """Refuse what people mean to be expanded and nobody expands."""
+    if "\0" in path:
+        raise BadValue("a path cannot contain a NUL character")
+    if "$" in path:
+        raise BadValue(
+            f"{path!r} contains '$': variables are not expanded here; write the path out"
+        )
+    if path.startswith(("%h", "%i")):
+        raise BadValue(
+            f"{path!r} starts with {path[:2]!r}: systemd expands it in units, not in the "
+            "content of an EnvironmentFile; write the path out"
+        )
+    if path.startswith("~"):
+        raise BadValue(f"{path!r} starts with '~': it is not expanded here; write the path out")
+    return path
+
+
+def parse_paths(text: str) -> tuple[str, ...]:
+    """One or more paths, comma separated."""
+    return parse_each(split_list(text), check_path)
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """The host's end of a console."""
+    kind, separator, path = text.partition("=")
+    if kind in ("tty", "null", "pty") and not separator:
+        return Endpoint(kind)
+    if kind in ("file", "socket") and path:
+        return Endpoint(kind, check_path(path))
+    raise BadValue(f"{text!r} is not {ENDPOINT_FORM}")
+
+
+def parse_device(text: str) -> DeviceSpec:
+    """One device to pass through, by form; whether it exists is checked later."""
+    value = text.strip()
+    if value.startswith("/dev/vfio/noiommu-"):
+        raise BadValue(f"{value!r}: without an IOMMU the device could write all of memory")
+    if value.startswith("/dev/vfio/devices/vfio") and value[22:].isdigit():
+        return DeviceSpec("cdev", value)
+    if value.startswith("/dev/vfio/") and value[10:].isdigit():
+        return DeviceSpec("group", value)
+    if value.startswith("/sys/") and is_bdf(os.path.basename(value.rstrip("/"))):
+        return DeviceSpec("sysfs", value)
+    if is_bdf(value):
+        return DeviceSpec("bdf", value)
+    raise BadValue(f"{value!r} is not {DEVICE_FORM}")
+
+
+def is_bdf(text: str) -> bool:
+    """True for a PCI address such as 0000:01:00.0."""
+    parts = text.replace(".", ":").split(":")
+    return (
+        tuple(len(part) for part in parts) == BDF_LENGTHS
+        and text[-2] == "."
+        and all(char in "0123456789abcdefABCDEF" for part in parts for char in part)
+    )
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """`` (did you mean X?)`` when something known is near, else nothing."""
+    import difflib
+
+    found = difflib.get_close_matches(word, known, 1, 0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
