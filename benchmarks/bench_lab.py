@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
-from tests.lab.debian import DebianGuest
-from tests.lab.firmware import NAMES, find_firmware
-from tests.lab.job_guest import JobGuest
-from tests.lab.lab import Lab, LabError
-from tests.lab.progress import say
+from tests.lab.guests.debian import DebianGuest
+from tests.lab.guests.firmware import NAMES, find_firmware
+from tests.lab.guests.job_guest import JobGuest
+from tests.lab.rig.lab import Lab, LabError
+from tests.lab.rig.progress import say
 
 INSIDE = "benchmarks.inside_lab"
 ATTEMPTS = 3

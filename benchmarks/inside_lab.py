@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.lab.debian import JOB_LABEL, SYSTEM_DISK
-from tests.lab.flaw import FlawWatch
-from tests.lab.images import make_fat
-from tests.lab.job_guest import write_job
+from tests.lab.guests.debian import JOB_LABEL, SYSTEM_DISK
+from tests.lab.guests.images import make_fat
+from tests.lab.guests.job_guest import write_job
+from tests.lab.rig.flaw import FlawWatch
 from tests.support import binary
 
 SECONDS = 400

@@ -31,7 +31,7 @@ def kvm_problem() -> str | None:
 
 
 def lab_problem() -> str | None:
-    from tests.lab.lab import missing_for_lab
+    from tests.lab.rig.lab import missing_for_lab
 
     missing = missing_for_lab()
     return (

@@ -16,7 +16,7 @@ from vmm.layout import GSI_MAX, IOAPIC_PINS, MSI_GSI_FIRST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm._native.kvm.ioctls import VmFd
+    from vmm._native.kvm.vm import VmFd
 
 # An MSI address whose bit 4 is clear carries destination id bits 8..14 in its bits 5..11
 # (KVM_FEATURE_MSI_EXT_DEST_ID); KVM takes them in address_hi, bits 8..14.

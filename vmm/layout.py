@@ -113,6 +113,11 @@ def platform_mmio_gpa(phys_bits: int) -> int:
     return (1 << phys_bits) - TOP_RESERVED - PLATFORM_MMIO_SIZE
 
 
+def ged_gpa(phys_bits: int) -> int:
+    """The GED's one register, in the last page of the VMM's own MMIO area."""
+    return platform_mmio_gpa(phys_bits) + PLATFORM_MMIO_SIZE - PAGE_SIZE
+
+
 def mmio64_window(regions: list[tuple[int, int]], phys_bits: int) -> tuple[int, int]:
     """(gpa, size) of the window for 64-bit BARs: from the end of RAM up to the VMM's registers."""
     start = HIGH_MEMORY_GPA

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmm._native.kvm.bus import Bus
-    from vmm._native.kvm.ioctls import CpuidEntry, VcpuFd
+    from vmm._native.kvm.vcpu import CpuidEntry, VcpuFd
     from vmm._native.memory.guestmem import GuestMemory
 
 GENERAL = (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vmm._native.kvm.ioctls import Kvm, VcpuFd, VmFd
+from vmm._native.kvm.vcpu import VcpuFd
+from vmm._native.kvm.vm import Kvm, VmFd
 from vmm.irq import IrqRouter
 from vmm.layout import IDENTITY_MAP_GPA, TSS_GPA
 

@@ -16,7 +16,7 @@ from vmm.memory import no_progress
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from devices.vfio.kernel import VfioKernel
-    from vmm._native.kvm.ioctls import KvmVfio
+    from vmm._native.kvm.vm import KvmVfio
     from vmm._native.memory.guestmem import GuestMemory
     from vmm._native.vfio.ioctls import VfioContainer, VfioDevice, VfioGroup
     from vmm.host.pci import HostDevice

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from devices.vfio.dma import DmaDomain
     from devices.vfio.kernel import VfioKernel
-    from vmm._native.kvm.ioctls import KvmVfio
+    from vmm._native.kvm.vm import KvmVfio
     from vmm.host.pci import HostDevice
     from vmm.memory import Progress
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kvm.test_command import Command
 from tests.support.binary import BINARY, ROOT
+from tests.support.command import Command
 
 # What the kernel itself offers: no files of the host's installation.
 KERNEL_FILES = ("/proc/", "/dev/", "/sys/")
@@ -50,7 +50,7 @@ def test_the_commands_tests_pass_with_it():
     env = {**os.environ, "VLLMD_TEST_COMMAND": str(BINARY)}
     done = run(
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0",
-        "tests/kvm/test_command.py", cwd=ROOT, env=env,
+        "tests/kvm/command", cwd=ROOT, env=env,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-5000:]
     assert re.search(r"\d{2,} passed", done.stdout), done.stdout

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from tests.kvm.test_command import COMMAND, Command
-from tests.lab.firmware import REMEDY, find_hypervisor_fw
-from tests.lab.gpt import ESP_START, make_gpt
+from tests.lab.guests.firmware import REMEDY, find_hypervisor_fw
+from tests.lab.guests.gpt import ESP_START, make_gpt
+from tests.support.command import COMMAND, Command
 from tests.support.tiny_bzimage import build_bzimage
 
 SECONDS = 60

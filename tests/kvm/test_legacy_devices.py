@@ -6,6 +6,7 @@ import time
 
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine, results
+from vmm.run.outcome import outcome_of
 
 COM1 = 0x3F8
 
@@ -108,4 +109,4 @@ def test_interrupts_before_the_guest_set_up_its_controllers_do_not_reach_it(tmp_
         for _ in range(20):
             tiny.machine.power_button()
             time.sleep(0.01)
-        assert tiny.machine.vcpus[0].loop.running, tiny.machine.outcome().report
+        assert tiny.machine.vcpus[0].loop.running, outcome_of(tiny.machine).report

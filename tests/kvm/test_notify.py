@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.kvm.test_command import HALT, Command, finish
+from tests.support.command import HALT, Command, finish
 
 
 class Service:

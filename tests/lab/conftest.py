@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.default_guest import DefaultGuest
-from tests.lab.job_guest import JobGuest
-from tests.lab.steady import SteadyLab
+from tests.lab.guests.default_guest import DefaultGuest
+from tests.lab.guests.job_guest import JobGuest
+from tests.lab.rig.steady import SteadyLab
 
 LAB_TEST_SECONDS = 1800
 
@@ -41,7 +41,7 @@ def lab() -> Iterator[SteadyLab]:
 @pytest.fixture(scope="session")
 def debian_lab() -> Iterator[SteadyLab]:
     """A lab whose disks are throw-away copies of the Debian images."""
-    from tests.lab.debian import DebianGuest
+    from tests.lab.guests.debian import DebianGuest
 
     debian = DebianGuest()
     running = SteadyLab(drives=[debian.image, debian.disk, debian.grub_disk()])

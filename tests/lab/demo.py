@@ -11,15 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.lab.cache import cached
-from tests.lab.debian import DebianGuest
-from tests.lab.default_guest import DefaultGuest
-from tests.lab.firmware import CLOUDHV, find_firmware, find_hypervisor_fw
-from tests.lab.images import make_fat
-from tests.lab.lab import ROOT, LabError
-from tests.lab.packages import PackageError, run
-from tests.lab.progress import say, step
-from tests.lab.steady import SteadyLab
+from tests.lab.guests.cache import cached
+from tests.lab.guests.debian import DebianGuest
+from tests.lab.guests.default_guest import DefaultGuest
+from tests.lab.guests.firmware import CLOUDHV, find_firmware, find_hypervisor_fw
+from tests.lab.guests.images import make_fat
+from tests.lab.guests.packages import PackageError, run
+from tests.lab.rig.lab import ROOT, LabError
+from tests.lab.rig.progress import say, step
+from tests.lab.rig.steady import SteadyLab
 from vmm.check.probe import can_run_kernels
 
 LAB_MEMORY = "3G"

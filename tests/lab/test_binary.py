@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import devices
-from tests.lab.debian import DebianGuest
-from tests.lab.devices import random_image
-from tests.lab.steady import SteadyLab
+from tests.lab.guests.debian import DebianGuest
+from tests.lab.rig import devices
+from tests.lab.rig.devices import random_image
+from tests.lab.rig.steady import SteadyLab
 from tests.support.binary import BINARY
 
 SCENARIO = "tests.lab.scenarios.bare"

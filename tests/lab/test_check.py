@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import devices
-from tests.lab.devices import random_image
-from tests.lab.packages import unpacked
-from tests.lab.steady import SteadyLab
+from tests.lab.guests.packages import unpacked
+from tests.lab.rig import devices
+from tests.lab.rig.devices import random_image
+from tests.lab.rig.steady import SteadyLab
 
 SCENARIO = "tests.lab.scenarios.check"
 NVME_BYTES = 16 << 20

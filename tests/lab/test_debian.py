@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.debian import DebianGuest
+from tests.lab.guests.debian import DebianGuest
 
 SCENARIO = "tests.lab.scenarios"
 BIG_MIB = 5 * 1024

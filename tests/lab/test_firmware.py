@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.debian import DISK, GRUB_DISK
-from tests.lab.firmware import CLOUDHV, HYPERVISOR_FW, NAMES, REMEDY, find_firmware
+from tests.lab.guests.debian import DISK, GRUB_DISK
+from tests.lab.guests.firmware import CLOUDHV, HYPERVISOR_FW, NAMES, REMEDY, find_firmware
 
 SCENARIO = "tests.lab.scenarios.firmware"
 BIG_MIB = 5 * 1024

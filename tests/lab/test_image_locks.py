@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.lab import QEMU
+from tests.lab.rig.lab import QEMU
 from vmm.errors import BusyError
 from vmm.host.disk import Disk
 from vmm.host.image_lock import lock_holders

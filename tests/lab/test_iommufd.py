@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.abi.test_iommufd import compare
-from tests.lab import devices
-from tests.lab.iommufd_kernel import COMPILER, IommufdKernel, headers
-from tests.lab.steady import SteadyLab
+from tests.lab.guests.iommufd_kernel import COMPILER, IommufdKernel, headers
+from tests.lab.rig import devices
+from tests.lab.rig.steady import SteadyLab
 from tests.lab.test_passthrough import FIRST_BYTES, SCENARIO, nvme
 
 __all__ = ["nvme"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.job_guest import JobGuest
+from tests.lab.guests.job_guest import JobGuest
 
 SCENARIO = "tests.lab.scenarios.lifecycle"
 BACKPORTS = "bookworm-backports"

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import devices
-from tests.lab.debian import DebianGuest
-from tests.lab.devices import random_image
-from tests.lab.job_guest import JobGuest
-from tests.lab.kernels import Kernel
-from tests.lab.steady import SteadyLab
+from tests.lab.guests.debian import DebianGuest
+from tests.lab.guests.job_guest import JobGuest
+from tests.lab.guests.kernels import Kernel
+from tests.lab.rig import devices
+from tests.lab.rig.devices import random_image
+from tests.lab.rig.steady import SteadyLab
 
 SCENARIO = "tests.lab.scenarios"
 NVME_BYTES = 64 << 20

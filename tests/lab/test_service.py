@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import devices
-from tests.lab.devices import random_image
-from tests.lab.job_guest import JobGuest
-from tests.lab.steady import SteadyLab
+from tests.lab.guests.job_guest import JobGuest
+from tests.lab.rig import devices
+from tests.lab.rig.devices import random_image
+from tests.lab.rig.steady import SteadyLab
 
 SCENARIO = "tests.lab.scenarios.service"
 NVME_BYTES = 4 << 20

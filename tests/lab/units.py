@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.lab.flaw import FlawWatch, LabFlaw
-from tests.lab.guest_run import COMMAND, TRIPLE_FAULT, expect
-from tests.lab.job_guest import write_job
+from tests.lab.guests.guest_run import COMMAND, TRIPLE_FAULT, expect
+from tests.lab.guests.job_guest import write_job
+from tests.lab.rig.flaw import FlawWatch, LabFlaw
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMD = ROOT / "packaging/systemd"

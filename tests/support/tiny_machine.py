@@ -11,7 +11,8 @@ from tests.support.elf_builder import LOAD_GPA, build_elf
 from tests.support.guest_asm import RESULT_GPA, Program
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
-from vmm.machine import Machine, Outcome, build_machine
+from vmm.machine import Machine, build_machine
+from vmm.run.outcome import Outcome, outcome_of
 from vmm.settings.config import PREFIX, Config
 
 SECONDS = 10
@@ -71,7 +72,7 @@ class TinyMachine:
         if not poll.poll(seconds * 1000):
             self.machine.stop_vcpus()
             raise AssertionError(self.machine.vcpus[0].report(self.machine.memory))
-        return self.machine.outcome()
+        return outcome_of(self.machine)
 
     def results(self, program: Program) -> list[int]:
         data = self.machine.memory.read(RESULT_GPA, 8 * max(program.reads, 1))

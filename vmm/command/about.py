@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from vmm import __version__
-from vmm._native.kvm.ioctls import API_VERSION, HEADERS_VERSION
+from vmm._native.kvm.vm import API_VERSION, HEADERS_VERSION
 
 
 def commit() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm._native.kvm.ioctls import Kvm
+from vmm._native.kvm.vm import Kvm
 from vmm.errors import HostError
 from vmm.host.files import HOST, KVM_PATH
 

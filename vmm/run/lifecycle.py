@@ -11,7 +11,6 @@ import gc
 import os
 import time
 
-from vmm import __version__
 from vmm._native.host.posix import read_signalfd, signalfd
 from vmm.errors import VmmError
 from vmm.host.console import HostConsole
@@ -21,8 +20,10 @@ from vmm.log.sinks import time_stamp
 from vmm.machine import build_machine
 from vmm.run.bootwatch import BootWatch
 from vmm.run.control import ControlServer
+from vmm.run.ending import EXIT_KILLED, Ending, ResetPolicy, ending_of
 from vmm.run.eventloop import EventLoop
-from vmm.run.instance import process_start_time
+from vmm.run.outcome import outcome_of
+from vmm.run.status import FAILED, RUNNING, STARTING, STOPPED, STOPPING, run_facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,42 +31,20 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmm.host.disk import Disk
-    from vmm.machine import Machine, Outcome
+    from vmm.machine import Machine
     from vmm.run.eventloop import Timer
     from vmm.run.instance import Instance
     from vmm.run.notify import Notifier
+    from vmm.run.outcome import Outcome
     from vmm.settings.config import Config
 
 log = get_logger(__name__)
 
-SCHEMA_VERSION = 1
-STARTING = "starting"
-RUNNING = "running"
-STOPPING = "stopping"
-STOPPED = "stopped"
-FAILED = "failed"
 SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGWINCH)
 # A guest that is still booting misses the button, so it is pressed again until it is heard.
 BUTTON_SECONDS = 1.0
 # So long a reader of the consoles may take before the log goes on without them.
 FLUSH_SECONDS = 0.2
-EXIT_CRASH = 33
-EXIT_DEVICE = 34
-EXIT_PANIC = 35
-EXIT_KILLED = 37
-# A machine that resets sooner than this after its start makes the next start wait, ever longer.
-EARLY_SECONDS = 2.0
-RESET_DELAYS = (0.0, 0.0, 0.1, 0.5, 1.0, 5.0)
-# So many triple faults right after the start in a row: this guest cannot run.
-EARLY_FAULTS_MAX = 3
-
-
-class Ending:
-    """How the run ends: exit code, and the reason in words."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        self.code = code
-        self.reason = reason
 
 
 class Lifecycle:
@@ -90,9 +69,8 @@ class Lifecycle:
         self._machine_left = False
         # What `status` told of the last machine, for the time when there is none.
         self._machine_facts: dict[str, Any] = {}
-        self._early_resets = 0
-        self._early_faults = 0
-        self._ending: Ending | None = None
+        self._resets = ResetPolicy()
+        self.ending: Ending | None = None
         self._stop_reason = ""
         self._failed_device = ""
         self._device_signals: list[int] = []
@@ -103,8 +81,8 @@ class Lifecycle:
         self._escape = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._loop.add(self._signals, self._on_signal)
         self._loop.add(self._escape, self._on_escape)
-        self._disks: list[Disk] = []
-        self._consoles: list[HostConsole] = []
+        self.disks: list[Disk] = []
+        self.consoles: list[HostConsole] = []
         self._control: ControlServer | None = None
         # Called once, with the first machine, as soon as its guest runs.
         self.on_running: Callable[[Machine], None] | None = None
@@ -114,42 +92,42 @@ class Lifecycle:
         """Run the guest until it ends or is told to; returns the exit code. Raises VmmError."""
         try:
             self._open()
-            while self._ending is None:
+            while self.ending is None:
                 self._boot()
-                self._loop.run_until(lambda: self._machine_left or self._ending is not None)
+                self._loop.run_until(lambda: self._machine_left or self.ending is not None)
                 self._leave()
         except VmmError as error:
-            self._ending = Ending(error.exit_code, str(error))
+            self.ending = Ending(error.exit_code, str(error))
             raise
-        return self._ending.code
+        return self.ending.code
 
     def _open(self) -> None:
         config = self.config
-        self._disks = open_disks(config.system_images, config.config_images)
+        self.disks = open_disks(config.system_images, config.config_images)
         ends = ((config.console, "console"), (config.serial, "serial"))
         for end, name in ends:
-            self._consoles.append(HostConsole(end.kind, end.path, self._escape))
-            self._consoles[-1].start(name)
+            self.consoles.append(HostConsole(end.kind, end.path, self._escape))
+            self.consoles[-1].start(name)
         self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
 
     def _boot(self) -> None:
         """Build a machine and let it run."""
-        console, serial = self._consoles
+        console, serial = self.consoles
         self._machine_left = False
         self.notifier.status(f"booting {self.config.kernel_path}")
         machine = build_machine(
-            self.config, self._disks, console, serial, self.cache_directory, self.notifier.progress
+            self.config, self.disks, console, serial, self.cache_directory, self.notifier.progress
         )
         self.machine = machine
         self._loop.add(machine.outcome_fd, self._on_outcome)
-        for function in machine.passthrough:
+        for function in machine.passed_through():
             signals = function.signals
             self._watch_device(signals.request_fd, function.bdf, self._on_device_wanted)
             self._watch_device(signals.error_fd, function.bdf, self._on_device_error)
         if self.reboots == 0:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
-        self._watch = BootWatch(machine, self.config, self._consoles, self._loop)
+        self._watch = BootWatch(machine, self.config, self.consoles, self._loop)
         machine.start()
         if self.reboots == 0 and self.on_running is not None:
             self.on_running(machine)
@@ -177,9 +155,9 @@ class Lifecycle:
         log.info(
             f"instance {self.instance.name} runs as process {os.getpid()}: {config.kernel_path}, "
             f"{config.cpu_count} vCPUs, {config.memory.size >> 20} MiB, "
-            f"{len(self._disks)} disks; built in {machine.phases['loaded']} ms"
+            f"{len(self.disks)} disks; built in {machine.phases['loaded']} ms"
         )
-        for console, name in zip(self._consoles, ("console", "serial port"), strict=True):
+        for console, name in zip(self.consoles, ("console", "serial port"), strict=True):
             if console.path:
                 log.info(f"{name} at {console.path}")
         if log.debugging:
@@ -214,7 +192,7 @@ class Lifecycle:
         machine = self.machine
         if machine is None:
             return
-        outcome = machine.outcome() if self._ending is None else None
+        outcome = outcome_of(machine) if self.ending is None else None
         lived = time.monotonic() - self._machine_started
         for fd in (machine.outcome_fd, *self._device_signals):
             self._loop.remove(fd)
@@ -230,50 +208,33 @@ class Lifecycle:
         self.notifier.feed()
         machine.close()
         self.notifier.feed()
-        for console in self._consoles:
+        for console in self.consoles:
             console.flush(FLUSH_SECONDS)
         if outcome is not None:
             self._decide(outcome, lived)
 
     def _decide(self, outcome: Outcome, lived: float) -> None:
+        """End, or go on with a fresh machine."""
         if outcome.kind == "reset" and self.state != STOPPING:
-            self._reset(outcome, lived)
-        elif outcome.kind in ("reset", "shutdown"):
-            log.info(f"{outcome.reason} after {lived:.1f} s")
-            if self._failed_device:
-                reason = f"{outcome.reason}, as the device {self._failed_device} failed"
-                self._ending = Ending(EXIT_DEVICE, reason)
-            else:
-                self._ending = Ending(0, outcome.reason)
+            self.ending = self._resets.refuse(outcome, lived)
+            if self.ending is None:
+                self._reboot(outcome, lived)
         else:
-            log.error(f"the guest cannot go on: {outcome.reason}\n{outcome.report}")
-            codes = {"crash": EXIT_CRASH, "panic": EXIT_PANIC}
-            code = codes.get(outcome.kind, VmmError.exit_code)
-            self._ending = Ending(code, outcome.reason)
+            self.ending = ending_of(outcome, lived, self._failed_device)
 
-    def _reset(self, outcome: Outcome, lived: float) -> None:
-        """Go on with a fresh machine, unless this guest does nothing but fault."""
-        early = lived < EARLY_SECONDS
-        self._early_resets = self._early_resets + 1 if early else 0
-        self._early_faults = self._early_faults + 1 if early and outcome.report else 0
-        if self._early_faults >= EARLY_FAULTS_MAX:
-            log.error(
-                f"the guest cannot run: {outcome.reason} within {EARLY_SECONDS:.0f} s of its "
-                f"start, {self._early_faults} times in a row\n{outcome.report}"
-            )
-            self._ending = Ending(EXIT_CRASH, f"{outcome.reason}, right after each start")
-            return
+    def _reboot(self, outcome: Outcome, lived: float) -> None:
         self.reboots += 1
         log.info(f"{outcome.reason} after {lived:.1f} s; reboot {self.reboots}")
         if outcome.report:
             log.debug(outcome.report)
-        delay = RESET_DELAYS[min(self._early_resets, len(RESET_DELAYS) - 1)]
+        delay = self._resets.delay()
         if delay:
             waited: list[bool] = []
             self._loop.call_later(delay, lambda: waited.append(True))
             self._loop.run_until(lambda: bool(waited) or self._stop_reason != "")
         if self._stop_reason:
-            self._ending = Ending(0, f"{outcome.reason}; not started again: {self._stop_reason}")
+            reason = f"{outcome.reason}; not started again: {self._stop_reason}"
+            self.ending = Ending(0, reason)
 
     def request_stop(self, reason: str, now: bool = False) -> None:
         """Ask the guest to shut down; asked again, or with ``now``, end it at once."""
@@ -294,7 +255,7 @@ class Lifecycle:
         self._save()
 
     def _press_button(self) -> None:
-        if self.machine is not None and self._ending is None:
+        if self.machine is not None and self.ending is None:
             self.machine.power_button()
             self._button = self._loop.call_later(BUTTON_SECONDS, self._press_button)
 
@@ -305,9 +266,9 @@ class Lifecycle:
         )
 
     def _kill(self, reason: str) -> None:
-        if self._ending is None:
+        if self.ending is None:
             log.warning(reason)
-            self._ending = Ending(EXIT_KILLED, reason)
+            self.ending = Ending(EXIT_KILLED, reason)
 
     def _on_signal(self) -> None:
         for number in read_signalfd(self._signals):
@@ -315,7 +276,7 @@ class Lifecycle:
                 self._reopen()
             elif number == _signal.SIGWINCH:
                 if self.machine is not None:
-                    self.machine.resize(*self._consoles[0].size())
+                    self.machine.resize(*self.consoles[0].size())
             else:
                 name = "SIGTERM" if number == _signal.SIGTERM else "SIGINT"
                 self.request_stop(f"{name} received")
@@ -326,7 +287,7 @@ class Lifecycle:
         if reload:
             self.notifier.reloading()
         hub.reopen()
-        for console in self._consoles:
+        for console in self.consoles:
             try:
                 console.reopen()
             except VmmError as error:
@@ -352,32 +313,9 @@ class Lifecycle:
 
     def status(self) -> dict[str, Any]:
         """Everything `status` shows."""
-        config = self.config
-        facts: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION,
-            "version": __version__,
-            "name": self.instance.name,
-            "state": self.state,
-            "pid": os.getpid(),
-            "start_time": process_start_time(os.getpid()),
-            "started_at": self.started_at,
-            "uptime_s": round(time.monotonic() - self.started, 3),
-            "kernel": config.kernel_path,
-            "initramfs": config.initramfs_path,
-            "cmdline": config.cmdline,
-            "disks": [disk.status() for disk in self._disks],
-            "consoles": [console.status() for console in self._consoles],
-            "sockets": {"control": self.instance.socket_path},
-            "reboots": self.reboots,
-            "last_exit": self._last_exit(),
-        }
+        facts = run_facts(self)
         facts.update(self._machine_facts if self.machine is None else self.machine.status())
         return facts
-
-    def _last_exit(self) -> dict[str, Any] | None:
-        if self._ending is None:
-            return None
-        return {"code": self._ending.code, "reason": self._ending.reason, "time": time_stamp()}
 
     def _save(self) -> None:
         try:
@@ -387,18 +325,18 @@ class Lifecycle:
 
     def close(self) -> None:
         """Close everything in reverse order, with the final state written; idempotent."""
-        if self._ending is None:
-            self._ending = Ending(VmmError.exit_code, "the VMM failed")
-        self.state = FAILED if self._ending.code else STOPPED
-        self.notifier.stopping(f"{self.state}: {self._ending.reason}", 0)
+        if self.ending is None:
+            self.ending = Ending(VmmError.exit_code, "the VMM failed")
+        self.state = FAILED if self.ending.code else STOPPED
+        self.notifier.stopping(f"{self.state}: {self.ending.reason}", 0)
         if self.machine is not None:
             self.machine.close()
-        for console in reversed(self._consoles):
+        for console in reversed(self.consoles):
             console.close()
         self._save()
         if self._control is not None:
             self._control.close()
-        for disk in reversed(self._disks):
+        for disk in reversed(self.disks):
             disk.close()
         self._loop.close()
         os.close(self._escape)

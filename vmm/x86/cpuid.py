@@ -6,13 +6,14 @@ Documentation/virt/kvm/x86/cpuid.rst. The edits are those of Cloud Hypervisor's 
 
 from __future__ import annotations
 
+from vmm.layout import PHYS_BITS_MAX
 from vmm.light.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm._native.kvm.ioctls import CpuidEntry
+    from vmm._native.kvm.vcpu import CpuidEntry
 
 SIGNIFICANT_INDEX = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 HYPERVISOR_BASE = 0x40000000
@@ -27,6 +28,15 @@ LEVEL_CORE = 2 << 8
 LEVEL_DIE = 5 << 8
 AMD_VENDORS = (b"AuthenticAMD", b"HygonGenuine")
 TOPOLOGY_LEAVES = (0xB, 0x1F)
+ADDRESS_BITS_LEAF = 0x80000008
+ADDRESS_BITS_DEFAULT = 36
+
+
+def guest_phys_bits(host_cpuid: Callable[[int], tuple[int, int, int, int]]) -> int:
+    """Physical address bits that the guest sees: the host's, as far as the layout has use."""
+    if host_cpuid(ADDRESS_BITS_LEAF & ~0xFF)[0] < ADDRESS_BITS_LEAF:
+        return ADDRESS_BITS_DEFAULT
+    return min(host_cpuid(ADDRESS_BITS_LEAF)[0] & 0xFF, PHYS_BITS_MAX)
 
 
 def width(count: int) -> int:

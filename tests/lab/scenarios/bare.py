@@ -11,8 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.lab.debian import SYSTEM_DISK
-from tests.lab.guest_run import Guest, expect
+from tests.lab.guests.debian import SYSTEM_DISK
+from tests.lab.guests.guest_run import Guest, expect
 from tests.lab.scenarios.debian import READY, facts, guest_of
 from tests.lab.scenarios.lifecycle import job_guest
 from tests.lab.scenarios.passthrough import NVME, NVME_JOB, bind, find

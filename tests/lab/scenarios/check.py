@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.guest_run import COMMAND, Guest, expect
+from tests.lab.guests.guest_run import COMMAND, Guest, expect
 from tests.lab.scenarios.lifecycle import WAIT, job_guest
 from tests.lab.scenarios.passthrough import DEVICES, NVME, bind, facts, find, guest_with
 

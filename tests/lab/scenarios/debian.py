@@ -6,9 +6,9 @@ import re
 import time
 from pathlib import Path
 
-from tests.lab.debian import JOB_LABEL, SYSTEM_DISK
-from tests.lab.guest_run import Guest, expect
-from tests.lab.images import make_fat
+from tests.lab.guests.debian import JOB_LABEL, SYSTEM_DISK
+from tests.lab.guests.guest_run import Guest, expect
+from tests.lab.guests.images import make_fat
 
 # What systemd may take to shut the guest down, of the lab's slow time.
 STOP_SECONDS = 10.0

@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.lab.guest_run import expect
+from tests.lab.guests.guest_run import expect
 from tests.lab.scenarios.debian import facts, guest_of
 
 MIB = 1 << 20

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from tests.kvm.test_pci import cf8_write
-from tests.lab.guest_run import expect
+from tests.lab.guests.guest_run import expect
 from tests.lab.scenarios.passthrough import EDU, IVSHMEM, bind, find
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
@@ -49,7 +49,7 @@ class Edu:
             DEVICE_FILEPATH_LIST=",".join([self.bdf, *others]),
             MEMORY_CONFIG="size=16M",
         )
-        self.function = self.tiny.machine.passthrough[0]
+        self.function = self.tiny.machine.passed_through()[0]
         self.base = self.function.bars[0].value
         self.program = Program()
         # Memory and bus mastering on.
@@ -148,7 +148,7 @@ def peer_to_peer() -> None:
     with Edu(find(IVSHMEM, 1)) as edu:
         machine = edu.tiny.machine
         machine.memory.write(SOURCE, data)
-        peer = machine.passthrough[1]
+        peer = machine.passed_through()[1]
         bar = next(bar for bar in peer.bars if bar.index == SHARED_BAR)
         program = edu.program
         cf8_write(program, peer.slot, 4, 6, 2)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from devices.vfio import dma
 from tests.kvm.test_pci import cf8_write
-from tests.lab.guest_run import expect
-from tests.lab.job_guest import write_job
+from tests.lab.guests.guest_run import expect
+from tests.lab.guests.job_guest import write_job
 from tests.lab.scenarios.edu import IDENTITY
 from tests.lab.scenarios.passthrough import EDU, NVME, NVME_JOB, bind, facts, find, name_of
 from tests.support.guest_asm import Program
@@ -57,7 +57,7 @@ def refused(folder: Path, faults: Faults, device: str, *words: str) -> None:
 
 def identity(tiny: TinyMachine) -> tuple[int, dict[str, object]]:
     """What a guest reads in the device's first register, and the function's status."""
-    (function,) = tiny.machine.passthrough
+    (function,) = tiny.machine.passed_through()
     program = Program()
     cf8_write(program, function.slot, 4, 6, 2)
     read = program.read(function.bars[0].value + IDENTITY)
@@ -96,7 +96,7 @@ def all_ones(folder: Path, device: str) -> None:
 def a_device_that_vanishes(folder: Path, device: str) -> None:
     """Its registers read as ones, the guest goes on, and the machine can be taken apart."""
     with build(folder, Faults(mmap=True), device) as tiny:
-        (function,) = tiny.machine.passthrough
+        (function,) = tiny.machine.passed_through()
         assert isinstance(function.device, DeviceFaults)
         function.device.vanish()
         value, _ = identity(tiny)
@@ -179,7 +179,7 @@ def linux(
     serial.start("serial")
     machine = build_machine(config, disks, console, serial, vfio_kernel=FaultyKernel(faults))
     try:
-        (function,) = machine.passthrough
+        (function,) = machine.passed_through()
         machine.start()
         poll = select.poll()
         poll.register(machine.outcome_fd, select.POLLIN)

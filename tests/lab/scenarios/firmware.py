@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.lab.debian import JOB_LABEL
-from tests.lab.guest_run import Guest, expect
-from tests.lab.images import make_fat
+from tests.lab.guests.debian import JOB_LABEL
+from tests.lab.guests.guest_run import Guest, expect
+from tests.lab.guests.images import make_fat
 from tests.lab.scenarios.debian import INSPECT, POWER_OFF, check_machine, facts
 
 MARKER = "lab.marker=yes"

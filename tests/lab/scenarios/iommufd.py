@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from tests.lab.guest_run import Guest, expect
+from tests.lab.guests.guest_run import Guest, expect
 from tests.lab.scenarios.lifecycle import WAIT
 from tests.lab.scenarios.passthrough import (
     EDU,

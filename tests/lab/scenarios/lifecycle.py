@@ -8,8 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.lab.guest_run import COMMAND, Guest, expect
-from tests.lab.job_guest import write_job
+from tests.lab.guests.guest_run import COMMAND, Guest, expect
+from tests.lab.guests.job_guest import write_job
 
 SECTORS_16M = 16 << 20
 

@@ -6,7 +6,7 @@ import subprocess
 import threading
 from pathlib import Path
 
-from tests.lab.guest_run import Guest, expect
+from tests.lab.guests.guest_run import Guest, expect
 from tests.lab.scenarios import debian
 from tests.lab.scenarios.lifecycle import COUNT, WAIT, job_guest
 

@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from tests.lab.guest_run import expect
+from tests.lab.guests.guest_run import expect
 from tests.lab.scenarios.lifecycle import COUNT
 from tests.lab.scenarios.passthrough import NVME, find
 from tests.lab.units import ROOT, Service, drop_in, run, wait_for

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from vmm._native.kvm.bus cimport Bus
-from vmm._native.kvm.ioctls cimport VcpuFd
+from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.host.thread cimport Thread
 
 cdef enum:

@@ -1,5 +1,5 @@
 from vmm._native.kvm.bus import Bus
-from vmm._native.kvm.ioctls import VcpuFd
+from vmm._native.kvm.vcpu import VcpuFd
 
 class VcpuLoop:
     vcpu: VcpuFd

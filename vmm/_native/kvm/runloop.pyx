@@ -20,7 +20,7 @@ from vmm._native.kvm.bus cimport (
     OUTCOME_RESET,
     Bus,
 )
-from vmm._native.kvm.ioctls cimport VcpuFd
+from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
 from vmm._native.host.thread cimport thread_join, thread_start
 

@@ -1,0 +1,74 @@
+"""A host that wants a device back, or a device that fails: the guest is asked to shut down."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from vmm.run.ending import EXIT_DEVICE
+from vmm.run.lifecycle import Lifecycle
+from vmm.run.notify import Notifier
+from vmm.run.outcome import Outcome
+from vmm.run.status import STOPPING
+from vmm.settings.config import PREFIX, Config
+
+BDF = "0000:01:00.0"
+
+
+class FakeMachine:
+    def __init__(self) -> None:
+        self.pressed = 0
+
+    def power_button(self) -> None:
+        self.pressed += 1
+
+    def status(self) -> dict[str, object]:
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def life(tmp_path):
+    names = ("KERNEL", "SYSTEM_IMAGE", "CONFIG_IMAGE")
+    config = Config.from_env({f"{PREFIX}{name}_FILEPATH": "/none" for name in names})
+    instance = SimpleNamespace(name="vm", socket_path="", write_state=lambda state: None)
+    made = Lifecycle(config, instance, Notifier(), None)
+    made.machine = FakeMachine()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def signal():
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    yield fd
+    os.close(fd)
+
+
+def test_the_host_wants_it_back(life, signal):
+    life._watch_device(signal, BDF, life._on_device_wanted)
+    os.eventfd_write(signal, 1)
+    life._loop.run_until(lambda: life.state == STOPPING)
+    assert life.machine.pressed == 1
+    assert BDF in life._stop_reason
+    # It asks again every ten seconds; that does not kill the guest.
+    life._on_device_wanted(BDF)
+    assert life.ending is None
+    life._decide(Outcome("shutdown", "the guest powered itself off"), 1.0)
+    assert life.ending.code == 0
+    life._loop.remove(signal)
+
+
+def test_it_fails(life, signal):
+    life._watch_device(signal, BDF, life._on_device_error)
+    os.eventfd_write(signal, 1)
+    life._loop.run_until(lambda: life.state == STOPPING)
+    life._on_device_error(BDF)
+    life._decide(Outcome("shutdown", "the guest powered itself off"), 1.0)
+    assert life.ending.code == EXIT_DEVICE
+    assert BDF in life.ending.reason
+    life._loop.remove(signal)

@@ -1,0 +1,9 @@
+"""A vCPU's file descriptor, with the page that it shares with the kernel."""
+
+from vmm._native.host.fd cimport OwnedFd
+from vmm._native.linux.kvm cimport kvm_run
+
+cdef class VcpuFd(OwnedFd):
+    cdef readonly int index
+    cdef kvm_run *run            # shared with the kernel; valid until close()
+    cdef size_t run_size

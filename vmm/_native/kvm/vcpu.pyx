@@ -1,0 +1,229 @@
+"""A vCPU without policy: a method has the lower-case name of its ioctl, without ``KVM_``.
+
+Every method may be called from any thread; it waits for a KVM_RUN in progress on the same vCPU.
+Failures raise IoctlError with the ioctl's name. Source: Documentation/virt/kvm/api.rst.
+"""
+
+from libc.errno cimport E2BIG
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+from posix.types cimport off_t
+
+from vmm._native.host.fd cimport OwnedFd, check
+from vmm._native.host.fd import IoctlError
+from vmm._native.linux.kvm cimport *
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<sys/mman.h>" nogil:
+    int PROT_READ, PROT_WRITE, MAP_SHARED
+    void *MAP_FAILED
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
+    int munmap(void *addr, size_t length)
+
+cdef enum:
+    CPUID_MAX = 256
+    MSRS_MAX = 64
+
+SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+
+
+cdef void read_segment(kvm_segment *segment, dict out) except *:
+    out.update(base=segment.base, limit=segment.limit, selector=segment.selector,
+               type=segment.type, present=segment.present, dpl=segment.dpl, db=segment.db,
+               s=segment.s, l=segment.l, g=segment.g, avl=segment.avl)
+
+
+cdef void write_segment(kvm_segment *segment, dict values) except *:
+    memset(segment, 0, sizeof(kvm_segment))
+    segment.base = values["base"]
+    segment.limit = values["limit"]
+    segment.selector = values["selector"]
+    segment.type = values["type"]
+    segment.present = values["present"]
+    segment.dpl = values["dpl"]
+    segment.db = values["db"]
+    segment.s = values["s"]
+    segment.l = values["l"]
+    segment.g = values["g"]
+    segment.avl = values["avl"]
+    segment.unusable = 0 if values["present"] else 1
+
+
+cdef class VcpuFd(OwnedFd):
+    """One virtual CPU and its shared kvm_run page."""
+
+    def __cinit__(self, int fd, int index, size_t mmap_size):
+        self.index = index
+        self.run_size = mmap_size
+        self.run = <kvm_run *>mmap(NULL, mmap_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        if <void *>self.run == MAP_FAILED:
+            self.run = NULL
+            check(-1, b"mmap of kvm_run")
+
+    def __dealloc__(self):
+        if self.run != NULL:
+            munmap(self.run, self.run_size)
+            self.run = NULL
+
+    cpdef void close(self):
+        """Unmap kvm_run and close; the vCPU must not be running."""
+        if self.run != NULL:
+            munmap(self.run, self.run_size)
+            self.run = NULL
+        OwnedFd.close(self)
+
+    def get_regs(self):
+        """General registers as a dict, with rip and rflags."""
+        cdef kvm_regs regs
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_GET_REGS, &regs)
+        check(rc, b"KVM_GET_REGS")
+        return regs
+
+    def set_regs(self, values):
+        """Set the general registers; those not named become 0."""
+        cdef kvm_regs regs
+        memset(&regs, 0, sizeof(regs))
+        known = dict(regs)
+        for name in values:
+            if name not in known:
+                raise ValueError(f"no such register: {name!r}")
+        known.update(values)
+        regs = known
+        check(ioctl(self.fd, KVM_SET_REGS, &regs), b"KVM_SET_REGS")
+
+    def get_sregs(self):
+        """Segments (dicts), gdt and idt (base, limit) and control registers."""
+        cdef kvm_sregs sregs
+        cdef kvm_segment *table = &sregs.cs
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_GET_SREGS, &sregs)
+        check(rc, b"KVM_GET_SREGS")
+        out = {}
+        for i, name in enumerate(SEGMENTS):
+            out[name] = {}
+            read_segment(&table[<int>i], out[name])
+        out.update(gdt=(sregs.gdt.base, sregs.gdt.limit), idt=(sregs.idt.base, sregs.idt.limit),
+                   cr0=sregs.cr0, cr2=sregs.cr2, cr3=sregs.cr3, cr4=sregs.cr4, cr8=sregs.cr8,
+                   efer=sregs.efer, apic_base=sregs.apic_base)
+        return out
+
+    def set_sregs(self, values):
+        """Change the named segments and control registers; the others keep their values."""
+        cdef kvm_sregs sregs
+        cdef kvm_segment *table = &sregs.cs
+        check(ioctl(self.fd, KVM_GET_SREGS, &sregs), b"KVM_GET_SREGS")
+        for name, value in values.items():
+            if name in SEGMENTS:
+                write_segment(&table[<int>SEGMENTS.index(name)], value)
+            elif name == "gdt":
+                sregs.gdt.base, sregs.gdt.limit = value
+            elif name == "idt":
+                sregs.idt.base, sregs.idt.limit = value
+            elif name == "cr0":
+                sregs.cr0 = value
+            elif name == "cr3":
+                sregs.cr3 = value
+            elif name == "cr4":
+                sregs.cr4 = value
+            elif name == "efer":
+                sregs.efer = value
+            elif name == "apic_base":
+                sregs.apic_base = value
+            else:
+                raise ValueError(f"no such system register: {name!r}")
+        check(ioctl(self.fd, KVM_SET_SREGS, &sregs), b"KVM_SET_SREGS")
+
+    def set_fpu(self, int fcw, uint32_t mxcsr):
+        """Reset the FPU with these control words."""
+        cdef kvm_fpu fpu
+        memset(&fpu, 0, sizeof(fpu))
+        fpu.fcw = fcw
+        fpu.mxcsr = mxcsr
+        check(ioctl(self.fd, KVM_SET_FPU, &fpu), b"KVM_SET_FPU")
+
+    def set_cpuid2(self, entries):
+        """What CPUID answers: (function, index, flags, eax, ebx, ecx, edx) each."""
+        cdef size_t count = len(entries)
+        cdef size_t i = 0
+        if count > CPUID_MAX:
+            raise IoctlError(E2BIG, "KVM_SET_CPUID2")
+        cdef kvm_cpuid2 *table = <kvm_cpuid2 *>calloc(
+            1, sizeof(uint32_t) * 2 + CPUID_MAX * sizeof(kvm_cpuid_entry2))
+        if table == NULL:
+            raise MemoryError
+        table.nent = count
+        try:
+            for function, index, flags, eax, ebx, ecx, edx in entries:
+                table.entries[i] = kvm_cpuid_entry2(function, index, flags, eax, ebx, ecx, edx)
+                i += 1
+            check(ioctl(self.fd, KVM_SET_CPUID2, table), b"KVM_SET_CPUID2")
+        finally:
+            free(table)
+
+    def set_msrs(self, pairs):
+        """Set (index, value) pairs; returns how many KVM took before it met one it refuses."""
+        return msrs_ioctl(self.fd, KVM_SET_MSRS, b"KVM_SET_MSRS", pairs)[0]
+
+    def get_msrs(self, indices):
+        """Values of the MSRs in ``indices``, as far as KVM knows them."""
+        return msrs_ioctl(self.fd, KVM_GET_MSRS, b"KVM_GET_MSRS", [(i, 0) for i in indices])[1]
+
+    def get_lapic(self):
+        """The LAPIC's register page: 1024 bytes, as a bytearray."""
+        cdef kvm_lapic_state state
+        check(ioctl(self.fd, KVM_GET_LAPIC, &state), b"KVM_GET_LAPIC")
+        return bytearray(state.regs[:1024])
+
+    def set_lapic(self, page):
+        """Write the LAPIC's register page back (1024 bytes)."""
+        cdef kvm_lapic_state state
+        cdef bytes content = bytes(page)
+        if len(content) != sizeof(state.regs):
+            raise ValueError(f"a LAPIC page of {len(content)} bytes: 1024 are needed")
+        memcpy(state.regs, <const char *>content, sizeof(state.regs))
+        check(ioctl(self.fd, KVM_SET_LAPIC, &state), b"KVM_SET_LAPIC")
+
+    def get_tsc_khz(self):
+        """The guest's TSC frequency in kHz."""
+        return check(ioctl(self.fd, KVM_GET_TSC_KHZ, 0), b"KVM_GET_TSC_KHZ")
+
+    def get_mp_state(self):
+        """KVM_MP_STATE_*: 0 runnable, 1 uninitialized, 2 init received, 3 halted."""
+        cdef kvm_mp_state state
+        check(ioctl(self.fd, KVM_GET_MP_STATE, &state), b"KVM_GET_MP_STATE")
+        return state.mp_state
+
+    def translate(self, uint64_t linear):
+        """The guest physical address behind a linear one, or None when it is not mapped."""
+        cdef kvm_translation translation
+        memset(&translation, 0, sizeof(translation))
+        translation.linear_address = linear
+        check(ioctl(self.fd, KVM_TRANSLATE, &translation), b"KVM_TRANSLATE")
+        return translation.physical_address if translation.valid else None
+
+
+cdef object msrs_ioctl(int fd, unsigned long request, const char *name, pairs):
+    cdef size_t count = len(pairs)
+    cdef size_t i = 0
+    if count > MSRS_MAX:
+        raise ValueError(f"{count} MSRs in one call: at most {MSRS_MAX}")
+    cdef kvm_msrs *table = <kvm_msrs *>calloc(
+        1, sizeof(uint32_t) * 2 + MSRS_MAX * sizeof(kvm_msr_entry))
+    if table == NULL:
+        raise MemoryError
+    table.nmsrs = count
+    try:
+        for index, value in pairs:
+            table.entries[i].index = index
+            table.entries[i].data = value
+            i += 1
+        done = check(ioctl(fd, request, table), name)
+        return done, [table.entries[k].data for k in range(done)]
+    finally:
+        free(table)

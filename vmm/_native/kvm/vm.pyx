@@ -1,0 +1,215 @@
+"""/dev/kvm without policy: a method has the lower-case name of its ioctl, without ``KVM_``.
+
+Every method may be called from any thread. Failures raise IoctlError with the ioctl's name.
+Source: Documentation/virt/kvm/api.rst.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from vmm._native.host.fd cimport OwnedFd, check
+from vmm._native.kvm.vcpu cimport VcpuFd
+from vmm._native.linux.kvm cimport *
+
+import os
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<linux/version.h>":
+    enum: LINUX_VERSION_CODE
+
+# What this was compiled with: the KVM API's version, and major, minor, patch of the headers.
+API_VERSION = KVM_API_VERSION
+HEADERS_VERSION = (
+    LINUX_VERSION_CODE >> 16, LINUX_VERSION_CODE >> 8 & 0xff, LINUX_VERSION_CODE & 0xff
+)
+
+cdef enum:
+    CPUID_MAX = 256
+
+
+cdef class Kvm(OwnedFd):
+    """/dev/kvm, opened by open()."""
+
+    @staticmethod
+    def open(path="/dev/kvm"):
+        """Open the device; OSError when it is missing or not permitted."""
+        return Kvm(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def get_api_version(self):
+        """12 on every kernel since 2.6.22."""
+        return check(ioctl(self.fd, KVM_GET_API_VERSION, 0), b"KVM_GET_API_VERSION")
+
+    def check_extension(self, int capability):
+        """0 when the capability is absent, else its value."""
+        return check(ioctl(self.fd, KVM_CHECK_EXTENSION, capability), b"KVM_CHECK_EXTENSION")
+
+    def get_vcpu_mmap_size(self):
+        """Bytes to map of a vCPU's fd."""
+        return check(ioctl(self.fd, KVM_GET_VCPU_MMAP_SIZE, 0), b"KVM_GET_VCPU_MMAP_SIZE")
+
+    def create_vm(self):
+        """A new VM; tried again when a signal interrupted the kernel's allocation."""
+        cdef int fd
+        while True:
+            with nogil:
+                fd = ioctl(self.fd, KVM_CREATE_VM, 0)
+            if fd >= 0 or errno != EINTR:
+                return VmFd(check(fd, b"KVM_CREATE_VM"))
+
+    def get_supported_cpuid(self):
+        """List of (function, index, flags, eax, ebx, ecx, edx) that KVM can give a guest."""
+        cdef kvm_cpuid2 *table = <kvm_cpuid2 *>calloc(
+            1, sizeof(uint32_t) * 2 + CPUID_MAX * sizeof(kvm_cpuid_entry2))
+        if table == NULL:
+            raise MemoryError
+        table.nent = CPUID_MAX
+        try:
+            check(ioctl(self.fd, KVM_GET_SUPPORTED_CPUID, table), b"KVM_GET_SUPPORTED_CPUID")
+            return [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+                    for e in table.entries[:table.nent]]
+        finally:
+            free(table)
+
+
+cdef class VmFd(OwnedFd):
+    """One virtual machine."""
+
+    def set_user_memory_region(self, uint32_t slot, uint64_t gpa, uint64_t size, uint64_t hva,
+                               uint32_t flags=0):
+        """Give the guest ``size`` bytes of host memory at ``gpa``; size 0 takes the slot back."""
+        cdef kvm_userspace_memory_region region
+        region.slot = slot
+        region.flags = flags
+        region.guest_phys_addr = gpa
+        region.memory_size = size
+        region.userspace_addr = hva
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_SET_USER_MEMORY_REGION, &region)
+        check(rc, b"KVM_SET_USER_MEMORY_REGION")
+
+    def set_tss_addr(self, unsigned long gpa):
+        """Three pages for Intel's real-mode task segment; before the first vCPU."""
+        check(ioctl(self.fd, KVM_SET_TSS_ADDR, gpa), b"KVM_SET_TSS_ADDR")
+
+    def set_identity_map_addr(self, uint64_t gpa):
+        """One page for Intel's real-mode page table; before the first vCPU."""
+        check(ioctl(self.fd, KVM_SET_IDENTITY_MAP_ADDR, &gpa), b"KVM_SET_IDENTITY_MAP_ADDR")
+
+    def create_irqchip(self):
+        """LAPICs, IOAPIC and 8259s in the kernel."""
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_CREATE_IRQCHIP, 0)
+        check(rc, b"KVM_CREATE_IRQCHIP")
+
+    def enable_cap(self, uint32_t capability, uint64_t argument):
+        """Switch a capability on for this VM."""
+        cdef kvm_enable_cap cap
+        memset(&cap, 0, sizeof(cap))
+        cap.cap = capability
+        cap.args[0] = argument
+        check(ioctl(self.fd, KVM_ENABLE_CAP, &cap), b"KVM_ENABLE_CAP")
+
+    def check_extension(self, int capability):
+        """As Kvm.check_extension, for this VM."""
+        return check(ioctl(self.fd, KVM_CHECK_EXTENSION, capability), b"KVM_CHECK_EXTENSION")
+
+    def create_vcpu(self, int apic_id, int index, size_t mmap_size):
+        """A vCPU whose APIC id is ``apic_id``; ``index`` names it in messages."""
+        cdef int fd
+        with nogil:
+            fd = ioctl(self.fd, KVM_CREATE_VCPU, apic_id)
+        return VcpuFd(check(fd, b"KVM_CREATE_VCPU"), index, mmap_size)
+
+    def set_gsi_routing(self, pins, messages):
+        """Replace the whole table: ``pins`` are (gsi, IOAPIC pin), ``messages`` are
+        (gsi, address_lo, address_hi, data)."""
+        cdef size_t count = len(pins) + len(messages)
+        cdef kvm_irq_routing *table = <kvm_irq_routing *>calloc(
+            1, sizeof(uint32_t) * 2 + count * sizeof(kvm_irq_routing_entry))
+        cdef size_t i = 0
+        cdef int rc
+        if table == NULL:
+            raise MemoryError
+        table.nr = count
+        try:
+            for gsi, pin in pins:
+                table.entries[i].gsi = gsi
+                table.entries[i].type = KVM_IRQ_ROUTING_IRQCHIP
+                table.entries[i].u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC
+                table.entries[i].u.irqchip.pin = pin
+                i += 1
+            for gsi, address_lo, address_hi, data in messages:
+                table.entries[i].gsi = gsi
+                table.entries[i].type = KVM_IRQ_ROUTING_MSI
+                table.entries[i].u.msi.address_lo = address_lo
+                table.entries[i].u.msi.address_hi = address_hi
+                table.entries[i].u.msi.data = data
+                i += 1
+            with nogil:
+                rc = ioctl(self.fd, KVM_SET_GSI_ROUTING, table)
+            check(rc, b"KVM_SET_GSI_ROUTING")
+        finally:
+            free(table)
+
+    def create_vfio_device(self):
+        """KVM's view of VFIO: it must know the groups whose devices the guest uses."""
+        cdef kvm_create_device request
+        memset(&request, 0, sizeof(request))
+        request.type = KVM_DEV_TYPE_VFIO
+        check(ioctl(self.fd, KVM_CREATE_DEVICE, &request), b"KVM_CREATE_DEVICE")
+        return KvmVfio(request.fd)
+
+    def irqfd(self, int fd, uint32_t gsi, bint assign=True, int resample_fd=-1):
+        """Tie an eventfd to a GSI, or untie it."""
+        cdef kvm_irqfd request
+        memset(&request, 0, sizeof(request))
+        request.fd = fd
+        request.gsi = gsi
+        request.flags = 0 if assign else KVM_IRQFD_FLAG_DEASSIGN
+        if resample_fd >= 0:
+            request.flags |= KVM_IRQFD_FLAG_RESAMPLE
+            request.resamplefd = resample_fd
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_IRQFD, &request)
+        check(rc, b"KVM_IRQFD")
+
+    def ioeventfd(self, int fd, uint64_t gpa, uint32_t length=0, bint assign=True):
+        """Signal ``fd`` when the guest writes at ``gpa`` (MMIO); length 0 is any length."""
+        cdef kvm_ioeventfd request
+        memset(&request, 0, sizeof(request))
+        request.addr = gpa
+        request.len = length
+        request.fd = fd
+        request.flags = 0 if assign else KVM_IOEVENTFD_FLAG_DEASSIGN
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_IOEVENTFD, &request)
+        check(rc, b"KVM_IOEVENTFD")
+
+
+cdef class KvmVfio(OwnedFd):
+    """KVM_DEV_TYPE_VFIO. Source: Documentation/virt/kvm/devices/vfio.rst."""
+
+    def add_group(self, int group_fd):
+        """The guest uses devices of this group from now on."""
+        self.change(KVM_DEV_VFIO_GROUP_ADD, group_fd)
+
+    def del_group(self, int group_fd):
+        """It uses them no more."""
+        self.change(KVM_DEV_VFIO_GROUP_DEL, group_fd)
+
+    cdef int change(self, uint64_t attr, int32_t group_fd) except -1:
+        cdef kvm_device_attr request
+        cdef int32_t fd = group_fd
+        memset(&request, 0, sizeof(request))
+        request.group = KVM_DEV_VFIO_GROUP
+        request.attr = attr
+        request.addr = <uint64_t><uintptr_t>&fd
+        return check(ioctl(self.fd, KVM_SET_DEVICE_ATTR, &request), b"KVM_SET_DEVICE_ATTR")

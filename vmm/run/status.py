@@ -1,0 +1,70 @@
+"""What `status` tells of a run, beside the facts of its machine."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from vmm import __version__
+from vmm.log.sinks import time_stamp
+from vmm.run.instance import process_start_time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Protocol
+
+    from vmm.host.console import HostConsole
+    from vmm.host.disk import Disk
+    from vmm.run.ending import Ending
+    from vmm.run.instance import Instance
+    from vmm.settings.config import Config
+
+    class Run(Protocol):
+        """What is read of the run that is told about."""
+
+        config: Config
+        instance: Instance
+        state: str
+        started: float
+        started_at: str
+        disks: list[Disk]
+        consoles: list[HostConsole]
+        reboots: int
+        ending: Ending | None
+
+
+SCHEMA_VERSION = 1
+STARTING = "starting"
+RUNNING = "running"
+STOPPING = "stopping"
+STOPPED = "stopped"
+FAILED = "failed"
+
+
+def run_facts(run: Run) -> dict[str, Any]:
+    """State, process, settings in use and host ends of a run. Control thread."""
+    config = run.config
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "version": __version__,
+        "name": run.instance.name,
+        "state": run.state,
+        "pid": os.getpid(),
+        "start_time": process_start_time(os.getpid()),
+        "started_at": run.started_at,
+        "uptime_s": round(time.monotonic() - run.started, 3),
+        "kernel": config.kernel_path,
+        "initramfs": config.initramfs_path,
+        "cmdline": config.cmdline,
+        "disks": [disk.status() for disk in run.disks],
+        "consoles": [console.status() for console in run.consoles],
+        "sockets": {"control": run.instance.socket_path},
+        "reboots": run.reboots,
+        "last_exit": _last_exit(run.ending),
+    }
+
+
+def _last_exit(ending: Ending | None) -> dict[str, Any] | None:
+    if ending is None:
+        return None
+    return {"code": ending.code, "reason": ending.reason, "time": time_stamp()}
