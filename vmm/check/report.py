@@ -45,7 +45,7 @@ class Report:
         self.exit_code = next((min(stage) for stage in codes if stage), 0)
 
     def facts(self) -> dict[str, Any]:
-        """What `check --json` prints; README.md describes it."""
+        """What `check --json` prints; docs/check.md describes it."""
         return {
             "schema_version": SCHEMA_VERSION,
             "version": __version__,

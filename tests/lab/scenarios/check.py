@@ -181,9 +181,9 @@ def as_a_plain_user(kernel: str, initramfs: str, md5: str) -> None:
 
 
 def a_udev_rule_gives_groups(udev: str) -> None:
-    """The rule that README.md shows, under Debian's udev: a group that appears is the user's."""
-    readme = Path("README.md").read_text().splitlines()
-    (rule,) = [line.strip() for line in readme if line.strip().startswith('SUBSYSTEM=="vfio"')]
+    """The documented rule, under Debian's udev: a group that appears is the user's."""
+    document = Path("docs/without-root.md").read_text().splitlines()
+    (rule,) = [line.strip() for line in document if line.strip().startswith('SUBSYSTEM=="vfio"')]
     run(f"useradd --uid {UID + 1} keeper")
     file = Path("/etc/udev/rules.d/70-vfio.rules")
     file.parent.mkdir(parents=True, exist_ok=True)
