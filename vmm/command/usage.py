@@ -70,7 +70,7 @@ VERBS = (
 )
 ENV_FILE = "--env-file"
 GENERAL = (
-    Option(f"{ENV_FILE} FILE", "settings from FILE as well; the environment wins"),
+    Option(f"{ENV_FILE} FILE", "more settings, from FILE; the environment wins"),
     Option("--help", "show this, or with a verb what it takes"),
     Option("--version", "show the version, and what it was built with"),
 )
