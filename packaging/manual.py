@@ -59,10 +59,10 @@ def man() -> str:
 
 def completion() -> str:
     """The bash completion: verbs, their flags, and the names of instances."""
-    general = " ".join([option.flag for option in usage.GENERAL])
+    general = " ".join([option.flag.split(" ")[0] for option in usage.GENERAL])
     rows = []
     for verb in usage.VERBS:
-        words = " ".join([*[option.flag for option in verb.options], "--help"])
+        words = " ".join([*[option.flag for option in verb.options], usage.ENV_FILE, "--help"])
         names = " $(_vllmd_hypervisor_instances)" if verb.named else ""
         rows.append(f'        {verb.name}) words="{words}{names}" ;;')
     verbs = " ".join([verb.name for verb in usage.VERBS])

@@ -25,7 +25,7 @@ from vmm._native.ports.postport import PostPort
 from vmm.acpi.spec import AcpiSpec
 from vmm.acpi.tables import build_acpi
 from vmm.boot.image import BZIMAGE
-from vmm.boot.kernel import load_guest, open_plan
+from vmm.boot.kernel import check_payload, load_guest, open_plan
 from vmm.boot.smbios import build_smbios
 from vmm.errors import HostError
 from vmm.host.kvm import check_vcpu_count, open_kvm
@@ -85,6 +85,9 @@ def _build(
     config = machine.config
     kernel_fd, plan = open_plan(config.kernel_path, cache_directory)
     try:
+        check_payload(
+            plan, config.kernel_path, config.cmdline, config.initramfs_path, config.memory.size
+        )
         topology = cpuid.flat_topology(config.cpu_count)
         apic_ids = topology.apic_ids()
         create_vm(machine, apic_ids)

@@ -22,32 +22,61 @@ def build_elf(
     note: bytes | None = None,
     bss: int = 0,
     machine: int | None = None,
+    note_align: int = 4,
+    notes_at_end: bytes = b"",
+    loads: tuple[tuple[int, int], ...] = (),
 ) -> bytes:
-    """An ELF with one PT_LOAD (``code`` at ``gpa``, ``bss`` bytes behind) and one PT_NOTE."""
+    """An ELF with one PT_LOAD (``code`` at ``gpa``, ``bss`` bytes behind) and one PT_NOTE.
+
+    ``notes_at_end`` stand behind the code, where there is room for megabytes of them; ``loads``
+    are (gpa, size) of more segments without bytes in the file.
+    """
     entry = gpa if entry is None else entry
     note = xen_note(entry) if note is None else note
     machine = machine or (62 if bits == 64 else 3)
     note_offset = 0x200
+    note_size = len(note)
+    if notes_at_end:
+        note_offset, note_size = CODE_OFFSET + len(code), len(notes_at_end)
+    count = 2 + len(loads)
     if bits == 64:
         ident = b"\x7fELF\x02\x01\x01" + bytes(9)
         head = ident + struct.pack(
-            "<HHIQQQIHHHHHH", 2, machine, 1, entry, 64, 0, 0, 64, 56, 2, 0, 0, 0
+            "<HHIQQQIHHHHHH", 2, machine, 1, entry, 64, 0, 0, 64, 56, count, 0, 0, 0
         )
         load = struct.pack(
             "<IIQQQQQQ", 1, 7, CODE_OFFSET, gpa, gpa, len(code), len(code) + bss, 0x1000
         )
-        notes = struct.pack("<IIQQQQQQ", 4, 4, note_offset, 0, 0, len(note), len(note), 4)
+        notes = struct.pack("<IIQQQQQQ", 4, 4, note_offset, 0, 0, note_size, note_size, note_align)
+        for more, size in loads:
+            notes += struct.pack("<IIQQQQQQ", 1, 7, 0, more, more, 0, size, 0x1000)
     else:
         ident = b"\x7fELF\x01\x01\x01" + bytes(9)
         head = ident + struct.pack(
-            "<HHIIIIIHHHHHH", 2, machine, 1, entry, 52, 0, 0, 52, 32, 2, 0, 0, 0
+            "<HHIIIIIHHHHHH", 2, machine, 1, entry, 52, 0, 0, 52, 32, count, 0, 0, 0
         )
         load = struct.pack(
             "<IIIIIIII", 1, CODE_OFFSET, gpa, gpa, len(code), len(code) + bss, 7, 0x1000
         )
-        notes = struct.pack("<IIIIIIII", 4, note_offset, 0, 0, len(note), len(note), 4, 4)
+        notes = struct.pack("<IIIIIIII", 4, note_offset, 0, 0, note_size, note_size, 4, note_align)
     image = bytearray(CODE_OFFSET)
     start = head + load + notes
     image[: len(start)] = start
-    image[note_offset : note_offset + len(note)] = note
-    return bytes(image) + code
+    if not notes_at_end:
+        image[note_offset : note_offset + len(note)] = note
+    return bytes(image) + code + notes_at_end
+
+
+def aligned_note(entry: int, align: int) -> bytes:
+    """A PVH note whose parts are aligned as a segment with this p_align has them."""
+    start = -(-(12 + 4) // align) * align
+    note = struct.pack("<III", 4, 8, XEN_NOTE_TYPE) + b"Xen\0"
+    note = note.ljust(start, b"\0") + entry.to_bytes(8, "little")
+    return note.ljust(-(-len(note) // align) * align, b"\0")
+
+
+def other_note(size: int, align: int = 4) -> bytes:
+    """A note of somebody else's, to stand before ours: GNU, a build id of ``size`` bytes."""
+    start = -(-(12 + 4) // align) * align
+    note = (struct.pack("<III", 4, size, 3) + b"GNU\0").ljust(start, b"\0") + bytes(size)
+    return note.ljust(-(-len(note) // align) * align, b"\0")

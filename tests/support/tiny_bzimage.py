@@ -19,8 +19,8 @@ TELL_CMDLINE = bytes.fromhex(
 )
 
 
-def build_bzimage(code: bytes = TELL_CMDLINE) -> bytes:
-    """A bzImage whose 64-bit entry runs ``code``."""
+def build_bzimage(code: bytes = TELL_CMDLINE, changes: dict[int, bytes] | None = None) -> bytes:
+    """A bzImage whose 64-bit entry runs ``code``; ``changes`` of header fields by offset."""
     setup = bytearray(SECTOR * (1 + SETUP_SECTORS))
     payload = bytes(ENTRY_64) + code
     payload += bytes(-len(payload) % SECTOR)
@@ -42,6 +42,6 @@ def build_bzimage(code: bytes = TELL_CMDLINE) -> bytes:
         0x258: struct.pack("<Q", 0x1000000),
         0x260: struct.pack("<I", 0x100000),
     }
-    for offset, value in fields.items():
+    for offset, value in {**fields, **(changes or {})}.items():
         setup[offset : offset + len(value)] = value
     return bytes(setup) + payload

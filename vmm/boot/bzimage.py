@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import struct
 
-from vmm.boot.image import BZIMAGE, LoadPlan, Segment
-from vmm.errors import GuestError
+from vmm.boot.image import BZIMAGE, CMDLINE_USUAL, LoadPlan, Segment, kernel_error
 from vmm.layout import HIGH_RAM_GPA
 
 SETUP_HEADER_OFFSET = 0x1F1
@@ -22,12 +21,16 @@ LOADFLAGS = 0x211
 CODE32_START = 0x214
 INITRD_ADDR_MAX = 0x22C
 XLOADFLAGS = 0x236
+CMDLINE_SIZE = 0x238
 PREF_ADDRESS = 0x258
 INIT_SIZE = 0x260
 LOADED_HIGH = 1
 XLF_CAN_BE_LOADED_ABOVE_4G = 2
 HEADER_END_MAX = 0x2C0
+VERSION_CMDLINE_SIZE = 0x206
 VERSION_INIT_SIZE = 0x20A
+# What kernels take that are too old to say it.
+CMDLINE_OLD = 255
 
 
 def is_bzimage(head: bytes) -> bool:
@@ -38,20 +41,20 @@ def is_bzimage(head: bytes) -> bool:
 def plan_bzimage(head: bytes, file_size: int, path: str) -> LoadPlan:
     """The load plan from the first 1 KiB of the file; GuestError when it cannot be booted."""
     if len(head) < HEADER_END_MAX:
-        raise GuestError(f"{path}: a bzImage cut short at byte {len(head)}", "copy it again")
+        raise kernel_error(path, f"a bzImage cut short at byte {len(head)}", "copy it again")
     version = struct.unpack_from("<H", head, VERSION)[0]
     code32_start = struct.unpack_from("<I", head, CODE32_START)[0]
     if not head[LOADFLAGS] & LOADED_HIGH or code32_start < HIGH_RAM_GPA:
-        raise GuestError(
-            f"{path}: a zImage (loaded low, protocol {version >> 8}.{version & 0xFF}), which "
-            "needs a BIOS",
+        raise kernel_error(
+            path,
+            f"a zImage (loaded low, protocol {version >> 8}.{version & 0xFF}), which needs a BIOS",
             "use a bzImage",
         )
     setup_bytes = ((head[SETUP_HEADER_OFFSET] or 4) + 1) * SECTOR
     body = file_size - setup_bytes
     if body <= 0:
-        raise GuestError(
-            f"{path}: a bzImage of {file_size} bytes without a kernel", "copy it again"
+        raise kernel_error(
+            path, f"a bzImage of {file_size} bytes without a kernel", "copy it again"
         )
     header_end = min(MAGIC_OFFSET + head[JUMP_LENGTH], HEADER_END_MAX)
     header = head[SETUP_HEADER_OFFSET:header_end]
@@ -85,3 +88,15 @@ def initrd_limit(plan: LoadPlan) -> int:
     if field(plan.setup_header, "<H", XLOADFLAGS) & XLF_CAN_BE_LOADED_ABOVE_4G or not limit:
         return 1 << 32
     return limit + 1
+
+
+def cmdline_limit(plan: LoadPlan) -> int:
+    """The most characters of command line, without the NUL, that this kernel takes.
+
+    A longer one is cut by some kernels and stops others before their first word.
+    """
+    if plan.kind != BZIMAGE:
+        return CMDLINE_USUAL
+    if field(plan.setup_header, "<H", VERSION) < VERSION_CMDLINE_SIZE:
+        return CMDLINE_OLD
+    return field(plan.setup_header, "<I", CMDLINE_SIZE) or CMDLINE_OLD

@@ -5,11 +5,28 @@ from __future__ import annotations
 import os
 
 from vmm.boot import plancache
-from vmm.boot.bzimage import initrd_limit, is_bzimage, plan_bzimage
-from vmm.boot.image import BZIMAGE, LoadPlan, check_plan, load_segments, read_exactly
+from vmm.boot.bzimage import cmdline_limit, initrd_limit, is_bzimage, plan_bzimage
+from vmm.boot.image import (
+    BZIMAGE,
+    LoadPlan,
+    check_fits,
+    check_plan,
+    kernel_error,
+    load_segments,
+    read_exactly,
+)
 from vmm.boot.params import write_pvh, write_zero_page
-from vmm.errors import GuestError
-from vmm.layout import CMDLINE_GPA, EBDA_POINTER_GPA, LOW_RAM_END, PAGE_SIZE, memory_map
+from vmm.errors import SETTING_PREFIX, GuestError
+from vmm.layout import (
+    CMDLINE_GPA,
+    CMDLINE_MAX,
+    EBDA_POINTER_GPA,
+    HIGH_RAM_GPA,
+    LOW_RAM_END,
+    PAGE_SIZE,
+    memory_map,
+    ram_regions,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,9 +51,8 @@ def open_plan(path: str, cache_directory: str | None) -> tuple[int, LoadPlan]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise GuestError(
-            f"cannot open the kernel {path}: {error.strerror}",
-            "set VLLMD_HYPERVISOR_KERNEL_FILEPATH to a readable kernel or firmware file",
+        raise kernel_error(
+            path, f"cannot open it: {error.strerror}", "give a readable kernel or firmware file"
         ) from error
     try:
         stat = os.fstat(fd)
@@ -59,10 +75,10 @@ def make_plan(fd: int, path: str, size: int) -> LoadPlan:
         from vmm.boot.elf import plan_elf
 
         with os.fdopen(os.dup(fd), "rb") as stream:
-            return plan_elf(stream, path)
+            return plan_elf(stream, path, size)
     if is_bzimage(head):
         return plan_bzimage(head, size, path)
-    raise GuestError(f"{path}: not a kernel: {describe(head)}", ACCEPTED)
+    raise kernel_error(path, f"not a kernel: {describe(head)}", ACCEPTED)
 
 
 def describe(head: bytes) -> str:
@@ -73,6 +89,27 @@ def describe(head: bytes) -> str:
         if head.startswith(magic):
             return f"it is {what}"
     return f"it starts with the bytes {head[:8].hex(' ')}"
+
+
+def check_payload(plan: LoadPlan, path: str, cmdline: str, initramfs: str | None, ram: int) -> None:
+    """GuestError when this kernel cannot be started with all that in so many bytes of RAM.
+
+    What load_guest() would meet, known before anything is built; `check` asks it as well.
+    """
+    limit = min(cmdline_limit(plan), CMDLINE_MAX - 1)
+    if len(cmdline) > limit:
+        raise GuestError(
+            f"{SETTING_PREFIX}CMDLINE has {len(cmdline)} characters; {path} takes {limit}",
+            "shorten it",
+        )
+    regions = ram_regions(ram)
+    check_fits(plan, path, regions)
+    if initramfs:
+        try:
+            size = os.stat(initramfs).st_size
+        except OSError as error:
+            raise initramfs_error(initramfs, f"cannot open it: {error.strerror}") from error
+        place_initramfs(plan, initramfs, size, regions[0][1])
 
 
 def load_guest(
@@ -96,31 +133,38 @@ def load_initramfs(plan: LoadPlan, memory: GuestMemory, path: str) -> tuple[int,
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise GuestError(
-            f"cannot open the initramfs {path}: {error.strerror}",
-            "set VLLMD_HYPERVISOR_INITRAMFS_FILEPATH to a readable file, or unset it",
-        ) from error
+        raise initramfs_error(path, f"cannot open it: {error.strerror}") from error
     try:
         size = os.fstat(fd).st_size
-        if size == 0:
-            raise empty_initramfs(path)
-        top = memory.regions[0][1]
-        if plan.kind == BZIMAGE:
-            top = min(top, initrd_limit(plan))
-        gpa = (top - size) & ~(PAGE_SIZE - 1)
-        kernel_end = max([s.gpa + s.memory_size for s in plan.segments if s.gpa < top])
-        if gpa < kernel_end:
-            raise GuestError(
-                f"the initramfs {path} ({size} bytes) does not fit between the kernel's end "
-                f"{kernel_end:#x} and {top:#x}",
-                "raise size in VLLMD_HYPERVISOR_MEMORY_CONFIG",
-            )
+        gpa = place_initramfs(plan, path, size, memory.regions[0][1])
         read_exactly(fd, memory.view(gpa, size), 0, path)
         return gpa, size
     finally:
         os.close(fd)
 
 
-def empty_initramfs(path: str) -> GuestError:
-    """The error for an initramfs without content."""
-    return GuestError(f"the initramfs {path} is empty", "give a complete file, or unset it")
+def place_initramfs(plan: LoadPlan, path: str, size: int, ram_end: int) -> int:
+    """Where ``size`` bytes go: below the kernel's limit and ``ram_end``, beside what is loaded."""
+    if size == 0:
+        raise initramfs_error(path, "the file is empty")
+    limit = initrd_limit(plan) if plan.kind == BZIMAGE else ram_end
+    top = min(ram_end, limit)
+    gpa = (top - size) & ~(PAGE_SIZE - 1)
+    # Behind all that begins below the limit; such a limit may lie below the kernel itself.
+    floor = max([s.gpa + s.memory_size for s in plan.segments if s.gpa < top], default=HIGH_RAM_GPA)
+    if gpa >= floor:
+        return gpa
+    problem = f"its {size} bytes do not fit between {floor:#x} and {top:#x}"
+    if limit < ram_end:
+        raise initramfs_error(
+            path, f"{problem}; the kernel takes none above {limit:#x} (initrd_addr_max)",
+            "use a smaller initramfs or a newer kernel",
+        )  # fmt: skip
+    raise initramfs_error(path, problem, "raise size in VLLMD_HYPERVISOR_MEMORY_CONFIG")
+
+
+def initramfs_error(
+    path: str, problem: str, remedy: str = "give a complete file that can be read, or unset it"
+) -> GuestError:
+    """The error about an initramfs, which begins with the variable that names it."""
+    return GuestError(f"{SETTING_PREFIX}INITRAMFS_FILEPATH={path}: {problem}", remedy)

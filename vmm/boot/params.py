@@ -10,7 +10,6 @@ import struct
 from vmm.boot.bzimage import SETUP_HEADER_OFFSET
 from vmm.layout import (
     CMDLINE_GPA,
-    CMDLINE_MAX,
     PVH_MEMMAP_GPA,
     PVH_MODULES_GPA,
     PVH_START_INFO_GPA,
@@ -35,7 +34,6 @@ TYPE_OF_LOADER = 0x210
 RAMDISK_IMAGE = 0x218
 RAMDISK_SIZE = 0x21C
 CMD_LINE_PTR = 0x228
-CMDLINE_SIZE = 0x238
 ZERO_PAGE_SIZE = 0x1000
 LOADER_UNDEFINED = 0xFF
 
@@ -83,7 +81,6 @@ def write_zero_page(
         page[TYPE_OF_LOADER] = LOADER_UNDEFINED
     struct.pack_into("<Q", page, ACPI_RSDP_ADDR, RSDP_GPA)
     struct.pack_into("<I", page, CMD_LINE_PTR, CMDLINE_GPA)
-    struct.pack_into("<I", page, CMDLINE_SIZE, CMDLINE_MAX)
     if initrd:
         struct.pack_into("<I", page, RAMDISK_IMAGE, initrd[0])
         struct.pack_into("<I", page, RAMDISK_SIZE, initrd[1])

@@ -11,6 +11,7 @@ import stat
 
 from vmm.errors import GuestError, VmmError
 from vmm.host.finding import Finding, of_error, problem
+from vmm.layout import PHYS_BITS_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     # From who holds something to the commands that end it, and whether root must run them.
     Stop = Callable[[list[int]], tuple[list[str], bool]]
+
+# Where the size of RAM is not known: everything fits.
+RAM_ANY = 1 << PHYS_BITS_MAX
 
 
 def log_destinations(destinations: Sequence[str]) -> list[Finding]:
@@ -124,18 +128,18 @@ def _image_lock(path: str, fd: int, read_only: bool, stop: Stop) -> Finding:
     return Finding("image-lock", f"{path} is not in use by others", path)
 
 
-def kernel(path: str, initramfs: str | None) -> list[Finding]:
-    """The kernel is of a kind that can be booted, and the initramfs has content."""
-    from vmm.boot.kernel import empty_initramfs, open_plan
+def kernel(path: str, initramfs: str | None, cmdline: str | None, ram: int | None) -> list[Finding]:
+    """The kernel can be booted, with this initramfs, command line and size of RAM.
 
-    findings = []
+    None for a setting that is not known.
+    """
+    from vmm.boot.kernel import check_payload, open_plan
+
     try:
         fd, plan = open_plan(path, None)
         os.close(fd)
-        told = f"{path}: {plan.kind}, entry {plan.entry:#x}, up to {plan.end:#x}"
-        findings.append(Finding("kernel", told, path))
+        check_payload(plan, path, cmdline or "", initramfs, RAM_ANY if ram is None else ram)
     except GuestError as error:
-        findings.append(of_error("kernel", error, path))
-    if initramfs and os.path.isfile(initramfs) and not os.path.getsize(initramfs):
-        findings.append(of_error("kernel", empty_initramfs(initramfs), initramfs))
-    return findings
+        return [of_error("kernel", error, path)]
+    told = f"{path}: {plan.kind}, entry {plan.entry:#x}, up to {plan.end:#x}"
+    return [Finding("kernel", told, path)]

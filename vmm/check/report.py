@@ -108,8 +108,10 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     ends = [(end, values[end]) for end in ("console", "serial") if end in values]
     stages.append(files.consoles(ends))
     if "kernel_path" in values and not _has_problem(stages[2], "kernel-file"):
-        path = values["kernel_path"]
-        stages.append(files.kernel(path, values.get("initramfs_path")))
+        memory = values.get("memory")
+        ram = memory.size if memory else None
+        initramfs, cmdline = values.get("initramfs_path"), values.get("cmdline")
+        stages.append(files.kernel(values["kernel_path"], initramfs, cmdline, ram))
     stages.append(kvm.kvm(host, values.get("cpu_count")))
     devices, _ = pci.look_up_devices(values.get("devices", ()), host)
     groups = dict.fromkeys([device.group for device in devices])

@@ -9,6 +9,7 @@ import time
 
 from vmm import PROGRAM
 from vmm.errors import ConfigError, HostError, VmmError, setting_of
+from vmm.light.printable import escape
 from vmm.log.hub import get_logger, hub
 from vmm.settings.config import PREFIX, Config, read_environment
 
@@ -70,9 +71,8 @@ def print_timing(phases: Phases, machine_phases: Mapping[str, float]) -> None:
     rows = [*phases.ended, ("files and consoles", built)]
     rows += [(f"machine: {name}", built + at) for name, at in machine_phases.items()]
     for name, at in rows:
-        print(f"{PROGRAM}: {name:20} {at - end:8.3f} ms, {at:8.3f} ms in all", file=sys.stderr)
+        complain(f"{name:20} {at - end:8.3f} ms, {at:8.3f} ms in all")
         end = at
-    sys.stderr.flush()
 
 
 def keep_standard_streams() -> None:
@@ -87,16 +87,33 @@ def keep_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: this one
 
 
-def write_out() -> None:
-    """Write out what has been printed. Raises VmmError, or BrokenPipeError."""
+def say(text: str) -> None:
+    """Print to stdout, whatever is in the text. Raises VmmError, or BrokenPipeError."""
+    if sys.stdout is not None:
+        # Under a locale with few characters the others are escaped as well.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        write_out(escape(text) + "\n")
+
+
+def write_out(text: str = "") -> None:
+    """Write ``text`` and what has been printed before. Raises VmmError, or BrokenPipeError."""
     try:
         if sys.stdout is not None:
+            sys.stdout.write(text)  # which writes at once where PYTHONUNBUFFERED is set
             sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
         drop_output()
         raise VmmError(f"stdout: the output cannot be written: {error.strerror}") from error
+
+
+def complain(text: str) -> None:
+    """A line on stderr, past Python's buffer: one that cannot be written is lost, no more."""
+    try:
+        os.write(2, f"{PROGRAM}: {escape(text)}\n".encode(errors="replace"))
+    except OSError:
+        return
 
 
 def drop_output() -> None:
@@ -120,12 +137,14 @@ def report(error: VmmError) -> None:
         return
     for problem in problems:
         for line in problem.split("\n"):
-            print(f"{PROGRAM}: error: {line}", file=sys.stderr)
-    sys.stderr.flush()
+            complain(f"error: {line}")
 
 
-def start(timing: bool = False) -> int:
-    """Run an instance in the foreground until its guest ends."""
+def start(timing: bool = False, environment: dict[str, str] | None = None) -> int:
+    """Run an instance in the foreground until its guest ends.
+
+    ``environment`` None: the process's own.
+    """
     # Collections would walk everything that the imports make, again and again, for a twelfth of
     # the time until the guest runs. Lifecycle switches them on once it does.
     gc.disable()
@@ -133,7 +152,8 @@ def start(timing: bool = False) -> int:
     from vmm._native.host.posix import set_process_name
 
     set_process_name(PROGRAM.encode(), [PROGRAM.encode(), b"start"])
-    environment = read_environment()
+    if environment is None:
+        environment = read_environment()
     from vmm.run.notify import Notifier
 
     notifier = Notifier.from_env(environment)
@@ -207,19 +227,23 @@ def run_verb(argv: list[str]) -> int:
 
     asked = usage.parse(argv)
     if asked.verb == "--help":
-        print(usage.help_text(asked.name))
+        say(usage.help_text(asked.name))
         return 0
     if asked.verb == "--version":
         from vmm.command.about import describe
 
-        print(f"{PROGRAM} {describe()}")
+        say(f"{PROGRAM} {describe()}")
         return 0
     environment = read_environment()
+    if asked.env_files:
+        from vmm.settings.envfile import with_files
+
+        environment = with_files(environment, asked.env_files)
     as_json = "--json" in asked.flags
     if asked.verb == "start":
         if "--dry-run" in asked.flags:
             return dry_run(environment, as_json)
-        return start(timing="--timing" in asked.flags)
+        return start("--timing" in asked.flags, environment)
     if asked.verb == "env":
         return show_settings(environment, as_json)
     if asked.verb == "check":
@@ -228,13 +252,13 @@ def run_verb(argv: list[str]) -> int:
 
     if asked.verb == "stop":
         code, text = client.stop(find_instance(environment, asked.name), "--now" in asked.flags)
-        print(text)
+        say(text)
         return code
     code, facts = client.status(find_instance(environment, asked.name))
     if as_json:
         print_json(facts)
     else:
-        print(client.describe(facts))
+        say(client.describe(facts))
     return code
 
 
@@ -286,9 +310,9 @@ def print_settings(facts: dict[str, Any], as_json: bool) -> None:
         return
     width = max([len(row["variable"]) for row in facts["settings"]])
     for row in facts["settings"]:
-        print(f"{row['variable']:{width}}  {row['source']:11}  {row['value']}")
+        say(f"{row['variable']:{width}}  {row['source']:11}  {row['value']}")
     for warning in facts["warnings"]:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}")
 
 
 def show_settings(environment: dict[str, str], as_json: bool) -> int:
@@ -326,7 +350,7 @@ def check(environment: dict[str, str], as_json: bool) -> int:
     if as_json:
         print_json(report.facts())
     else:
-        print(report.text())
+        say(report.text())
     return report.exit_code
 
 
@@ -334,4 +358,4 @@ def print_json(facts: dict[str, Any]) -> None:
     """JSON on stdout."""
     import json
 
-    print(json.dumps(facts, indent=2))
+    say(json.dumps(facts, indent=2))

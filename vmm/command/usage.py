@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vmm import PROGRAM
 from vmm.errors import UsageError
+from vmm.light.printable import brief, quote
 from vmm.light.record import Record
 from vmm.settings.config import PREFIX, REQUIRED, SETTINGS
 
@@ -67,7 +68,9 @@ VERBS = (
     Verb("check", "tell what a start lacks, and what cures it", options=(JSON,)),
     Verb("env", "show every setting, and where it came from", options=(JSON,)),
 )
+ENV_FILE = "--env-file"
 GENERAL = (
+    Option(f"{ENV_FILE} FILE", "more settings, from FILE; the environment wins"),
     Option("--help", "show this, or with a verb what it takes"),
     Option("--version", "show the version, and what it was built with"),
 )
@@ -86,19 +89,30 @@ EXIT_CODES = (
 
 
 class Request(Record):
-    """What was asked for: a verb's name, or --help or --version (with a verb, its help)."""
+    """What was asked for: a verb's name, or --help or --version (with a verb, its help).
 
-    __slots__ = ("flags", "name", "verb")
+    ``env_files``: files with settings, in their order.
+    """
+
+    __slots__ = ("env_files", "flags", "name", "verb")
     verb: str
     name: str | None
     flags: tuple[str, ...]
+    env_files: tuple[str, ...]
 
-    def __init__(self, verb: str, name: str | None = None, flags: tuple[str, ...] = ()) -> None:
-        self._set(verb=verb, name=name, flags=flags)
+    def __init__(
+        self,
+        verb: str,
+        name: str | None = None,
+        flags: tuple[str, ...] = (),
+        env_files: tuple[str, ...] = (),
+    ) -> None:
+        self._set(verb=verb, name=name, flags=flags, env_files=env_files)
 
 
 def parse(arguments: list[str]) -> Request:
     """Understand a command line; UsageError says what is wrong and what there is."""
+    arguments, env_files = _take_env_files(arguments)
     if not arguments:
         raise UsageError(f"a verb is needed: {_names()}")
     verb = find_verb(arguments[0])
@@ -107,7 +121,7 @@ def parse(arguments: list[str]) -> Request:
             return Request("--help")
         if arguments[0] == "--version":
             return Request("--version")
-        raise UsageError(f"{arguments[0]!r} is no verb; there are: {_names()}")
+        raise UsageError(f"{quote(arguments[0])} is no verb; there are: {_names()}")
     known = [option.flag for option in verb.options]
     name: str | None = None
     flags: list[str] = []
@@ -117,12 +131,29 @@ def parse(arguments: list[str]) -> Request:
         if word in known:
             flags.append(word)
         elif word.startswith("-"):
-            raise UsageError(f"{verb.name} knows no {word}; it takes: {verb.form()}")
+            raise UsageError(f"{verb.name} knows no {brief(word)}; it takes: {verb.form()}")
         elif not verb.named or name is not None:
-            raise UsageError(f"{word!r} is one word too many; it takes: {verb.form()}")
+            raise UsageError(f"{quote(word)} is one word too many; it takes: {verb.form()}")
         else:
             name = word
-    return Request(verb.name, name, tuple(flags))
+    return Request(verb.name, name, tuple(flags), tuple(env_files))
+
+
+def _take_env_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(the other words, the files that ``--env-file FILE`` or ``--env-file=FILE`` names)."""
+    others: list[str] = []
+    files: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option, separator, path = word.partition("=")
+        if option != ENV_FILE:
+            others.append(word)
+            continue
+        path = path if separator else next(words, "")
+        if not path:
+            raise UsageError(f"{ENV_FILE} needs the path of a file")
+        files.append(path)
+    return others, files
 
 
 def find_verb(name: str | None) -> Verb | None:
@@ -145,6 +176,7 @@ def help_text(verb_name: str | None = None) -> str:
         if verb.named:
             rows.append(f"  {NAME:10} the instance (else found from the environment)")
         rows += [f"  {option.flag:10} {option.meaning}" for option in verb.options]
+        rows.append(f"  {GENERAL[0].flag} {GENERAL[0].meaning}")
         return "\n".join(rows)
     rows = [f"{PROGRAM}: {SUMMARY}", ""]
     for each in VERBS:
@@ -152,8 +184,8 @@ def help_text(verb_name: str | None = None) -> str:
         rows += [form] if len(form) > 32 else []
         rows.append(f"{form if len(form) <= 32 else ' ' * 32} {each.meaning}")
     rows += [f"  {option.flag:30} {option.meaning}" for option in GENERAL]
-    rows += ["", f"Settings are environment variables: `{PROGRAM} env` shows all. Required:"]
-    rows += [f"  {PREFIX}{each.name}" for each in SETTINGS if each.default == REQUIRED]
+    rows += ["", f"Settings are variables, {PREFIX}...; `env` shows all. Required:"]
+    rows.append("  " + ", ".join([each.name for each in SETTINGS if each.default == REQUIRED]))
     rows.append("Exit codes:")
     return "\n".join(rows + _exit_rows())
 

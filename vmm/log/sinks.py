@@ -12,6 +12,7 @@ import select
 import time
 
 from vmm.errors import HostError
+from vmm.light.printable import escape
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,18 +33,12 @@ LEVEL_NAMES = {3: "error", 4: "warning", 6: "info", 7: "debug"}
 WARNING_LEVEL = 4
 # Facility "daemon" of syslog (RFC 5424, 6.2.1).
 SYSLOG_FACILITY = 3 << 3
-PRINTABLE = {code: f"\\x{code:02x}" for code in [*range(32), 127] if chr(code) not in "\n\t"}
 
 
 def time_stamp() -> str:
     """Now, UTC, with milliseconds: 2026-01-31T12:00:00.123Z."""
     now = time.time()
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now * 1000) % 1000:03d}Z"
-
-
-def escape(text: str) -> str:
-    """Control characters made visible: a guest's text must not steer a terminal."""
-    return text.translate(PRINTABLE)
 
 
 class FdSink:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from vmm.errors import SETTING_PREFIX, ConfigError
+from vmm.light.printable import brief, quote
 from vmm.light.record import Record
 from vmm.settings.memory import FORM as MEMORY_FORM
 from vmm.settings.memory import MemoryConfig, parse_memory
@@ -28,6 +29,7 @@ from vmm.settings.parse import (
     parse_seconds,
     split_list,
 )
+from vmm.settings.traps import exported, service_variables, service_warning, unwrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,7 +87,7 @@ def _parse_name(text: str) -> str:
     good = all(char in NAME_CHARACTERS for char in text) and text[0] not in ".-"
     if not good or len(text) > NAME_MAX:
         raise BadValue(
-            f"{text!r} is not 1 to {NAME_MAX} letters, digits, '.', '_' or '-', starting with "
+            f"{quote(text)} is not 1 to {NAME_MAX} letters, digits, '.', '_' or '-', starting with "
             "neither '.' nor '-'"
         )
     return text
@@ -118,7 +120,7 @@ SETTINGS = (
             "guest RAM", parse_memory),
     Setting("DEVICE_FILEPATH_LIST", "devices", "", f"{DEVICE_FORM}; comma separated",
             "PCI devices to pass through", _parse_devices),
-    Setting("CMDLINE", "cmdline", "", f"ASCII, up to {CMDLINE_MAX} characters",
+    Setting("CMDLINE", "cmdline", "", "ASCII, as long as the kernel takes it: 2047 as a rule",
             "kernel command line, passed as it is", _parse_cmdline),
     Setting("LOG_FILEPATH", "log_destinations", "/dev/stdout",
             "paths, /dev/stdout, /dev/stderr, journald, syslog; comma separated",
@@ -143,7 +145,6 @@ UNSET: dict[str, Any] = {
     "name": None,
     "initramfs_path": None,
 }
-VERBATIM = ("CMDLINE",)
 
 
 class Config(Record):
@@ -187,14 +188,14 @@ def survey(
     environment: Mapping[str, str],
 ) -> tuple[dict[str, Any], list[str], list[tuple[str, str]]]:
     """(Config's fields as far as they are good, warnings, (variable, problem) of the others)."""
-    problems = _unknown_names(environment)
     warnings: list[str] = []
+    problems = _unknown_names(environment, warnings)
     values: dict[str, Any] = {}
     for setting in SETTINGS:
         name = PREFIX + setting.name
         text = environment.get(name, "")
         if text:
-            text = _unwrap(name, text, setting, warnings)
+            text = unwrap(name, text, warnings)
         if not text and setting.default == REQUIRED:
             problems.append((name, f"{name} is not set: {setting.meaning} ({setting.form})"))
         elif not text and not setting.default:
@@ -203,18 +204,22 @@ def survey(
             try:
                 values[setting.field] = setting.parse(text or setting.default)
             except BadValue as error:
-                problems.append((name, f"{name}={text}: {error}; accepted: {setting.form}"))
+                told = f"{name}={brief(text)}: {error}; accepted: {setting.form}"
+                problems.append((name, told + origin(environment, name)))
     return values, warnings, problems
 
 
 def settings_in_use(environment: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    """(variable, value, "environment", "default" or "missing") of every setting."""
+    """(variable, value, source) of every setting.
+
+    A source is "environment", "default", "missing", or FILE:LINE.
+    """
     rows = []
     for setting in SETTINGS:
         name = PREFIX + setting.name
         given = environment.get(name, "")
         if given:
-            rows.append((name, given, "environment"))
+            rows.append((name, given, origin(environment, name).strip(" ()") or "environment"))
         elif setting.default == REQUIRED:
             rows.append((name, "", "missing"))
         else:
@@ -224,48 +229,53 @@ def settings_in_use(environment: Mapping[str, str]) -> list[tuple[str, str, str]
 
 def identity(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
     """(name, first system image) as far as they are set: what `stop` and `status` need."""
-    name = environment.get(f"{PREFIX}NAME", "")
-    images = environment.get(f"{PREFIX}SYSTEM_IMAGE_FILEPATH", "")
+    name = unwrap(f"{PREFIX}NAME", environment.get(f"{PREFIX}NAME", ""), [])
     try:
         found = _parse_name(name) if name else None
-        return found, parse_paths(_unquote(images))[0] if images else None
     except BadValue as error:
-        raise ConfigError([f"{PREFIX}NAME or {PREFIX}SYSTEM_IMAGE_FILEPATH: {error}"]) from None
+        raise ConfigError([f"{PREFIX}NAME={brief(name)}: {error}"]) from None
+    variable = f"{PREFIX}SYSTEM_IMAGE_FILEPATH"
+    images = unwrap(variable, environment.get(variable, ""), [])
+    try:
+        return found, parse_paths(images)[0] if images else None
+    except BadValue as error:
+        raise ConfigError([f"{variable}={brief(images)}: {error}"]) from None
 
 
-def _unknown_names(environment: Mapping[str, str]) -> list[tuple[str, str]]:
+def _unknown_names(environment: Mapping[str, str], warnings: list[str]) -> list[tuple[str, str]]:
     known = [PREFIX + setting.name for setting in SETTINGS]
-    problems = []
-    for name in environment:
-        if name.startswith("export ") and PREFIX in name:
-            told = f"{name!r}: an EnvironmentFile takes no 'export'; remove the word"
-            problems.append((name, told))
-        elif name.startswith(PREFIX) and name not in known:
-            problems.append((name, f"{name} is not a known setting{nearest(name, known)}"))
+    unknown = [name for name in environment if name.startswith(PREFIX) and name not in known]
+    ignored = service_variables(unknown)
+    if ignored:
+        warnings.append(service_warning(ignored))
+    problems = [
+        (name, exported(name))
+        for name in environment
+        if name.startswith("export ") and PREFIX in name
+    ]
+    for name in unknown:
+        if name not in ignored:
+            told = f"{brief(name)} is not a known setting{nearest(name, known)}"
+            problems.append((name, told + origin(environment, name)))
     return problems
 
 
-def _unwrap(name: str, text: str, setting: Setting, warnings: list[str]) -> str:
-    """Undo what environment files are known to leave in a value; warn about the rest."""
-    if setting.name in VERBATIM:
-        if text[:1] == text[-1:] and text[:1] in "\"'" and len(text) > 1:
-            warnings.append(f"{name}: the value is quoted; the quotes are passed on as they are")
-        return text
-    if _unquote(text) != text:
-        warnings.append(f"{name}: quotes around the value were removed (docker keeps them)")
-        text = _unquote(text)
-    if " #" in text:
-        warnings.append(f"{name}: ' #' in a value starts no comment; it is part of the value")
-    if text != text.strip():
-        warnings.append(f"{name}: the value has blanks at its ends")
-    return text
+class FileEnvironment(dict[str, str]):
+    """An environment some of whose variables come from files.
+
+    ``origins`` has for each of these ``FILE:LINE``.
+    """
+
+    def __init__(self, values: Mapping[str, str], origins: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.origins = dict(origins)
 
 
-def _unquote(text: str) -> str:
-    """Without one pair of quotes around all of it."""
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
-        return text[1:-1]
-    return text
+def origin(environment: Mapping[str, str], name: str) -> str:
+    """`` (FILE:LINE)`` of a variable that a file has set, else nothing."""
+    if not isinstance(environment, FileEnvironment) or name not in environment.origins:
+        return ""
+    return f" ({environment.origins[name]})"
 
 
 def read_environment() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.light.printable import quote, size_text
 from vmm.light.record import Record
 from vmm.settings.parse import (
     BadValue,
@@ -79,9 +80,9 @@ def parse_memory(text: str) -> MemoryConfig:
 
 
 def _parse_item(item: str) -> tuple[str, Any]:
-    key, separator, value = item.strip().partition("=")
+    key, separator, value = [part.strip() for part in item.partition("=")]
     if key not in KEYS:
-        raise BadValue(f"unknown key {key!r}{nearest(key, KEYS)}")
+        raise BadValue(f"unknown key {quote(key)}{nearest(key, KEYS)}")
     if not separator:
         raise BadValue(f"{key!r} has no value")
     if not value:
@@ -102,18 +103,21 @@ def _parse_key(key: str, value: str) -> int | bool:
 
 def _check(values: dict[str, Any]) -> MemoryConfig:
     if "size" not in values:
-        raise BadValue(f"size is missing; accepted: {FORM}")
+        raise BadValue("size is missing")
     if "hugepage_size" in values and not values.get("hugepages"):
         raise BadValue("hugepage_size without hugepages=on")
     config = MemoryConfig(**values)
     huge = config.hugepage_size
     if config.hugepages and (huge < PAGE or huge & (huge - 1)):
-        raise BadValue(f"hugepage_size={huge} is not a power of two of at least {PAGE}")
+        raise BadValue(f"hugepage_size={size_text(huge)} is not a power of two of at least 4K")
     if config.shared and config.mergeable:
         raise BadValue("mergeable=on works on private memory only: use shared=off with it")
     if not SIZE_MIN <= config.size <= SIZE_MAX:
-        raise BadValue(f"size={config.size}: from {SIZE_MIN // MIB}M to {SIZE_MAX >> 40}T")
+        raise BadValue(
+            f"size={size_text(config.size)}: from {size_text(SIZE_MIN)} to {size_text(SIZE_MAX)}"
+        )
     page = huge if config.hugepages else PAGE
     if config.size % page:
-        raise BadValue(f"size={config.size} is no multiple of the page size {page}")
+        size = size_text(config.size)
+        raise BadValue(f"size={size} is no multiple of the page size {size_text(page)}")
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from vmm.light.printable import quote
 from vmm.light.record import Record
 
 TYPE_CHECKING = False
@@ -18,10 +19,16 @@ TRUE_WORDS = ("on", "true", "yes", "1")
 FALSE_WORDS = ("off", "false", "no", "0")
 ENDPOINT_FORM = "tty, null, pty, file=PATH or socket=PATH"
 DEVICE_FORM = (
-    "/dev/vfio/N, /dev/vfio/devices/vfioN, /sys/bus/pci/devices/DDDD:BB:DD.F or DDDD:BB:DD.F"
+    "/dev/vfio/N, /dev/vfio/devices/vfioN, /sys/bus/pci/devices/DDDD:BB:DD.F, DDDD:BB:DD.F or "
+    "BB:DD.F"
 )
 SIZE_FORM = "a number of bytes, or one with K, M, G or T (powers of 1024)"
-BDF_LENGTHS = (4, 2, 2, 1)
+HEX_DIGITS = "0123456789abcdefABCDEF"
+# Domains have four digits; those that a driver makes up (Intel's VMD) have five and more.
+DOMAIN_DIGITS_MAX = 8
+# More digits than any number here has; int() refuses thousands of them with an error of its own.
+DIGITS_MAX = 20
+FILE_DIGITS_MAX = 9
 
 
 class BadValue(ValueError):
@@ -57,9 +64,14 @@ def parse_size(text: str) -> int:
     if digits and digits[-1].upper() in "KMGT":
         unit = digits[-1].upper()
         digits = digits[:-1]
-    if not (digits.isascii() and digits.isdigit()):
-        raise BadValue(f"{text!r} is not a size: {SIZE_FORM}")
+    if not is_decimal(digits):
+        raise BadValue(f"{quote(text)} is not a size: {SIZE_FORM}")
     return int(digits) * SIZE_UNITS[unit]
+
+
+def is_decimal(text: str, most: int = DIGITS_MAX) -> bool:
+    """True for ASCII digits alone, and no more of them than ``most``."""
+    return text.isascii() and text.isdigit() and len(text) <= most
 
 
 def parse_switch(text: str) -> bool:
@@ -69,47 +81,54 @@ def parse_switch(text: str) -> bool:
         return True
     if word in FALSE_WORDS:
         return False
-    raise BadValue(f"{text!r} is neither on nor off (on, true, yes, 1; off, false, no, 0)")
+    raise BadValue(f"{quote(text)} is neither on nor off (on, true, yes, 1; off, false, no, 0)")
 
 
 def parse_integer(text: str, low: int, high: int) -> int:
     """A decimal integer in a range."""
     digits = text.strip()
-    if not (digits.isascii() and digits.isdigit()) or not low <= int(digits) <= high:
-        raise BadValue(f"{text!r} is not a whole number from {low} to {high}")
+    if not is_decimal(digits) or not low <= int(digits) <= high:
+        raise BadValue(f"{quote(text)} is not a whole number from {low} to {high}")
     return int(digits)
 
 
 def parse_seconds(text: str) -> float:
-    """A number of seconds from 0 to a day."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    """A number of seconds from 0 to a day, with a decimal point or without."""
+    digits = text.strip()
+    # float() would take more: exponents, underscores, the digits of other scripts.
+    value = float(digits) if is_decimal(digits.replace(".", "", 1)) else -1.0
     if not 0 <= value <= 86400:
-        raise BadValue(f"{text!r} is not a number of seconds from 0 to 86400")
+        raise BadValue(f"{quote(text)} is not a number of seconds from 0 to 86400")
     return value
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """Items separated by commas; double quotes protect commas."""
-    items: list[str] = []
-    current = ""
-    quoted = False
-    for char in text:
-        if char == '"':
-            quoted = not quoted
-        elif char == "," and not quoted:
-            items.append(current)
-            current = ""
-        else:
-            current += char
-    if quoted:
-        raise BadValue("a double quote is not closed")
-    items.append(current)
+    """Items separated by commas; double quotes protect commas and blanks at an item's ends."""
+    items = [_item(part) for part in _parts(text)]
     if any(not item.strip() for item in items):
         raise BadValue("an item of the list is empty")
     return tuple(items)
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between the commas that no double quotes protect."""
+    parts: list[str] = []
+    start = 0
+    quoted = False
+    for place, char in enumerate(text):
+        if char == '"':
+            quoted = not quoted
+        elif char == "," and not quoted:
+            parts.append(text[start:place])
+            start = place + 1
+    if quoted:
+        raise BadValue("a double quote is not closed")
+    return [*parts, text[start:]]
+
+
+def _item(part: str) -> str:
+    """Without the blanks around it, then without its quotes."""
+    return part.strip().replace('"', "")
 
 
 def parse_each(items: Sequence[str], parse: Callable[[str], Value]) -> tuple[Value, ...]:
@@ -132,15 +151,17 @@ def check_path(path: str) -> str:
         raise BadValue("a path cannot contain a NUL character")
     if "$" in path:
         raise BadValue(
-            f"{path!r} contains '$': variables are not expanded here; write the path out"
+            f"{quote(path)} contains '$': variables are not expanded here; write the path out"
         )
     if path.startswith(("%h", "%i")):
         raise BadValue(
-            f"{path!r} starts with {path[:2]!r}: systemd expands it in units, not in the "
+            f"{quote(path)} starts with {path[:2]!r}: systemd expands it in units, not in the "
             "content of an EnvironmentFile; write the path out"
         )
     if path.startswith("~"):
-        raise BadValue(f"{path!r} starts with '~': it is not expanded here; write the path out")
+        raise BadValue(
+            f"{quote(path)} starts with '~': it is not expanded here; write the path out"
+        )
     return path
 
 
@@ -156,33 +177,38 @@ def parse_endpoint(text: str) -> Endpoint:
         return Endpoint(kind)
     if kind in ("file", "socket") and path:
         return Endpoint(kind, check_path(path))
-    raise BadValue(f"{text!r} is not {ENDPOINT_FORM}")
+    raise BadValue(f"{quote(text)} is not {ENDPOINT_FORM}")
 
 
 def parse_device(text: str) -> DeviceSpec:
     """One device to pass through, by form; whether it exists is checked later."""
     value = text.strip()
     if value.startswith("/dev/vfio/noiommu-"):
-        raise BadValue(f"{value!r}: without an IOMMU the device could write all of memory")
-    if value.startswith("/dev/vfio/devices/vfio") and value[22:].isdigit():
+        raise BadValue(f"{quote(value)}: without an IOMMU the device could write all of memory")
+    if value.startswith("/dev/vfio/devices/vfio") and is_decimal(value[22:], FILE_DIGITS_MAX):
         return DeviceSpec("cdev", value)
-    if value.startswith("/dev/vfio/") and value[10:].isdigit():
+    if value.startswith("/dev/vfio/") and is_decimal(value[10:], FILE_DIGITS_MAX):
         return DeviceSpec("group", value)
-    if value.startswith("/sys/") and is_bdf(os.path.basename(value.rstrip("/"))):
+    if value.startswith("/sys/") and pci_address(os.path.basename(value.rstrip("/"))):
         return DeviceSpec("sysfs", value)
-    if is_bdf(value):
-        return DeviceSpec("bdf", value)
-    raise BadValue(f"{value!r} is not {DEVICE_FORM}")
+    address = pci_address(value)
+    if address is not None:
+        return DeviceSpec("bdf", address)
+    raise BadValue(f"{quote(value)} is not {DEVICE_FORM}")
 
 
-def is_bdf(text: str) -> bool:
-    """True for a PCI address such as 0000:01:00.0."""
-    parts = text.replace(".", ":").split(":")
-    return (
-        tuple(len(part) for part in parts) == BDF_LENGTHS
-        and text[-2] == "."
-        and all(char in "0123456789abcdefABCDEF" for part in parts for char in part)
-    )
+def pci_address(text: str) -> str | None:
+    """A PCI address as sysfs writes it, from that or lspci's short form ``01:00.0``; else None."""
+    head, point, function = text.rpartition(".")
+    parts = head.split(":")
+    domain = parts.pop(0) if len(parts) == 3 else "0"
+    if not point or [len(part) for part in (*parts, function)] != [2, 2, 1]:
+        return None
+    if not all(char in HEX_DIGITS for part in (domain, *parts, function) for char in part):
+        return None
+    if not 0 < len(domain) <= DOMAIN_DIGITS_MAX:
+        return None
+    return f"{int(domain, 16):04x}:{parts[0]}:{parts[1]}.{function}".lower()
 
 
 def nearest(word: str, known: list[str]) -> str:

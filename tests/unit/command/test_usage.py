@@ -40,8 +40,28 @@ def test_what_is_understood(words, verb, name, flags):
 
 
 @pytest.mark.parametrize(
+    ("words", "files"),
+    [
+        (["start", "--env-file", "/a"], ("/a",)),
+        (["--env-file=/a", "status", "vm1", "--env-file", "b=c"], ("/a", "b=c")),
+        (["check", "--json"], ()),
+    ],
+)
+def test_files_with_settings(words, files):
+    assert usage.parse(words).env_files == files
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in usage.VERBS])
+def test_every_verb_takes_a_file_with_settings(verb):
+    assert usage.parse([verb, "--env-file", "/a"]).env_files == ("/a",)
+    assert "--env-file FILE" in usage.help_text(verb)
+
+
+@pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["start", "--env-file"], "--env-file needs the path of a file"),
+        (["start", "--env-file="], "--env-file needs the path of a file"),
         ([], "a verb is needed: start"),
         (["begin"], "'begin' is no verb"),
         (["start", "vm1"], "'vm1' is one word too many"),
@@ -87,6 +107,7 @@ def test_the_man_page_has_everything():
         ("", {"start", "stop", "status", "env", "--help", "--version"}),
         ("sta", {"start", "status"}),
         ("start --d", {"--dry-run"}),
+        ("check --", {"--env-file", "--json"}),
         ("status ", {"vm1", "--json", "--help"}),
     ],
 )
