@@ -1,4 +1,4 @@
-"""The command line: start, stop, status, check, env. The only module that prints."""
+"""The command line: start, stop, status, check, env, seed. The only module that prints."""
 
 from __future__ import annotations
 
@@ -214,6 +214,8 @@ def run_verb(argv: list[str]) -> int:
 
         print(f"{PROGRAM} {describe()}")
         return 0
+    if asked.verb == "seed":
+        return seed(asked.files)
     environment = read_environment()
     as_json = "--json" in asked.flags
     if asked.verb == "start":
@@ -328,6 +330,15 @@ def check(environment: dict[str, str], as_json: bool) -> int:
     else:
         print(report.text())
     return report.exit_code
+
+
+def seed(files: tuple[str, ...]) -> int:
+    """`seed`: the last of the files is made of the others."""
+    from vmm.seed.nocloud import write_seed
+
+    for warning in write_seed(list(files[:-1]), files[-1]):
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    return 0
 
 
 def print_json(facts: dict[str, Any]) -> None:
