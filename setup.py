@@ -11,8 +11,15 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.command.editable_wheel import editable_wheel
+from setuptools.command.sdist import sdist
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "packaging"))
+
+import commit  # noqa: E402
+import inner  # noqa: E402
+
 NATIVE = Path("vmm/_native")
 # Modules that need liburing; without its header the build says so and leaves them out.
 NEED_LIBURING = {"uring"}
@@ -91,24 +98,53 @@ class BuildExt(build_ext):
 
 
 class BuildPy(build_py):
-    """build_py that writes down the commit, where git knows it; an editable build has none."""
+    """build_py that moves `devices` and writes down the commit; an editable build does neither."""
 
     def run(self) -> None:
-        """Copy the modules, then add vmm/_commit.py to the copies."""
-        super().run()
+        """Copy the modules; none of an earlier build stays among the copies."""
         if self.editable_mode:
+            super().run()
             return
-        sys.path.insert(0, str(ROOT / "packaging"))
-        from commit import commit
+        target = Path(self.build_lib)
+        for old in target.rglob("*.py"):
+            old.unlink()
+        super().run()
+        commit.write(ROOT, target)
+        inner.rewrite_tree(target)
 
-        target = Path(self.build_lib, "vmm/_commit.py")
-        target.write_text(f'"""Written by the build."""\n\nCOMMIT = {commit(ROOT)!r}\n')
 
+class EditableWheel(editable_wheel):
+    """editable_wheel of the tree as it is, with `devices` at the top."""
+
+    def finalize_options(self) -> None:
+        """Let setuptools look at the tree."""
+        self.distribution.packages = TREE
+        self.distribution.package_dir = {}
+        super().finalize_options()
+
+
+class Sdist(sdist):
+    """sdist that knows its commit, which no repository tells where it is unpacked."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Copy the files, then add vmm/_commit.py."""
+        super().make_release_tree(base_dir, files)
+        commit.write(ROOT, Path(base_dir))
+
+
+TREE = find_packages(include=["vmm", "vmm.*", inner.OUTER, f"{inner.OUTER}.*"])
 
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+    cmdclass={
+        "build_ext": BuildExt,
+        "build_py": BuildPy,
+        "editable_wheel": EditableWheel,
+        "sdist": Sdist,
+    },
     scripts=["packaging/bin/vllmd-hypervisor"],
-    packages=find_packages(include=["vmm*", "devices*"]),
-    package_data={"": ["*.pxd", "*.pyi", "*.h", "py.typed"]},
+    packages=[inner.inner(package) for package in TREE],
+    package_dir={inner.INNER: inner.OUTER},
+    package_data={"": ["*.pyi", "py.typed"]},
+    include_package_data=False,
 )

@@ -25,6 +25,17 @@ def main() -> int:
     print(", ".join(f"{name}: {value}" for name, value in facts.items()))
     peers = find_peers(options.peer)
     results: dict[str, object] = {"host": facts}
+    try:
+        measure(options, peers, results)
+    finally:
+        # What was found before something failed is kept.
+        if options.output:
+            with open(options.output, "w") as file:
+                json.dump(results, file, indent=1)
+    return 0
+
+
+def measure(options: argparse.Namespace, peers: dict[str, str], results: dict[str, object]) -> None:
     if "start" in options.what:
         from benchmarks import bench_start
 
@@ -33,10 +44,6 @@ def main() -> int:
         from benchmarks import bench_lab
 
         results["lab"] = bench_lab.main(peers, options.lab_rounds, options.lab_only)
-    if options.output:
-        with open(options.output, "w") as file:
-            json.dump(results, file, indent=1)
-    return 0
 
 
 if __name__ == "__main__":

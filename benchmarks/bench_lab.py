@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 from tests.lab.guests.debian import DebianGuest
 from tests.lab.guests.firmware import NAMES, find_firmware
@@ -15,27 +17,41 @@ INSIDE = "benchmarks.inside_lab"
 ATTEMPTS = 3
 
 
-def collect(
-    lab_options: dict[str, object], calls: list[dict[str, object]]
-) -> list[dict[str, float]]:
-    """Results of the calls, in order; a lab that the emulator lost is made anew."""
-    found: list[dict[str, float]] = []
-    lab: Lab | None = None
-    failures = 0
+Row = dict[str, Any]
+
+
+def collect(make_lab: Callable[[], Any], calls: list[dict[str, object]]) -> list[Row]:
+    """Results of the calls, in order: figures, or ``error`` with the reason.
+
+    A lab that the emulator lost is made anew. A VMM that fails in a lab that goes on has no more
+    turns, nor has one with which labs were lost too often.
+    """
+    found: list[Row] = []
+    failed: dict[object, str] = {}
+    lab: Any = None
+    lost = 0
     while len(found) < len(calls):
+        call = calls[len(found)]
+        name = call["vmm"]
         try:
-            lab = lab or Lab(**lab_options)  # type: ignore[arg-type]
-            text = lab.call(f"{INSIDE}:run", timeout=900, **calls[len(found)])
-            found.append(json.loads(text.strip().splitlines()[-1]))
-            say(f"    {calls[len(found) - 1]['vmm']}: {found[-1]}")
+            if name not in failed:
+                lab = lab or make_lab()
+                text = lab.call(f"{INSIDE}:run", timeout=900, **call)
+                row = json.loads(text.strip().splitlines()[-1])
         except LabError as error:
-            failures += 1
-            if failures > ATTEMPTS * 3:
-                raise
+            lost += 1
             say(f"lab: {error}")
             if lab is not None:
                 lab.close()
             lab = None
+            if lost < ATTEMPTS:
+                continue
+            failed[name] = f"the lab was lost {lost} times: {error}"
+        except AssertionError as error:
+            failed[name] = str(error)
+        lost = 0
+        found.append({"error": failed[name]} if name in failed else row)
+        say(f"    {name}: {found[-1]}")
     if lab is not None:
         lab.close()
     return found
@@ -70,23 +86,32 @@ def main(peers: dict[str, str], lab_rounds: int, only: str = "") -> dict[str, ob
             # QEMU's microvm is none of the machines that these firmwares know.
             if what not in NAMES or "qemu" not in path
         ]
-        rows = collect({"drives": drives}, calls)
-        table: dict[str, list[dict[str, float]]] = {}
+        rows = collect(lambda drives=drives: Lab(drives=drives), calls)
+        table: dict[str, list[Row]] = {}
         for call, row in zip(calls, rows, strict=True):
             table.setdefault(str(call["vmm"]), []).append(row)
         results[what] = show(title, table)
     return results
 
 
-def show(title: str, table: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+def show(title: str, table: dict[str, list[Row]]) -> dict[str, Row]:
     """Best of the rounds by VMM, with the ratio to QEMU (else Cloud Hypervisor)."""
-    best = {
-        name: {key: (min if key == "seconds" else max)(row[key] for row in rows) for key in rows[0]}
-        for name, rows in table.items()
-    }
-    print(f"\n{title} (best of {len(next(iter(table.values())))})")
+    best = {name: best_of(rows) for name, rows in table.items()}
+    measured = {name: row for name, row in best.items() if "error" not in row}
+    print(f"\n{title} (best of {max(len(rows) for rows in table.values())})")
     for name, row in best.items():
-        base = best.get("QEMU microvm", best.get("Cloud Hypervisor", row))
+        if name not in measured:
+            print(f"{name:20}  failed: {row['error'].strip().splitlines()[-1]}")
+            continue
+        base = measured.get("QEMU microvm", measured.get("Cloud Hypervisor", row))
         cells = "".join(f"  {key} {row[key]:10.2f} ({row[key] / base[key]:.2f}x)" for key in row)
         print(f"{name:20}{cells}")
     return best
+
+
+def best_of(rows: list[Row]) -> Row:
+    """The best figure of each kind; a failure in any round is the row."""
+    for row in rows:
+        if "error" in row:
+            return row
+    return {key: (min if key == "seconds" else max)(row[key] for row in rows) for key in rows[0]}

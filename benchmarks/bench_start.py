@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers import Vmm, all_vmms
 from tests.support.elf_builder import build_elf
@@ -20,6 +21,10 @@ LSR_READS = 100_000
 FIRST, SECOND = b"<", b">"
 WAIT_SECONDS = 20
 RAM_MIN_KIB = 64 * 1024
+KEYS = ("start_ms", "start_min_ms", "lsr_read_us", "pss_mib")
+# Figures by their keys, or "error" with the reason.
+Row = dict[str, Any]
+Table = dict[str, Row]
 
 
 def guest(folder: Path) -> Path:
@@ -33,39 +38,64 @@ def guest(folder: Path) -> Path:
     return path
 
 
+class ContenderError(Exception):
+    """A VMM did not do what is measured; the text says what it did."""
+
+
 class Run:
     """One start of one VMM: ms to the first byte, us per LSR read, KiB without guest RAM."""
 
     def __init__(self, vmm: Vmm) -> None:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            vmm.command, env=vmm.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert process.stdout is not None
-        try:
-            first = self._until(process, FIRST)
-            second = self._until(process, SECOND)
-            self.start_ms = (first - started) * 1000
-            self.read_us = (second - first) * 1e6 / LSR_READS
-            self.pss_kib = pss_without_ram(process.pid)
-        finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
+        if vmm.problem:
+            raise ContenderError(vmm.problem)
+        with tempfile.TemporaryFile() as self._words:
+            started = time.perf_counter()
+            try:
+                process = subprocess.Popen(
+                    vmm.command, env=vmm.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                    stderr=self._words,
+                )  # fmt: skip
+            except OSError as error:
+                raise ContenderError(f"{vmm.command[0]}: {error.strerror}") from error
+            assert process.stdout is not None
+            try:
+                first = self._until(process, FIRST)
+                second = self._until(process, SECOND)
+                self.pss_kib = pss_without_ram(process.pid)
+            finally:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                process.stdout.close()
+        self.start_ms = (first - started) * 1000
+        self.read_us = (second - first) * 1e6 / LSR_READS
 
     def _until(self, process: subprocess.Popen[bytes], byte: bytes) -> float:
         assert process.stdout is not None
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
-            if select.select([process.stdout], [], [], 1)[0]:
+            if select.select([process.stdout], [], [], 0.1)[0]:
                 data = os.read(process.stdout.fileno(), 1)
                 now = time.perf_counter()
                 if data == byte:
                     return now
                 if not data:
-                    break
-        raise RuntimeError(f"{process.args}: no byte from the guest")
+                    raise ContenderError(f"{end_of(process)}{self._last_words()}")
+        raise ContenderError(f"no {byte!r} within {WAIT_SECONDS} s{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """The last line on its stderr."""
+        self._words.seek(0)
+        lines = self._words.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1]}" if lines else ""
+
+
+def end_of(process: subprocess.Popen[bytes]) -> str:
+    """How a process ended that closed its output."""
+    try:
+        code = process.wait(1)
+    except subprocess.TimeoutExpired:
+        return "closed its output"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
 def pss_without_ram(pid: int) -> int:
@@ -79,38 +109,54 @@ def pss_without_ram(pid: int) -> int:
     return total
 
 
-def measure(
-    peers: dict[str, str], rounds: int, mib: int, vcpus: int
-) -> dict[str, dict[str, float]]:
+def measure(peers: dict[str, str], rounds: int, mib: int, vcpus: int) -> Table:
     """Medians by VMM, interleaved; the first round is thrown away."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        vmms = all_vmms(peers, guest(folder), folder, mib, vcpus)
-        runs: dict[str, list[Run]] = {vmm.name: [] for vmm in vmms}
-        for number in range(rounds + 1):
-            for vmm in vmms:
+        return race(all_vmms(peers, guest(folder), folder, mib, vcpus), rounds)
+
+
+def race(vmms: list[Vmm], rounds: int) -> Table:
+    """A row for each VMM: medians, or why there are none. A failure ends only its own runs."""
+    runs: dict[str, list[Run]] = {vmm.name: [] for vmm in vmms}
+    failures: dict[str, str] = {}
+    for number in range(rounds + 1):
+        for vmm in vmms:
+            if vmm.name in failures:
+                continue
+            try:
                 run = Run(vmm)
-                if number:
-                    runs[vmm.name].append(run)
+            except ContenderError as error:
+                failures[vmm.name] = f"in round {number}: {error}" if number else str(error)
+                continue
+            if number:
+                runs[vmm.name].append(run)
     return {
-        name: {
-            "start_ms": statistics.median(run.start_ms for run in some),
-            "start_min_ms": min(run.start_ms for run in some),
-            "lsr_read_us": statistics.median(run.read_us for run in some),
-            "pss_mib": statistics.median(run.pss_kib for run in some) / 1024,
-        }
+        name: {"error": failures[name]} if name in failures else medians(some)
         for name, some in runs.items()
     }
 
 
-def report(title: str, found: dict[str, dict[str, float]], base: str = "QEMU microvm") -> None:
-    """A table with ratios to ``base``."""
+def medians(runs: list[Run]) -> Row:
+    return {
+        "start_ms": statistics.median(run.start_ms for run in runs),
+        "start_min_ms": min(run.start_ms for run in runs),
+        "lsr_read_us": statistics.median(run.read_us for run in runs),
+        "pss_mib": statistics.median(run.pss_kib for run in runs) / 1024,
+    }
+
+
+def report(title: str, found: Table, base: str = "QEMU microvm") -> None:
+    """A table with ratios to ``base``, as far as it was measured."""
     print(f"\n{title}")
-    keys = list(next(iter(found.values())))
-    print(f"{'':20}" + "".join(f"{key:>16}" for key in keys) + f"{'start ratio':>14}")
+    print(f"{'':20}" + "".join(f"{key:>16}" for key in KEYS) + f"{'start ratio':>14}")
+    against = found.get(base, {}).get(KEYS[0])
     for name, row in found.items():
-        ratio = row[keys[0]] / found[base][keys[0]] if base in found else float("nan")
-        print(f"{name:20}" + "".join(f"{row[key]:16.2f}" for key in keys) + f"{ratio:14.2f}")
+        if "error" in row:
+            print(f"{name:20}  failed: {row['error']}")
+            continue
+        ratio = f"{row[KEYS[0]] / against:14.2f}" if against else f"{'-':>14}"
+        print(f"{name:20}" + "".join(f"{row[key]:16.2f}" for key in KEYS) + ratio)
 
 
 def main(peers: dict[str, str], rounds: int) -> dict[str, object]:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.peers import QEMU_CPU
 from tests.lab.guests.debian import JOB_LABEL, SYSTEM_DISK
 from tests.lab.guests.images import make_fat
 from tests.lab.guests.job_guest import write_job
@@ -62,7 +63,7 @@ def qemu(
     path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str]
 ) -> tuple[list[str], dict[str, str]]:
     arguments = [
-        path, "-accel", "kvm", "-cpu", "host", "-M", "microvm,acpi=on,pcie=on,pic=off,pit=off",
+        path, "-accel", "kvm", "-cpu", QEMU_CPU, "-M", "microvm,acpi=on,pcie=on,pic=off,pit=off",
         "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "512M",
         "-smp", "1", "-kernel", kernel, "-initrd", initramfs, "-append", cmdline,
         "-object", "memory-backend-memfd,id=m,size=512M,share=on", "-machine",

@@ -6,10 +6,22 @@ import subprocess
 from pathlib import Path
 
 DIGITS = 12
+# Written into what is built; an sdist has it in place of a repository.
+MODULE = "vmm/_commit.py"
 
 
 def commit(root: Path) -> str:
-    """Its first digits, with "-dirty" when files differ from it; "unknown" without git."""
+    """Its first digits, with "-dirty" when files differ from it; "unknown" without git.
+
+    Of an sdist, what it was made from. A repository around the tree is somebody else's.
+    """
+    written = root / MODULE
+    if written.exists():
+        names: dict[str, str] = {}
+        exec(written.read_text(), names)
+        return names["COMMIT"]
+    if not (root / ".git").exists():
+        return "unknown"
     git = ["git", "-C", str(root)]
     try:
         head = subprocess.run(
@@ -23,3 +35,9 @@ def commit(root: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("-dirty" if changed else "")
+
+
+def write(root: Path, folder: Path) -> None:
+    """vmm/_commit.py of ``root`` into a copy of it."""
+    text = f'"""Written by the build."""\n\nCOMMIT = {commit(root)!r}\n'
+    (folder / MODULE).write_text(text)

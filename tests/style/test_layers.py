@@ -19,7 +19,7 @@ FLOORS = (
     ("devices",),
     ("vmm.host",),
     ("vmm.vm", "vmm.memory", "vmm.vcpu", "vmm.irq", "vmm.acpi", "vmm.boot", "vmm.x86", "vmm.guest"),
-    ("vmm.log", "vmm.settings"),
+    ("vmm.log", "vmm.settings", "vmm.seed"),
     ("vmm.errors", "vmm.layout", "vmm.light"),
     ("vmm._native",),
 )

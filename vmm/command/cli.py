@@ -1,4 +1,4 @@
-"""The command line: start, stop, status, check, env. The only module that prints."""
+"""The command line: start, stop, status, check, env, seed. The only module that prints."""
 
 from __future__ import annotations
 
@@ -234,6 +234,8 @@ def run_verb(argv: list[str]) -> int:
 
         say(f"{PROGRAM} {describe()}")
         return 0
+    if asked.verb == "seed":
+        return seed(asked.files)
     environment = read_environment()
     if asked.env_files:
         from vmm.settings.envfile import with_files
@@ -352,6 +354,15 @@ def check(environment: dict[str, str], as_json: bool) -> int:
     else:
         say(report.text())
     return report.exit_code
+
+
+def seed(files: tuple[str, ...]) -> int:
+    """`seed`: the last of the files is made of the others."""
+    from vmm.seed.nocloud import write_seed
+
+    for warning in write_seed(list(files[:-1]), files[-1]):
+        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    return 0
 
 
 def print_json(facts: dict[str, Any]) -> None:

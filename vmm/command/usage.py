@@ -28,22 +28,31 @@ class Option(Record):
 
 
 class Verb(Record):
-    """A verb with its flags; ``named`` when an instance's name may follow it."""
+    """A verb with its flags; ``named`` when an instance's name may follow it.
 
-    __slots__ = ("meaning", "name", "named", "options")
+    ``files``: the paths it takes, in order; those in brackets may be left out.
+    """
+
+    __slots__ = ("files", "meaning", "name", "named", "options")
     name: str
     meaning: str
     named: bool
     options: tuple[Option, ...]
+    files: tuple[str, ...]
 
     def __init__(
-        self, name: str, meaning: str, named: bool = False, options: tuple[Option, ...] = ()
+        self,
+        name: str,
+        meaning: str,
+        named: bool = False,
+        options: tuple[Option, ...] = (),
+        files: tuple[str, ...] = (),
     ) -> None:
-        self._set(name=name, meaning=meaning, named=named, options=options)
+        self._set(name=name, meaning=meaning, named=named, options=options, files=files)
 
     def form(self) -> str:
         """As it is typed: ``stop [NAME] [--now]``."""
-        words = [self.name, *([f"[{NAME}]"] if self.named else [])]
+        words = [self.name, *([f"[{NAME}]"] if self.named else []), *self.files]
         return " ".join([*words, *[f"[{option.flag}]" for option in self.options]])
 
 
@@ -67,6 +76,11 @@ VERBS = (
     Verb("status", "tell how the VM does, or how it ended", named=True, options=(JSON,)),
     Verb("check", "tell what a start lacks, and what cures it", options=(JSON,)),
     Verb("env", "show every setting, and where it came from", options=(JSON,)),
+    Verb(
+        "seed",
+        "make a cidata image for cloud-init",
+        files=("USER-DATA", "META-DATA", "[NETWORK-CONFIG]", "FILE"),
+    ),
 )
 ENV_FILE = "--env-file"
 GENERAL = (
@@ -91,13 +105,14 @@ EXIT_CODES = (
 class Request(Record):
     """What was asked for: a verb's name, or --help or --version (with a verb, its help).
 
-    ``env_files``: files with settings, in their order.
+    ``env_files``: files with settings, in their order; ``files``: the paths that the verb takes.
     """
 
-    __slots__ = ("env_files", "flags", "name", "verb")
+    __slots__ = ("env_files", "files", "flags", "name", "verb")
     verb: str
     name: str | None
     flags: tuple[str, ...]
+    files: tuple[str, ...]
     env_files: tuple[str, ...]
 
     def __init__(
@@ -105,9 +120,10 @@ class Request(Record):
         verb: str,
         name: str | None = None,
         flags: tuple[str, ...] = (),
+        files: tuple[str, ...] = (),
         env_files: tuple[str, ...] = (),
     ) -> None:
-        self._set(verb=verb, name=name, flags=flags, env_files=env_files)
+        self._set(verb=verb, name=name, flags=flags, files=files, env_files=env_files)
 
 
 def parse(arguments: list[str]) -> Request:
@@ -125,6 +141,7 @@ def parse(arguments: list[str]) -> Request:
     known = [option.flag for option in verb.options]
     name: str | None = None
     flags: list[str] = []
+    files: list[str] = []
     for word in arguments[1:]:
         if word in ("-h", "--help"):
             return Request("--help", verb.name)
@@ -132,11 +149,15 @@ def parse(arguments: list[str]) -> Request:
             flags.append(word)
         elif word.startswith("-"):
             raise UsageError(f"{verb.name} knows no {brief(word)}; it takes: {verb.form()}")
+        elif len(files) < len(verb.files):
+            files.append(word)
         elif not verb.named or name is not None:
             raise UsageError(f"{quote(word)} is one word too many; it takes: {verb.form()}")
         else:
             name = word
-    return Request(verb.name, name, tuple(flags), tuple(env_files))
+    if len(files) < len([each for each in verb.files if each[0] != "["]):
+        raise UsageError(f"{verb.name} needs more words; it takes: {verb.form()}")
+    return Request(verb.name, name, tuple(flags), tuple(files), tuple(env_files))
 
 
 def _take_env_files(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -180,9 +201,9 @@ def help_text(verb_name: str | None = None) -> str:
         return "\n".join(rows)
     rows = [f"{PROGRAM}: {SUMMARY}", ""]
     for each in VERBS:
-        form = f"  {each.form():30}"
-        rows += [form] if len(form) > 32 else []
-        rows.append(f"{form if len(form) <= 32 else ' ' * 32} {each.meaning}")
+        form = f"  {each.form():29}"
+        row = f"{form}  {each.meaning}"
+        rows += [row] if len(row) <= COLUMNS else [form, f"{'':33}{each.meaning}"]
     rows += [f"  {option.flag:30} {option.meaning}" for option in GENERAL]
     rows += ["", f"Settings are variables, {PREFIX}...; `env` shows all. Required:"]
     rows.append("  " + ", ".join([each.name for each in SETTINGS if each.default == REQUIRED]))
