@@ -10,11 +10,15 @@ import gc
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.process import open_descriptors, thread_count
+from tests.support.speed import patience, slowness
 
+# A property of reports: why a lab was made anew and its job tried again.
+RETRIED = "retried in another lab"
 GATES = {"kvm": "VLLMD_TEST_KVM", "lab": "VLLMD_TEST_LAB"}
 
 
@@ -22,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kvm: needs /dev/kvm (tiny guests)")
     config.addinivalue_line("markers", "lab: boots the lab (real kernels)")
     config.addinivalue_line("markers", "full: part of the longer matrix only")
+    # Before there are worker processes, which get it by the environment.
+    slowness()
+
+
+def pytest_report_header() -> str:
+    return f"slowness: {slowness():g} (every time-out is that many times longer)"
 
 
 def kvm_problem() -> str | None:
@@ -42,9 +52,33 @@ def lab_problem() -> str | None:
 PROBLEMS = {"kvm": kvm_problem, "lab": lab_problem}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was tried again, counted: passing at the second attempt is not passing unseen."""
+    told: dict[str, list[str]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            lines = [
+                line for name, line in getattr(report, "user_properties", []) if name == RETRIED
+            ]
+            # A later phase's report has what the earlier ones had.
+            nodeid = getattr(report, "nodeid", "")
+            told[nodeid] = max(told.get(nodeid, []), lines, key=len)
+    count = sum(map(len, told.values()))
+    if count:
+        terminalreporter.section(f"labs: {count} attempts did not count")
+        for nodeid, lines in told.items():
+            for line in lines:
+                terminalreporter.write_line(f"{nodeid}: {line}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
+    usual = float(config.getini("timeout"))
     for item in items:
+        own = item.get_closest_marker("timeout")
+        seconds = own.args[0] if own else usual
+        item.add_marker(pytest.mark.timeout(patience(seconds)), append=False)
         for name in GATES:
             if here / name in Path(item.path).parents:
                 item.add_marker(name)
@@ -75,7 +109,7 @@ def no_leaks(request: pytest.FixtureRequest):
     fds = open_descriptors()
     threads = thread_count()
     yield
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + patience(1)
     while True:
         gc.collect()
         new = {k: v for k, v in open_descriptors().items() if k not in fds}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine
 from vmm.guest.symbols import symbol_at
 from vmm.log.hub import hub
@@ -50,8 +51,8 @@ def told(tmp_path, monkeypatch):
         with TinyMachine(tmp_path, bytes(program.code), **settings) as tiny:
             watch = bootwatch.BootWatch(tiny.machine, tiny.config, tiny.consoles, loop)
             tiny.machine.start()
-            end = time.monotonic() + WATCH + 0.5
-            loop.call_later(WATCH + 0.5, lambda: None)
+            end = time.monotonic() + WATCH + patience(0.5)
+            loop.call_later(WATCH + patience(0.5), lambda: None)
             loop.run_until(lambda: time.monotonic() >= end or bool(lines.text))
             watch.stop()
         loop.close()
@@ -103,7 +104,7 @@ def test_registers_of_a_paused_guest(tmp_path):
         vcpu = tiny.machine.vcpus[0]
         tiny.machine.start()
         seen: set[int] = set()
-        end = time.monotonic() + PAUSES_SECONDS
+        end = time.monotonic() + patience(PAUSES_SECONDS)
         # A busy machine may not let it run between two pauses.
         while len(seen) < PAUSES and time.monotonic() < end:
             assert vcpu.loop.pause()

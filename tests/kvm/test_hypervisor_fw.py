@@ -12,6 +12,7 @@ import pytest
 from tests.lab.guests.firmware import REMEDY, find_hypervisor_fw
 from tests.lab.guests.gpt import ESP_START, make_gpt
 from tests.support.command import COMMAND, Command
+from tests.support.speed import patience
 from tests.support.tiny_bzimage import build_bzimage
 
 SECONDS = 60
@@ -66,14 +67,14 @@ def says(command: Command, words: str) -> str:
     )  # fmt: skip
     assert process.stdout is not None
     text = b""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + patience(SECONDS)
     while words.encode() not in text and time.monotonic() < deadline:
         data = process.stdout.read1(4096)
         if not data:
             break
         text += data
     process.terminate()
-    text += process.communicate(timeout=30)[0]
+    text += process.communicate(timeout=patience(30))[0]
     assert process.returncode == 37, text.decode()
     return text.decode(errors="replace")
 

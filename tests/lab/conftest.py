@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.conftest import RETRIED
 from tests.lab.guests.default_guest import DefaultGuest
 from tests.lab.guests.job_guest import JobGuest
-from tests.lab.rig.steady import SteadyLab
+from tests.lab.rig.steady import SteadyLab, take_told
 
 LAB_TEST_SECONDS = 1800
 
@@ -17,6 +18,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "tests/lab" in str(item.path):
             item.add_marker(pytest.mark.timeout(LAB_TEST_SECONDS))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item) -> None:
+    """What was tried again goes with the test's report, also from a worker process."""
+    item.user_properties += [(RETRIED, line) for line in take_told()]
 
 
 @pytest.fixture(scope="session")

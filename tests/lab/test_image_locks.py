@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.rig.lab import QEMU
+from tests.support.speed import patience
 from vmm.errors import BusyError
 from vmm.host.disk import Disk
 from vmm.host.image_lock import lock_holders
@@ -33,7 +34,7 @@ def qemu(path: Path, read_only: bool) -> subprocess.Popen[str]:
 
 def refused(process: subprocess.Popen[str], image: Path) -> bool:
     """True when QEMU ends because of a lock, False once it holds its own."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + patience(SECONDS)
     while process.poll() is None:
         if process.pid in lock_holders(os.stat(image)):
             return False

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.lab.guests.guest_run import COMMAND, TRIPLE_FAULT, expect
+from tests.lab.guests.guest_run import COMMAND, expect
 from tests.lab.guests.job_guest import write_job
-from tests.lab.rig.flaw import FlawWatch, LabFlaw
+from tests.lab.rig.flaw import FlawWatch, LabFlaw, StillWatch, lost_for_good, waits_for_itself
+from tests.lab.rig.vcpus import Vcpus
+from tests.support.speed import patience
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSTEMD = ROOT / "packaging/systemd"
@@ -30,7 +32,7 @@ ProtectHome=tmpfs
 BindReadOnlyPaths={ROOT} {sys.base_prefix}
 """
 # The unit that the customer has had all along.
-SIMPLE_UNIT = """[Unit]
+SIMPLE_UNIT = f"""[Unit]
 Description=Inference VM %i
 
 [Service]
@@ -39,7 +41,7 @@ EnvironmentFile=%h/.config/vllmd/hypervisor-%i.env
 ExecStart=vllmd-hypervisor start
 ExecStop=vllmd-hypervisor stop
 Restart=on-failure
-TimeoutStopSec=30
+TimeoutStopSec={patience(30):g}
 Slice=vllmd.slice
 """
 
@@ -89,13 +91,19 @@ def user_socket() -> Path:
     return Path(f"/run/user/{pwd.getpwnam(USER).pw_uid}/systemd/private")
 
 
-def wait_for(what: str, condition: Callable[[], object], seconds: float = 60) -> None:
-    """Until it is true; AssertionError after ``seconds``."""
-    deadline = time.monotonic() + seconds
+def wait_for(
+    what: str,
+    condition: Callable[[], object],
+    seconds: float = 60,
+    check: Callable[[], None] = lambda: None,
+) -> None:
+    """Until it is true; AssertionError after ``seconds``. ``check`` raises what ends it before."""
+    deadline = time.monotonic() + patience(seconds)
     watch = FlawWatch()
     while not condition():
         watch.check()
-        expect(time.monotonic() < deadline, f"no {what} within {seconds} s")
+        check()
+        expect(time.monotonic() < deadline, f"no {what} within {patience(seconds):g} s")
         time.sleep(0.1)
 
 
@@ -145,6 +153,9 @@ class Service:
         if kind == "user":
             self.env_file = home / f".config/vllmd/hypervisor-{name}.env"
         self.guest_file = self.folder / "console"
+        # Whether its guest is a kernel of one processor; a tiny guest may do what kernels never do.
+        self._kernel = False
+        self._vcpus = Vcpus(lambda: self.command("status", "--json", name)[1])
 
     def configure(self, kernel: str, job: str = "", **settings: object) -> Service:
         """Copies the kernel, makes images, writes the environment file."""
@@ -160,7 +171,8 @@ class Service:
             **settings,
         }
         (self.folder / "system.img").write_bytes(bytes(SYSTEM_IMAGE_BYTES))
-        if "INITRAMFS_FILEPATH" in values:
+        self._kernel = "INITRAMFS_FILEPATH" in values
+        if self._kernel:
             values["INITRAMFS_FILEPATH"] = self._copy(str(values["INITRAMFS_FILEPATH"]))
         lines = [f"VLLMD_HYPERVISOR_{name}={value}" for name, value in values.items() if value]
         self.env_file.write_text("\n".join(lines) + "\n")
@@ -177,7 +189,10 @@ class Service:
 
     def ctl(self, *arguments: str, check: bool = True) -> str:
         """systemctl of this instance's manager."""
-        return run(*self._as_user(), "systemctl", *self._user_flag(), *arguments, check=check)
+        return run(*self._ctl(*arguments), check=check)
+
+    def _ctl(self, *arguments: str) -> list[str]:
+        return [*self._as_user(), "systemctl", *self._user_flag(), *arguments]
 
     def command(self, *arguments: str) -> tuple[int, str]:
         """`vllmd-hypervisor` as its owner (as root for the system's): (exit code, output)."""
@@ -216,11 +231,34 @@ class Service:
             seen.append(self.show())
             return condition(seen[-1])
 
-        try:
-            wait_for(f"{what} of {self.unit}", met, seconds)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{seen[-1]}\n{self.told()}") from error
+        self._patiently(f"{what} of {self.unit}", met, seconds)
         return seen[-1]
+
+    def restart(self) -> float:
+        """By its manager; the seconds that this took."""
+        started = time.monotonic()
+        with subprocess.Popen(self._ctl("restart", self.unit)) as manager:
+            self._patiently("restart", lambda: manager.poll() is not None)
+        expect(manager.returncode == 0, self.told())
+        return time.monotonic() - started
+
+    def reports(self) -> list[str]:
+        """Where its vCPUs are now."""
+        return self._vcpus.reports(self.show().pid)
+
+    def _patiently(self, what: str, condition: Callable[[], object], seconds: float = 60) -> None:
+        """wait_for(), with all that is known of the guest when it takes too long."""
+        still = StillWatch(self.console, self.reports if self._kernel else list)
+        try:
+            wait_for(what, condition, seconds, still.check)
+        except AssertionError as error:
+            words = "\n".join([one["MESSAGE"] for one in self.journal() if "MESSAGE" in one])
+            known = f"{self.console()}\n{self.told()}\n{words}"
+            reason = lost_for_good(known) or waits_for_itself(known)
+            if self._kernel and reason:
+                print(known)
+                raise LabFlaw(reason) from error
+            raise AssertionError("\n".join([str(error), known, *self.reports()])) from error
 
     def told(self) -> str:
         """`systemctl status`, whatever the state."""
@@ -247,13 +285,7 @@ class Service:
 
     def until(self, words: str, seconds: float = 120) -> None:
         """Wait for ``words`` on the guest's console."""
-        try:
-            wait_for(words, lambda: words in self.console(), seconds)
-        except AssertionError as error:
-            told = self.told()
-            if TRIPLE_FAULT in told:
-                raise LabFlaw(TRIPLE_FAULT) from error
-            raise AssertionError(f"{error}\n{self.console()}\n{told}") from error
+        self._patiently(words, lambda: words in self.console(), seconds)
 
     def end(self) -> None:
         """Whatever it is doing; for the end of a scenario."""

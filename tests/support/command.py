@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.support.binary import command
 from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 
 COMMAND = command()
 PREFIX = "VLLMD_HYPERVISOR_"
@@ -51,7 +52,8 @@ class Command:
         """(exit code, stdout and stderr). ``under``: a command that runs it, such as a shell."""
         done = subprocess.run(
             [*under, COMMAND, *arguments], env=self.env, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=seconds, check=False,
+            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, timeout=patience(seconds),
+            check=False,
         )  # fmt: skip
         return done.returncode, done.stdout.decode(errors="replace")
 
@@ -71,5 +73,5 @@ class Command:
 
 
 def finish(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    text = process.communicate(timeout=20)[0].decode(errors="replace")
+    text = process.communicate(timeout=patience(20))[0].decode(errors="replace")
     return process.returncode, text

@@ -9,6 +9,7 @@ from pathlib import Path
 from devices.vfio.kernel import VfioKernel
 from tests.support.elf_builder import LOAD_GPA, build_elf
 from tests.support.guest_asm import RESULT_GPA, Program
+from tests.support.speed import patience
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.machine import Machine, build_machine
@@ -69,7 +70,7 @@ class TinyMachine:
         self.machine.start()
         poll = select.poll()
         poll.register(self.machine.outcome_fd, select.POLLIN)
-        if not poll.poll(seconds * 1000):
+        if not poll.poll(patience(seconds) * 1000):
             self.machine.stop_vcpus()
             raise AssertionError(self.machine.vcpus[0].report(self.machine.memory))
         return outcome_of(self.machine)

@@ -109,10 +109,9 @@ class BootWatch:
             name = symbol_at(self._config.kernel_path, place.address)
             where = f"at {place.address:#x}" + (f" ({name})" if name else "")
             where = ("halted with interrupts off " if place.halted else "busy ") + where
-        reports = [vcpu.snapshot(machine.memory) for vcpu in machine.vcpus]
         log.warning(
             f"the guest makes no progress: for {seconds:.0f} s no output, no disk request, no new "
-            f"exit, its boot vCPU {where}\n" + "\n".join(reports)
+            f"exit, its boot vCPU {where}\n" + "\n".join(machine.snapshots())
         )
 
     def _tell_hidden(self) -> None:

@@ -1,7 +1,8 @@
 """The control socket: one JSON line to the instance, one line back.
 
-Requests are ``{"command": "status"}`` and ``{"command": "stop", "now": false}``. Only root and the
-user who runs the instance are answered; the kernel says who calls (unix(7), SO_PEERCRED).
+Requests are ``{"command": "status"}``, ``{"command": "stop", "now": false}`` and ``{"command":
+"vcpus"}``, which answers with registers, code and last exits of the first vCPUs as text. Only root
+and the user who runs the instance are answered; the kernel says who calls (unix(7), SO_PEERCRED).
 """
 
 from __future__ import annotations

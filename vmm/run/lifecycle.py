@@ -309,7 +309,9 @@ class Lifecycle:
             if self.state != STOPPING or request.get("now") is True:
                 self.request_stop("stop requested", now=request.get("now") is True)
             return {"state": self.state, "timeout_s": self.config.stop_timeout_seconds}
-        return {"error": f"unknown command {command!r}; known: status, stop"}
+        if command == "vcpus":
+            return {"vcpus": self.machine.snapshots() if self.machine is not None else []}
+        return {"error": f"unknown command {command!r}; known: status, stop, vcpus"}
 
     def status(self) -> dict[str, Any]:
         """Everything `status` shows."""

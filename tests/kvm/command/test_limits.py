@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.support.command import COMMAND, HALT, Command
+from tests.support.speed import patience
 
 
 def after(step: str) -> tuple[str, ...]:
@@ -59,7 +60,7 @@ def test_the_guest_outlives_requests_that_find_no_descriptor(tmp_path):
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
     code, text = command.run("status")
     assert (code, "vm: running" in text) == (0, True), text
-    assert command.run("stop", "--now")[0] == process.wait(10) == 37
+    assert command.run("stop", "--now")[0] == process.wait(patience(10)) == 37
 
 
 def test_a_runtime_folder_that_cannot_be_used(tmp_path):
@@ -98,5 +99,5 @@ def test_closed_standard_streams_are_not_given_to_images(tmp_path):
     for fd in (0, 1, 2):
         assert os.readlink(f"/proc/{process.pid}/fd/{fd}") == "/dev/null"
     command.run("stop", "--now")
-    assert process.wait(20) == 37
+    assert process.wait(patience(20)) == 37
     assert (tmp_path / "system.img").read_bytes() == bytes(1 << 20)

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.command import COMMAND, HALT, Command
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 
 ECHO = bytes(
     Program()
@@ -37,7 +38,7 @@ def test_the_terminal_comes_back(tmp_path):
     time.sleep(0.3)
     assert process.poll() is None
     os.write(master, b"\x01x\x01x")  # Ctrl-A x, twice
-    assert process.wait(20) == 37
+    assert process.wait(patience(20)) == 37
     assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
@@ -48,7 +49,7 @@ def test_a_serial_port_on_a_socket_or_a_pty(tmp_path, kind):
     command = Command(tmp_path, ECHO, LOG_FILEPATH=tmp_path / "log")
     command.set(SERIAL=f"socket={tmp_path / 'serial'}" if kind == "socket" else "pty")
     process = subprocess.Popen([COMMAND, "start"], env=command.env, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while command.run("status", "--json")[0] != 0 and time.monotonic() < deadline:
         time.sleep(0.05)
     facts = json.loads(command.run("status", "--json")[1])
@@ -65,7 +66,7 @@ def test_a_serial_port_on_a_socket_or_a_pty(tmp_path, kind):
         text += os.read(fd, 100)
     os.close(fd)
     command.run("stop", "--now")
-    assert process.wait(20) == 37
+    assert process.wait(patience(20)) == 37
     if kind == "socket":
         assert text.startswith(b"up\n")  # what was said before anybody listened
         assert not os.path.exists(path)

@@ -11,12 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.lab.rig.flaw import ENTRY_FAULT, LOCK_WAIT, FlawWatch, LabFlaw
+from tests.lab.rig.flaw import FlawWatch, LabFlaw, StillWatch, lost_for_good, waits_for_itself
+from tests.lab.rig.vcpus import Vcpus
 from tests.support.binary import command
+from tests.support.speed import patience
 
 COMMAND = command()
 WORK = Path("/dev/shm")
-TRIPLE_FAULT = "the guest triple-faulted"
 
 
 class Guest:
@@ -33,6 +34,7 @@ class Guest:
         for name, value in settings.items():
             self.env[f"VLLMD_HYPERVISOR_{name}"] = str(value)
         self.process: subprocess.Popen[bytes] | None = None
+        self._vcpus = Vcpus(lambda: self.verb("status", "--json")[1])
         # Set by a scenario that runs it as another user: a command that runs the rest.
         self.prefix: list[str] = []
         # Set by a scenario whose guest does that on purpose.
@@ -54,28 +56,24 @@ class Guest:
     def wait(self, timeout: float = 300) -> int:
         """Its exit code; everything it printed when it does not end."""
         assert self.process is not None
-        deadline = time.monotonic() + timeout
-        watch = FlawWatch()
+        patient = Patience(self, timeout)
         while (code := self.process.poll()) is None:
-            self._tick(watch, deadline, f"no end after {timeout} s")
-        if TRIPLE_FAULT in self.text and not self.may_triple_fault:
+            patient.tick("no end")
+        if reason := lost_for_good(self.text, self.may_triple_fault):
             print(self.text[-3000:])
-            raise LabFlaw(TRIPLE_FAULT)
-        if ENTRY_FAULT in self.text:
-            print(self.text[-3000:])
-            raise LabFlaw("interrupted where interrupts are off")
+            raise LabFlaw(reason)
         return code
 
-    def _tick(self, watch: FlawWatch, deadline: float, complaint: str) -> None:
-        watch.check()
-        if self.env.get("VLLMD_HYPERVISOR_CPU_COUNT") == "1" and LOCK_WAIT in self.text:
-            self.close()
-            raise LabFlaw("its only processor waits for a lock")
-        if time.monotonic() > deadline:
-            status = self.verb("status", "--json")[1]
-            self.close()
-            raise AssertionError(f"{complaint}:\n{self.text}\n{status}")
-        time.sleep(0.1)
+    @property
+    def single(self) -> bool:
+        """Whether it has one processor, so that nobody else can hold a lock."""
+        return self.env.get("VLLMD_HYPERVISOR_CPU_COUNT") == "1"
+
+    def reports(self) -> list[str]:
+        """Where its vCPUs are now; empty when its VMM does not tell."""
+        if self.process is None or self.process.poll() is not None:
+            return []
+        return self._vcpus.reports(self.process.pid)
 
     def run(self, timeout: float = 300) -> int:
         """Start it and wait for its end."""
@@ -84,19 +82,18 @@ class Guest:
     def until(self, words: str, timeout: float = 300) -> str:
         """Wait for ``words`` in the output; returns all of it."""
         assert self.process is not None
-        deadline = time.monotonic() + timeout
-        watch = FlawWatch()
+        patient = Patience(self, timeout)
         while words not in self.text:
             if self.process.poll() is not None:
                 raise AssertionError(f"ended before {words!r}:\n{self.text}")
-            self._tick(watch, deadline, f"no {words!r} after {timeout} s")
+            patient.tick(f"no {words!r}")
         return self.text
 
     def verb(self, *arguments: str, timeout: float = 120) -> tuple[int, str]:
         """Run another verb under the same environment: (exit code, output)."""
         done = subprocess.run(
             [*self.prefix, *self.command, *arguments], env=self.env, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=timeout, check=False,
+            stderr=subprocess.STDOUT, text=True, timeout=patience(timeout), check=False,
         )  # fmt: skip
         return done.returncode, done.stdout
 
@@ -119,6 +116,35 @@ class Guest:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Patience:
+    """Of one who waits for a guest: tick() sleeps a moment, and ends the guest when time is up."""
+
+    def __init__(self, guest: Guest, seconds: float) -> None:
+        self._guest = guest
+        self._seconds = patience(seconds)
+        self._deadline = time.monotonic() + self._seconds
+        self._faults = FlawWatch()
+        self._still = StillWatch(lambda: guest.text, guest.reports)
+
+    def tick(self, complaint: str) -> None:
+        guest = self._guest
+        try:
+            self._faults.check()
+            if guest.single:
+                if reason := waits_for_itself(guest.text):
+                    raise LabFlaw(reason)
+                self._still.check()
+        except LabFlaw:
+            print(guest.text[-3000:])
+            guest.close()
+            raise
+        if time.monotonic() > self._deadline:
+            evidence = [guest.text, guest.verb("status", "--json")[1], *guest.reports()]
+            guest.close()
+            raise AssertionError("\n".join([f"{complaint} after {self._seconds:g} s:", *evidence]))
+        time.sleep(0.1)
 
 
 def expect(condition: object, text: str) -> None:

@@ -27,7 +27,10 @@ from tests.lab.rig import flaw
 from tests.lab.rig.emulator import BINARY as QEMU
 from tests.lab.rig.emulator import emulator, iommu
 from tests.lab.rig.progress import say
+from tests.lab.rig.slots import Slot
 from tests.lab.rig.systemd_init import SYSTEMD, SYSTEMD_OPTIONS
+from tests.support import speed
+from tests.support.speed import patience
 
 ROOT = Path(__file__).resolve().parents[3]
 TOOLS = {
@@ -95,6 +98,14 @@ SILENCE_SECONDS = 60.0
 
 class LabError(RuntimeError):
     """The lab itself failed; the text has the end of its console."""
+
+
+class FlawError(LabError):
+    """The emulator lost a guest; ``reason`` says how that was found out."""
+
+    def __init__(self, what: str, output: str) -> None:
+        super().__init__(f"{what}: {output}")
+        self.reason = flaw.reason_in(output)
 
 
 class JobResult:
@@ -177,14 +188,16 @@ class Lab:
                 "cache=unsafe",
                 "-device", f"virtio-blk-pci,drive=drive{number}",
             ]  # fmt: skip
+        self._slot = Slot()
         self.started = time.monotonic()
         self._process = subprocess.Popen(
-            [*command, *(extra or [])], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT
-        )
+            [*command, *(extra or [])], stdin=subprocess.DEVNULL, stderr=subprocess.STDOUT,
+            pass_fds=[self._slot.fd],
+        )  # fmt: skip
         try:
             self._link = self._accept(listener)
             self._stream = self._link.makefile("rb")
-            self._link.settimeout(BOOT_SECONDS)
+            self._link.settimeout(patience(BOOT_SECONDS))
             ready = self._receive()
         except (OSError, LabError) as error:
             self.close()
@@ -219,10 +232,11 @@ class Lab:
         return found
 
     def _perform(self, job: dict[str, Any], echo: bool) -> JobResult:
-        self._link.settimeout(SILENCE_SECONDS)
+        self._link.settimeout(patience(SILENCE_SECONDS))
+        env = {speed.VARIABLE: str(speed.slowness())}
         if COMMAND_VARIABLE in os.environ:
-            command = os.path.abspath(os.environ[COMMAND_VARIABLE])
-            job = {**job, "env": {COMMAND_VARIABLE: command, **job.get("env", {})}}
+            env[COMMAND_VARIABLE] = os.path.abspath(os.environ[COMMAND_VARIABLE])
+        job = {**job, "env": {**env, **job.get("env", {})}, "timeout": patience(job["timeout"])}
         self._link.sendall(json.dumps(job).encode() + b"\n")
         output = []
         while True:
@@ -244,7 +258,7 @@ class Lab:
         """Run a command as root in the project's folder; ``echo`` streams its output to stdout."""
         result = self._perform({"command": command, "env": env or {}, "timeout": timeout}, echo)
         if result.status == flaw.STATUS:
-            raise LabError(f"{command}: {result.output[-3000:]}")
+            raise FlawError(str(command), result.output[-3000:])
         return result
 
     def call(self, function: str, timeout: float = JOB_SECONDS, **arguments: Any) -> str:
@@ -252,7 +266,7 @@ class Lab:
         job = {"function": function, "arguments": arguments, "timeout": timeout}
         result = self._perform(job, echo=False)
         if result.status == flaw.STATUS:
-            raise LabError(f"{function}({arguments}): {result.output}")
+            raise FlawError(f"{function}({arguments})", result.output)
         if result.status:
             raise AssertionError(
                 f"{function}({arguments}) in the lab: status {result.status}\n{result.output}"
@@ -266,12 +280,14 @@ class Lab:
         """
         try:
             told = self.call(function, **arguments)
+        except FlawError:
+            raise
         except LabError as error:
             try:
-                self._process.wait(timeout)
+                self._process.wait(patience(timeout))
             except subprocess.TimeoutExpired:
                 tail = self.console_tail()
-                raise AssertionError(f"no end after {timeout} s: {error}\n{tail}") from error
+                raise AssertionError(f"it did not end: {error}\n{tail}") from error
             return self._console.read_text(errors="replace")
         raise AssertionError(f"{function} came back: {told}")
 
@@ -283,10 +299,11 @@ class Lab:
             self._stream.close()
             self._link.close()
         try:
-            self._process.wait(15 if hasattr(self, "_link") else 0)
+            self._process.wait(patience(15) if hasattr(self, "_link") else 0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._slot.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Lab:

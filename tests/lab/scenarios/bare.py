@@ -17,6 +17,7 @@ from tests.lab.scenarios.debian import READY, facts, guest_of
 from tests.lab.scenarios.lifecycle import job_guest
 from tests.lab.scenarios.passthrough import NVME, NVME_JOB, bind, find
 from tests.lab.scenarios.passthrough import facts as job_facts
+from tests.support.speed import patience
 
 BARE = Path("/dev/shm/bare")
 BORROWED = ("dev", "proc", "sys")
@@ -61,7 +62,7 @@ def boots_debian(binary: str, kernel: str, initramfs: str) -> None:
     with inside(
         guest_of(
             kernel, initramfs, READY, "hvc0", CPU_COUNT=1, MEMORY_CONFIG="size=512M",
-            STOP_TIMEOUT_SECONDS=90,
+            STOP_TIMEOUT_SECONDS=patience(90),
         )
     ) as guest:  # fmt: skip
         guest.start().until("guest: ready")

@@ -16,6 +16,7 @@ from typing import Any
 from tests.lab.guests.guest_run import COMMAND, Guest, expect
 from tests.lab.scenarios.lifecycle import WAIT, job_guest
 from tests.lab.scenarios.passthrough import DEVICES, NVME, bind, facts, find, guest_with
+from tests.support.speed import patience
 
 USER, UID = "tenant", 1200
 UNMADE = ("KERNEL_FILEPATH", "SYSTEM_IMAGE_FILEPATH", "CONFIG_IMAGE_FILEPATH")
@@ -192,7 +193,7 @@ def a_udev_rule_gives_groups(udev: str) -> None:
     release(bdf)
     daemon = subprocess.Popen(["systemd-udevd"], executable=f"{udev}/bin/udevadm")
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patience(30)
         while not Path("/run/udev/control").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         node = Path(f"/dev/vfio/{bind(bdf)}")

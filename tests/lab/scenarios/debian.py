@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.lab.guests.debian import JOB_LABEL, SYSTEM_DISK
 from tests.lab.guests.guest_run import Guest, expect
 from tests.lab.guests.images import make_fat
+from tests.support.speed import patience
 
 # What systemd may take to shut the guest down, of the lab's slow time.
 STOP_SECONDS = 10.0
@@ -101,7 +102,7 @@ def stopped_by_another_process(kernel: str, initramfs: str) -> None:
     script = CHECK_CLEAN + READY
     with guest_of(
         kernel, initramfs, script, "hvc0", CPU_COUNT=1, MEMORY_CONFIG="size=512M",
-        STOP_TIMEOUT_SECONDS=90,
+        STOP_TIMEOUT_SECONDS=patience(90),
     ) as guest:  # fmt: skip
         guest.start().until("guest: ready")
         started = time.monotonic()
@@ -109,7 +110,7 @@ def stopped_by_another_process(kernel: str, initramfs: str) -> None:
         seconds = time.monotonic() - started
         expect(code == 0, f"{code} {told}\n{guest.text}")
         print(f"stopped in {seconds:.1f} s")
-        expect(seconds < STOP_SECONDS, f"the guest took {seconds:.1f} s\n{guest.text}")
+        expect(seconds < patience(STOP_SECONDS), f"the guest took {seconds:.1f} s\n{guest.text}")
         expect("powered itself off" in told, told)
         expect(guest.wait(10) == 0, guest.text)
         state = guest.status()

@@ -16,6 +16,7 @@ from tests.lab.guests.job_guest import write_job
 from tests.lab.scenarios.edu import IDENTITY
 from tests.lab.scenarios.passthrough import EDU, NVME, NVME_JOB, bind, facts, find, name_of
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine
 from tests.support.vfio_faults import DeviceFaults, Faults, FaultyKernel, Holdings
 from vmm.errors import HostError
@@ -184,7 +185,7 @@ def linux(
         poll = select.poll()
         poll.register(machine.outcome_fd, select.POLLIN)
         connected = set()
-        for _ in range(LINUX_SECONDS * 5):
+        for _ in range(int(patience(LINUX_SECONDS)) * 5):
             if poll.poll(200):
                 break
             connected.add(function.interrupts.status()["messages_connected"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.lab.guests.guest_run import Guest, expect
 from tests.lab.scenarios import debian
 from tests.lab.scenarios.lifecycle import COUNT, WAIT, job_guest
+from tests.support.speed import patience
 
 DEVICES = Path("/sys/bus/pci/devices")
 NVME, EDU, IVSHMEM, ETHERNET = "0x010802", "0x00ff00", "0x050000", "0x020000"
@@ -274,7 +275,7 @@ def a_device_that_the_host_takes_back(kernel: str, initramfs: str) -> None:
         removing = threading.Thread(target=(DEVICES / bdf / "remove").write_text, args=("1",))
         removing.start()
         code = guest.wait(60)
-        removing.join(60)
+        removing.join(patience(60))
         text = guest.text
     gone = not (DEVICES / bdf).exists()
     Path("/sys/bus/pci/rescan").write_text("1")

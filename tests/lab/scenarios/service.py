@@ -14,6 +14,7 @@ from tests.lab.scenarios.passthrough import NVME, find
 from tests.lab.units import ROOT, Service, drop_in, run, wait_for
 from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 
 CMDLINE = "console=hvc0 quiet panic=-1"
 # Hears the power button; the second boot of a disk leaves by itself.
@@ -36,13 +37,15 @@ PANIC = COUNT + "[ $n = 2 ] || echo c >/proc/sysrq-trigger\n"
 SPOOF = 'echo "<1>guest: alarm"\n'
 HALT = bytes(Program().out_string(0x3F8, b"up\n").raw("f4 ebfd").code)
 FAULT = bytes(Program().write(0x1000, 0).write(0x1004, 0).raw("0f011d00100000 0f0b").code)
+# What a guest gets by default to shut down.
+STOP_SECONDS = 25
 MANAGER_KILLS = re.compile(r"timed out|Killing process")
 
 
 def linux(service: Service, kernel: str, initramfs: str, job: str, **more: object) -> Service:
     return service.configure(
         kernel, job, INITRAMFS_FILEPATH=initramfs, CMDLINE=CMDLINE, MEMORY_CONFIG="size=256M",
-        **more,
+        STOP_TIMEOUT_SECONDS=patience(STOP_SECONDS), **more,
     )  # fmt: skip
 
 
@@ -79,11 +82,9 @@ def life(kernel: str, initramfs: str, kind: str, unit: str) -> None:
         code, told = service.command("status", service.name)
         expect(code == 0 and f"{service.name}: running" in told, told)
     service.until("guest: ready 1")
-    started = time.monotonic()
-    service.ctl("restart", service.unit)
-    took = time.monotonic() - started
+    took = service.restart()
     expect("guest: button heard" in service.console(), service.console())
-    expect(took < 25, f"{took} s to restart")
+    expect(took < patience(25), f"{took} s to restart")
     facts = service.show()
     expect(facts.pid not in ("0", first) and facts.restarts == "0", str(facts))
     service.until("guest: boot 2")
@@ -101,7 +102,7 @@ def deaf_guest_is_killed_by_us(kind: str, own: int, managers: int) -> None:
     started = time.monotonic()
     service.ctl("stop", service.unit, check=False)
     took = time.monotonic() - started
-    expect(own <= took < own + 10, f"{took} s")
+    expect(own <= took < own + patience(10), f"{took} s")
     facts = service.show()
     expect((facts.state, facts.exit_code) == ("failed", "37"), str(facts))
     words = service.managers_words()
@@ -116,7 +117,7 @@ def hung_vmm_is_killed_by_us() -> None:
     os.kill(int(pid), signal.SIGSTOP)
     started = time.monotonic()
     service.ctl("stop", service.unit, check=False)
-    expect(time.monotonic() - started < 28, "the manager's patience was needed")
+    expect(time.monotonic() - started < patience(28), "the manager's patience was needed")
     facts = service.show()
     expect((facts.state, facts.result) == ("failed", "signal"), str(facts))
     expect(f"process {pid} did not end" in service.told(), service.told())
@@ -260,7 +261,7 @@ def host_shuts_down(kernel: str, initramfs: str) -> None:
         expect({one["PRIORITY"] for one in said} == {"6"}, str(said))
         expect(any(one["MESSAGE"].startswith("<1>guest: alarm") for one in said), str(said))
     run("systemctl", "--no-block", "poweroff")
-    time.sleep(120)
+    time.sleep(patience(120))
 
 
 def is_ready(service: Service, records: list[dict[str, str]]) -> bool:

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from devices.virtio.block import worker_class
+from tests.support.speed import patience
 from tests.support.virtq_driver import DriverQueue
 from vmm._native.disk.blkpump import BlkWorker
 from vmm._native.memory.guestmem import GuestMemory
@@ -53,7 +54,7 @@ class Rig:
     def wait(self):
         poll = select.poll()
         poll.register(self.call, select.POLLIN)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + patience(5)
         while True:
             used = self.driver.take_used()
             if used:
@@ -289,7 +290,7 @@ def test_a_broken_ring_stops_the_queue_and_says_so(rig, corrupt):
     rig.ring()
     poll = select.poll()
     poll.register(rig.config, select.POLLIN)
-    assert poll.poll(5000), "no configuration interrupt"
+    assert poll.poll(patience(5000)), "no configuration interrupt"
     assert rig.worker.broken < 0
 
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.support.speed import patience
 from tests.support.virtq_driver import DriverQueue
 from vmm._native.console.byteport import BytePort
 from vmm._native.console.conpump import ConsoleWorker
@@ -38,7 +39,7 @@ class Queue:
     def used(self) -> tuple[int, int]:
         poll = select.poll()
         poll.register(self.call, select.POLLIN)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + patience(5)
         while (found := self.driver.take_used()) is None:
             assert time.monotonic() < deadline, "no completion"
             if poll.poll(100):
@@ -119,7 +120,7 @@ def test_input_waits_for_buffers(console, memory):
 def test_a_lying_ring_is_told(console):
     console.transmit.driver.add([(1 << 40, 8, False)])
     console.transmit.ring()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patience(5)
     while not console.worker.broken and time.monotonic() < deadline:
         time.sleep(0.01)
     assert console.worker.broken
