@@ -51,10 +51,10 @@ def test_files_with_settings(words, files):
     assert usage.parse(words).env_files == files
 
 
-@pytest.mark.parametrize("verb", [verb.name for verb in usage.VERBS])
+@pytest.mark.parametrize("verb", usage.VERBS, ids=lambda verb: verb.name)
 def test_every_verb_takes_a_file_with_settings(verb):
-    assert usage.parse([verb, "--env-file", "/a"]).env_files == ("/a",)
-    assert "--env-file FILE" in usage.help_text(verb)
+    assert usage.parse([verb.name, *verb.files, "--env-file", "/a"]).env_files == ("/a",)
+    assert "--env-file FILE" in usage.help_text(verb.name)
 
 
 @pytest.mark.parametrize(
