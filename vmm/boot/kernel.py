@@ -16,7 +16,7 @@ from vmm.boot.image import (
     read_exactly,
 )
 from vmm.boot.params import write_pvh, write_zero_page
-from vmm.errors import SETTING_PREFIX, GuestError
+from vmm.errors import HOST_LACKS, SETTING_PREFIX, GuestError
 from vmm.layout import (
     CMDLINE_GPA,
     CMDLINE_MAX,
@@ -51,6 +51,8 @@ def open_plan(path: str, cache_directory: str | None) -> tuple[int, LoadPlan]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in HOST_LACKS:
+            raise
         raise kernel_error(
             path, f"cannot open it: {error.strerror}", "give a readable kernel or firmware file"
         ) from error
@@ -133,6 +135,8 @@ def load_initramfs(plan: LoadPlan, memory: GuestMemory, path: str) -> tuple[int,
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in HOST_LACKS:
+            raise
         raise initramfs_error(path, f"cannot open it: {error.strerror}") from error
     try:
         size = os.fstat(fd).st_size

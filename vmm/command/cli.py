@@ -325,16 +325,15 @@ def show_settings(environment: dict[str, str], as_json: bool) -> int:
 
 
 def dry_run(environment: dict[str, str], as_json: bool) -> int:
-    """`start --dry-run`: the settings, then what the host says to them."""
-    from vmm.host.preflight import check_host
+    """`start --dry-run`: the settings, then what the host says to them, as `check` finds it."""
+    from vmm.check.report import examine
 
-    facts, problems = gather_settings(environment)
-    failure: VmmError | None = ConfigError(problems) if problems else None
-    if failure is None:
-        try:
-            check_host(Config.from_env(environment))
-        except VmmError as error:
-            failure = error
+    facts, _ = gather_settings(environment)
+    failure: VmmError | None = None
+    try:
+        examine(environment).refuse()
+    except VmmError as error:
+        failure = error
     told = str(failure).split("\n") if failure else []
     print_settings({**facts, "problems": told} if as_json else facts, as_json)
     if failure is not None:

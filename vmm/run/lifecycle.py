@@ -12,7 +12,7 @@ import os
 import time
 
 from vmm._native.host.posix import read_signalfd, signalfd
-from vmm.errors import VmmError
+from vmm.errors import HostError, VmmError, about
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.log.hub import get_logger, hub
@@ -106,7 +106,10 @@ class Lifecycle:
         self.disks = open_disks(config.system_images, config.config_images)
         ends = ((config.console, "console"), (config.serial, "serial"))
         for end, name in ends:
-            self.consoles.append(HostConsole(end.kind, end.path, self._escape))
+            try:
+                self.consoles.append(HostConsole(end.kind, end.path, self._escape))
+            except HostError as error:
+                raise about(name.upper(), error) from error
             self.consoles[-1].start(name)
         self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
 
