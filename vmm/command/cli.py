@@ -99,7 +99,8 @@ def write_out(text: str = "") -> None:
     """Write ``text`` and what has been printed before. Raises VmmError, or BrokenPipeError."""
     try:
         if sys.stdout is not None:
-            sys.stdout.write(text)  # which writes at once where PYTHONUNBUFFERED is set
+            if text:
+                sys.stdout.write(text)  # which writes at once where PYTHONUNBUFFERED is set
             sys.stdout.flush()
     except BrokenPipeError:
         raise
