@@ -27,10 +27,13 @@ from vmm.layout import (
     memory_map,
     ram_regions,
 )
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm._native.memory.guestmem import GuestMemory
+
+log = get_logger(__name__)
 
 HEAD_BYTES = 4096
 ACCEPTED = "accepted: a bzImage (vmlinuz), or an ELF kernel or firmware with a PVH entry"
@@ -123,6 +126,12 @@ def load_guest(
     memory.write(EBDA_POINTER_GPA, (LOW_RAM_END >> 4).to_bytes(2, "little"))
     memory.write(CMDLINE_GPA, cmdline.encode("ascii") + b"\0")
     initrd = load_initramfs(plan, memory, initramfs) if initramfs else None
+    if log.debugging:
+        places = ", ".join([f"[{s.gpa:#x}, {s.gpa + s.memory_size:#x})" for s in plan.segments])
+        log.debug(
+            f"kernel: {plan.kind}, entry {plan.entry:#x}, loaded to {places}; initramfs (gpa, "
+            f"size): {initrd}; command line: {len(cmdline)} of {cmdline_limit(plan)} characters"
+        )
     guest_map = memory_map(memory.regions)
     if plan.kind == BZIMAGE:
         write_zero_page(memory, plan.setup_header, guest_map, initrd)

@@ -197,6 +197,11 @@ def run_instance(
     hub.context = [("VLLMD_INSTANCE", name)]
     for warning in config.warnings:
         log.warning(warning)
+    if log.debugging:
+        from vmm.run import debugtrail
+
+        debugtrail.tell_settings(environment)
+        debugtrail.tell_host()
     check_host(config)
     phases.mark("host checked")
     instance = Instance(name, environment)

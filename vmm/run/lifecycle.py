@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from vmm.host.disk import Disk
     from vmm.machine import Machine
+    from vmm.run.debugtrail import ExitRates
     from vmm.run.eventloop import Timer
     from vmm.run.instance import Instance
     from vmm.run.notify import Notifier
@@ -76,6 +77,7 @@ class Lifecycle:
         self._device_signals: list[int] = []
         self._button: Timer | None = None
         self._watch: BootWatch | None = None
+        self._rates: ExitRates | None = None
         self._loop = EventLoop()
         self._signals = signalfd(SIGNALS)
         self._escape = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -131,6 +133,11 @@ class Lifecycle:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
         self._watch = BootWatch(machine, self.config, self.consoles, self._loop)
+        if log.debugging:
+            from vmm.run import debugtrail
+
+            debugtrail.tell_machine(machine)
+            self._rates = debugtrail.ExitRates(machine, self._loop)
         machine.start()
         if self.reboots == 0 and self.on_running is not None:
             self.on_running(machine)
@@ -202,6 +209,10 @@ class Lifecycle:
         self._device_signals = []
         if self._watch is not None:
             self._watch.stop()
+        if self._rates is not None:
+            self._rates.stop()
+        if log.debugging and outcome is not None:
+            log.debug(f"the machine ended by {outcome.kind}: {outcome.reason}; lived {lived:.3f} s")
         try:
             self._machine_facts = machine.status()
         except OSError as error:
