@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from errno import EIO, EMFILE, ENFILE, ENOMEM
+
 SETTING_PREFIX = "VLLMD_HYPERVISOR_"
+# Why a file does not open that is there and ours: nobody's setting is to blame.
+HOST_LACKS = (EMFILE, ENFILE, ENOMEM, EIO)
 
 
 def setting_of(problem: str) -> str | None:
@@ -10,6 +14,11 @@ def setting_of(problem: str) -> str | None:
     name, _, _ = problem.partition("=")
     name = name.partition(" ")[0].partition(":")[0]
     return name if name.startswith(SETTING_PREFIX) else None
+
+
+def about(setting: str, error: VmmError) -> VmmError:
+    """The same error, beginning with the variable whose value it is about."""
+    return type(error)(f"{SETTING_PREFIX}{setting}: {error.problem}", error.remedy)
 
 
 class VmmError(Exception):

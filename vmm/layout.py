@@ -87,6 +87,8 @@ GSI_MAX = 4096
 
 # --- PCI slots, in the order of creation ---
 PCI_SLOTS = 32
+# Request queues of a disk: one for each vCPU, up to this.
+DISK_QUEUES_MAX = 4
 
 
 def ram_regions(size: int) -> list[tuple[int, int]]:

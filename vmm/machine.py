@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from vmm.memory import Progress
     from vmm.settings.config import Config
 
-DISK_QUEUES_MAX = 4
 # One that does not leave the guest costs a tenth of a second, and the reply has to fit.
 SNAPSHOTS_MAX = 16
 
@@ -166,7 +165,7 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
     """Console in slot 1, disks from slot 2 in their order, then the random number generator."""
     memory = machine.memory
     machine.console = Console("console", memory, console.port, console.size())
-    queues = min(machine.config.cpu_count, DISK_QUEUES_MAX)
+    queues = min(machine.config.cpu_count, layout.DISK_QUEUES_MAX)
     devices: list[VirtioDevice] = [machine.console]
     devices += [Block(f"disk{n}", memory, disk, queues) for n, disk in enumerate(disks)]
     devices.append(Rng("rng", memory))

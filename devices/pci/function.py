@@ -12,6 +12,7 @@ from devices.pci.config_space import (
     ROM_BAR,
     ConfigSpace,
 )
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
         def unmap_bar(self, function: PciFunction, bar: Bar) -> None:
             """The range answers nowhere any more."""
 
+
+log = get_logger(__name__)
 
 _BAR_END = BAR0 + 4 * BAR_COUNT
 
@@ -131,4 +134,10 @@ class PciFunction:
             bar.value = old
             return
         if bar.mapped != old:
+            if log.debugging:
+                log.debug(f"{self.name}: BAR {bar.index}: {_at(old)} -> {_at(bar.mapped)}")
             self.bar_moved(bar, old, bar.mapped)
+
+
+def _at(address: int | None) -> str:
+    return "off" if address is None else f"{address:#x}"

@@ -226,6 +226,8 @@ class Interrupts:
             if self._device.trigger_eventfds(VFIO_INDEX[kind], fds[:available]):
                 raise OSError(errno.ENOSPC, f"not even {available} {kind} vectors are left")
         self.kind = kind
+        if log.debugging:
+            log.debug(f"{self._name}: interrupts by {kind}, {self._connected} of {len(fds)}")
         if kind not in self._used:
             self._used.append(kind)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from devices.virtio.device import F_VERSION_1, QueueConfig
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm._native.virtio.registers import VirtioRegisters
+
+log = get_logger(__name__)
 
 SIZE = 56
 NO_VECTOR = 0xFFFF
@@ -60,6 +63,8 @@ class CommonConfig:
         self._on_status = on_status
         self._is_broken = is_broken
         self.generation = 0
+        # For the log; the transport knows it.
+        self.name = "virtio"
         self.reset()
 
     def reset(self) -> None:
@@ -188,8 +193,25 @@ class CommonConfig:
         old = queue.addresses[index]
         queue.addresses[index] = old & ~(DWORD << shift) | value << shift
 
+    def _tell_status(self, value: int, added: int) -> None:
+        told = f"{self.name}: status {self.status:#04x}, driver writes {value:#04x}"
+        if value & FEATURES_OK and not self.status & FEATURES_OK:
+            taken = "taken" if added & FEATURES_OK else "refused"
+            told += f": features {self.accepted:#x} of {self.offered:#x} {taken}"
+        log.debug(told)
+        if added & DRIVER_OK:
+            for index, q in enumerate(self.queues):
+                places = ", ".join([f"{address:#x}" for address in q.addresses])
+                state = "on" if q.enabled else "off"
+                log.debug(
+                    f"{self.name}: queue {index} {state}: size {q.size}, areas at {places}, "
+                    f"vector {q.vector:#x}"
+                )
+
     def _write_status(self, value: int) -> None:
         if value == 0:
+            if log.debugging:
+                log.debug(f"{self.name}: reset by its driver")
             self._on_status(0)
             return
         added = value & ~self.status & ~NEEDS_RESET
@@ -198,6 +220,8 @@ class CommonConfig:
             self.accepted & ~self.offered or not self.accepted & F_VERSION_1
         ):
             added &= ~FEATURES_OK
+        if log.debugging:
+            self._tell_status(value, added)
         old = self.status
         self.status |= added
         if added & DRIVER_OK and not old & DRIVER_OK:

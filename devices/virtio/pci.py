@@ -69,6 +69,7 @@ class VirtioPciFunction(PciFunction):
             device.features, device.queue_sizes, len(vectors), self._status_changed, device.broken,
             self._bar_registers,
         )  # fmt: skip
+        self.common.name = device.name
         self._doorbells = doorbells
         self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in device.queue_sizes]
         self._belled: list[tuple[int, int]] = []
@@ -136,6 +137,8 @@ class VirtioPciFunction(PciFunction):
         if offset < control + 2 and control < offset + size:
             with self._lock:
                 self.msix.set_control(self.config.get(control, 2))
+            if log.debugging:
+                log.debug(f"{self.name}: MSI-X control {self.config.get(control, 2):#06x}")
 
     def _in_window(self, offset: int) -> bool:
         return self._window + 16 <= offset < self._window + 20

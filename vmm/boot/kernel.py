@@ -16,7 +16,7 @@ from vmm.boot.image import (
     read_exactly,
 )
 from vmm.boot.params import write_pvh, write_zero_page
-from vmm.errors import SETTING_PREFIX, GuestError
+from vmm.errors import HOST_LACKS, SETTING_PREFIX, GuestError
 from vmm.layout import (
     CMDLINE_GPA,
     CMDLINE_MAX,
@@ -27,10 +27,13 @@ from vmm.layout import (
     memory_map,
     ram_regions,
 )
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm._native.memory.guestmem import GuestMemory
+
+log = get_logger(__name__)
 
 HEAD_BYTES = 4096
 ACCEPTED = "accepted: a bzImage (vmlinuz), or an ELF kernel or firmware with a PVH entry"
@@ -51,6 +54,8 @@ def open_plan(path: str, cache_directory: str | None) -> tuple[int, LoadPlan]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in HOST_LACKS:
+            raise
         raise kernel_error(
             path, f"cannot open it: {error.strerror}", "give a readable kernel or firmware file"
         ) from error
@@ -121,6 +126,12 @@ def load_guest(
     memory.write(EBDA_POINTER_GPA, (LOW_RAM_END >> 4).to_bytes(2, "little"))
     memory.write(CMDLINE_GPA, cmdline.encode("ascii") + b"\0")
     initrd = load_initramfs(plan, memory, initramfs) if initramfs else None
+    if log.debugging:
+        places = ", ".join([f"[{s.gpa:#x}, {s.gpa + s.memory_size:#x})" for s in plan.segments])
+        log.debug(
+            f"kernel: {plan.kind}, entry {plan.entry:#x}, loaded to {places}; initramfs (gpa, "
+            f"size): {initrd}; command line: {len(cmdline)} of {cmdline_limit(plan)} characters"
+        )
     guest_map = memory_map(memory.regions)
     if plan.kind == BZIMAGE:
         write_zero_page(memory, plan.setup_header, guest_map, initrd)
@@ -133,6 +144,8 @@ def load_initramfs(plan: LoadPlan, memory: GuestMemory, path: str) -> tuple[int,
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno in HOST_LACKS:
+            raise
         raise initramfs_error(path, f"cannot open it: {error.strerror}") from error
     try:
         size = os.fstat(fd).st_size

@@ -9,8 +9,9 @@ import errno
 import os
 import stat
 
-from vmm.errors import GuestError, VmmError
+from vmm.errors import GuestError, HostError, VmmError, about
 from vmm.host.finding import Finding, of_error, problem
+from vmm.host.places import file_error, socket_error
 from vmm.layout import PHYS_BITS_MAX
 
 TYPE_CHECKING = False
@@ -22,22 +23,23 @@ if TYPE_CHECKING:
     # From who holds something to the commands that end it, and whether root must run them.
     Stop = Callable[[list[int]], tuple[list[str], bool]]
 
+PTY_MAKER = "/dev/ptmx"
+DAEMONS = ("journald", "syslog")
 # Where the size of RAM is not known: everything fits.
 RAM_ANY = 1 << PHYS_BITS_MAX
 
 
 def log_destinations(destinations: Sequence[str]) -> list[Finding]:
     """Every destination of the log can be opened."""
-    from vmm.log.sinks import JOURNAL_SOCKET, STREAMS, SYSLOG_SOCKET, cannot_log
+    from vmm.log.sinks import STREAMS, cannot_log
 
-    sockets = {"journald": JOURNAL_SOCKET, "syslog": SYSLOG_SOCKET}
     findings = []
     for destination in destinations:
         code = 0
-        if destination in sockets:
-            code = 0 if os.path.exists(sockets[destination]) else errno.ENOENT
+        if destination in DAEMONS:
+            code = _daemon_error(destination)
         elif destination not in STREAMS:
-            code = create_error(destination, make_folders=True)
+            code = file_error(destination, make_folders=True)
         if code:
             findings.append(of_error("log", cannot_log(destination, os.strerror(code))))
         else:
@@ -45,68 +47,67 @@ def log_destinations(destinations: Sequence[str]) -> list[Finding]:
     return findings
 
 
-def create_error(path: str, make_folders: bool = False) -> int:
-    """The errno with which opening ``path`` for writing would end; 0 when it would succeed.
+def _daemon_error(destination: str) -> int:
+    """Connected as a start does it, with nothing said."""
+    from vmm.log.sinks import open_sink
 
-    ``make_folders``: missing folders would be made first.
-    """
-    if os.path.isdir(path):
-        return errno.EISDIR
-    if os.path.exists(path):
-        return 0 if os.access(path, os.W_OK) else errno.EACCES
-    folder = os.path.dirname(os.path.abspath(path))
-    if folder.startswith(("/proc", "/sys")):
-        return errno.ENOENT  # whatever the modes say, nobody makes files there
-    while make_folders and not os.path.lexists(folder):
-        folder = os.path.dirname(folder)
-    if not os.path.exists(folder):
-        return errno.ENOENT
-    if not os.path.isdir(folder):
-        return errno.ENOTDIR
-    return 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
+    try:
+        open_sink(destination).close()
+    except OSError as error:
+        return error.errno or errno.EIO
+    return 0
 
 
 def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
     """Files and sockets of (name, console end) can be made."""
+    findings = []
+    sockets: list[str] = []
+    for name, end in ends:
+        try:
+            _check_console(end, sockets)
+        except VmmError as error:
+            findings.append(of_error("console", about(name.upper(), error), name))
+            continue
+        told = f"{name} is {end.kind}{f' {end.path}' if end.path else ''}"
+        findings.append(Finding("console", told, name))
+    return findings
+
+
+def _check_console(end: Endpoint, sockets: list[str]) -> None:
+    """Raises what a start would raise. ``sockets``: those that it would have made before."""
     from vmm.host.console import cannot_listen, cannot_open_file, check_socket_path
 
-    findings = []
-    for name, end in ends:
-        failure: VmmError | None = None
-        if end.kind == "file" and (code := create_error(end.path)):
-            failure = cannot_open_file(end.path, os.strerror(code))
-        elif end.kind == "socket":
-            try:
-                check_socket_path(end.path)
-                if code := _socket_error(end.path):
-                    failure = cannot_listen(end.path, os.strerror(code))
-            except VmmError as error:
-                failure = error
-        told = f"{name} is {end.kind}{f' {end.path}' if end.path else ''}"
-        findings.append(of_error("console", failure) if failure else Finding("console", told, name))
-    return findings
+    if end.kind == "pty" and not os.access(PTY_MAKER, os.R_OK | os.W_OK):
+        raise HostError(f"no pseudo-terminals: {PTY_MAKER} cannot be opened", "mount devpts")
+    if end.kind == "file" and (code := file_error(end.path)):
+        raise cannot_open_file(end.path, os.strerror(code))
+    if end.kind == "socket":
+        check_socket_path(end.path)
+        code = errno.EADDRINUSE if end.path in sockets else socket_error(end.path)
+        if code:
+            raise cannot_listen(end.path, os.strerror(code))
+        sockets.append(end.path)
 
 
-def _socket_error(path: str) -> int:
-    """As create_error(), for a socket: a stale one is removed first, nothing else is."""
-    if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
-        return errno.EADDRINUSE
-    return create_error(os.path.join(os.path.dirname(path), ".new"))
+def image_lock(path: str, read_only: bool, stop: Stop) -> list[Finding]:
+    """The image opens, and nobody else has it in use; who has is told by pid."""
+    from vmm.host.disk import cannot_open
+
+    usable = os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK)
+    if not usable or not _is_image(os.stat(path).st_mode):
+        return []  # told by the image's own finding
+    try:
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+    except OSError as error:
+        return [of_error("image-lock", cannot_open(path, read_only, error), path)]
+    try:
+        return [_image_lock(path, fd, read_only, stop)]
+    finally:
+        os.close(fd)
 
 
-def image_locks(system: Sequence[str], config: Sequence[str], stop: Stop) -> list[Finding]:
-    """Nobody else has the images in use, as far as they open; who has is told by pid."""
-    findings = []
-    for path, read_only in [*[(p, False) for p in system], *[(p, True) for p in config]]:
-        try:
-            fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        except OSError:
-            continue  # the image's own finding tells
-        try:
-            findings.append(_image_lock(path, fd, read_only, stop))
-        finally:
-            os.close(fd)
-    return findings
+def _is_image(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def _image_lock(path: str, fd: int, read_only: bool, stop: Stop) -> Finding:
@@ -122,8 +123,7 @@ def _image_lock(path: str, fd: int, read_only: bool, stop: Stop) -> Finding:
             advice=error.remedy, code=error.exit_code,
         )  # fmt: skip
     size = os.lseek(fd, 0, os.SEEK_END)
-    kind = os.fstat(fd).st_mode
-    if size < SECTOR and (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+    if size < SECTOR:
         return of_error("image-lock", too_small(path, size), path)
     return Finding("image-lock", f"{path} is not in use by others", path)
 

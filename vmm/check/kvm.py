@@ -10,6 +10,7 @@ from vmm.host import nodes
 from vmm.host.finding import Finding, of_error, problem, warning
 from vmm.host.pci import SYS_DEVICES
 from vmm.host.preflight import MIB, SYS_NODES, free_bytes
+from vmm.layout import DISK_QUEUES_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 
     from vmm.check.files import Stop
     from vmm.host.files import Host
+    from vmm.settings.memory import MemoryConfig
 
+# What a VMM has open: standard streams, KVM, its lock, sockets, event loop, lines, consoles.
+DESCRIPTORS = 24
+DESCRIPTORS_USUAL = 1024
 NATIVE_ADVICE = "use a host whose KVM drives the processor's own virtualisation"
 
 
@@ -41,6 +46,7 @@ def kvm(host: Host, vcpus: int | None) -> list[Finding]:
         findings.append(Finding("kvm", f"{told}; up to {max_vcpus(opened)} vCPUs"))
         if vcpus is not None:
             check_vcpu_count(opened, vcpus)
+            _check_tables(vcpus)
             findings.append(_vcpus(vcpus, len(os.sched_getaffinity(0))))
     except HostError as error:
         findings.append(of_error("vcpus", error))
@@ -53,6 +59,52 @@ def kvm(host: Host, vcpus: int | None) -> list[Finding]:
         found = f"guest kernels will not run: {why}"
         findings.append(warning("kvm-native", found, advice=NATIVE_ADVICE))
     return findings
+
+
+def _check_tables(vcpus: int) -> None:
+    """HostError when the tables that describe so many vCPUs have no room."""
+    from vmm._native.host.posix import host_cpuid
+    from vmm.acpi.spec import AcpiSpec
+    from vmm.acpi.tables import build_acpi
+    from vmm.layout import HIGH_MEMORY_GPA, ged_gpa
+    from vmm.x86 import cpuid
+
+    apic_ids = cpuid.flat_topology(vcpus).apic_ids()
+    place = ged_gpa(cpuid.guest_phys_bits(host_cpuid))
+    build_acpi(AcpiSpec(apic_ids, (HIGH_MEMORY_GPA, HIGH_MEMORY_GPA), place))
+
+
+def descriptors(vcpus: int, disks: int) -> Finding:
+    """The limit of open files against what a machine has open before its guest runs."""
+    import resource
+
+    queues = min(vcpus, DISK_QUEUES_MAX)
+    need = DESCRIPTORS + 2 * vcpus + disks * (2 + 2 * queues)
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    told = f"{need} files will be open when the guest starts, and more for devices passed through"
+    if limit == resource.RLIM_INFINITY or limit >= need:
+        return Finding("descriptors", told)
+    return problem(
+        "descriptors", f"{told}; the limit is {limit} (Too many open files)",
+        cure=[f"ulimit -n {max(need * 2, DESCRIPTORS_USUAL)}"], as_root=False,
+        advice="for a service: LimitNOFILE= in its unit",
+    )  # fmt: skip
+
+
+def guest_ram(config: MemoryConfig) -> list[Finding]:
+    """The address space for guest RAM, on its node: mapped as a start does it, and given back.
+
+    Nothing of it is touched, and no huge page taken.
+    """
+    from vmm.memory import allocate
+
+    if config.hugepages:
+        return []
+    try:
+        allocate(config.replace(prefault=False)).close()
+    except HostError as error:
+        return [of_error("memory", error)]
+    return []
 
 
 def _vcpus(count: int, processors: int) -> Finding:

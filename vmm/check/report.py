@@ -12,7 +12,7 @@ from vmm.check import files, kvm
 from vmm.errors import ConfigError, VmmError
 from vmm.host import pci, preflight, vfio
 from vmm.host.files import HOST
-from vmm.host.finding import OK, PROBLEM, WARNING, Finding, of_error, problem, warning
+from vmm.host.finding import OK, PROBLEM, WARNING, Finding, of_error, problem, refuse, warning
 from vmm.host.nodes import kvm_node, runtime_directory_missing
 from vmm.run.instance import (
     Instance,
@@ -37,6 +37,7 @@ class Report:
     """What was found, stage by stage. ``exit_code`` is the one `start` would refuse with, or 0."""
 
     def __init__(self, name: str | None, user: str, uid: int, stages: list[list[Finding]]) -> None:
+        self.stages = stages
         self.name = name
         self.user = user
         self.uid = uid
@@ -88,7 +89,16 @@ class Report:
         told = f"problems: {counts[PROBLEM]}, warnings: {counts[WARNING]}"
         if self.exit_code:
             return f"{told}; start would end with exit code {self.exit_code}"
+        if any(
+            finding.name == "kvm-native" and finding.level == WARNING for finding in self.findings
+        ):
+            return f"{told}; start would begin, but no usual kernel would run: see kvm-native"
         return f"{told}; start would go through"
+
+    def refuse(self) -> None:
+        """Raise what `start` would end with: the first stage with problems. Else nothing."""
+        for stage in self.stages:
+            refuse(stage)
 
 
 def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
@@ -104,7 +114,8 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         return stop_commands(pids, environment)
 
     system, config = values.get("system_images", ()), values.get("config_images", ())
-    stages.append(files.image_locks(system, config, stop))
+    stages += [files.image_lock(path, False, stop) for path in system]
+    stages += [files.image_lock(path, True, stop) for path in config]
     ends = [(end, values[end]) for end in ("console", "serial") if end in values]
     stages.append(files.consoles(ends))
     if "kernel_path" in values and not _has_problem(stages[2], "kernel-file"):
@@ -112,7 +123,11 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         ram = memory.size if memory else None
         initramfs, cmdline = values.get("initramfs_path"), values.get("cmdline")
         stages.append(files.kernel(values["kernel_path"], initramfs, cmdline, ram))
+    if "cpu_count" in values:
+        stages.append([kvm.descriptors(values["cpu_count"], len(system) + len(config))])
     stages.append(kvm.kvm(host, values.get("cpu_count")))
+    if "memory" in values and not _has_problem(stages[2], "memory"):
+        stages.append(kvm.guest_ram(values["memory"]))
     devices, _ = pci.look_up_devices(values.get("devices", ()), host)
     groups = dict.fromkeys([device.group for device in devices])
     stages.append(kvm.groups_in_use(host, groups, stop))
@@ -144,7 +159,8 @@ def _host(values: dict[str, Any], host: Host) -> list[Finding]:
     findings.append(kvm_node(host))
     findings.append(vfio.iommu(host))
     if values.get("devices"):
-        return findings + preflight.devices(values["devices"], values.get("memory"), host)
+        disks = len(values.get("system_images", ())) + len(values.get("config_images", ()))
+        return findings + preflight.devices(values["devices"], values.get("memory"), host, disks)
     remapping = vfio.interrupt_remapping(host)
     findings += vfio.modules(host, needed=False)
     if remapping is not None:
@@ -173,6 +189,8 @@ def _instance(name: str | None, environment: Mapping[str, str], host: Host) -> l
         return [problem("instance", text, name, code=error.exit_code)]
     except VmmError as error:
         return [of_error("instance", error, name)]
+    except OSError as error:
+        return [of_error("instance", instance.unusable(error.strerror), name)]
     if holder is None:
         return [Finding("instance", f"{name} is not running", name)]
     busy = instance.busy(holder)

@@ -99,7 +99,8 @@ def write_out(text: str = "") -> None:
     """Write ``text`` and what has been printed before. Raises VmmError, or BrokenPipeError."""
     try:
         if sys.stdout is not None:
-            sys.stdout.write(text)  # which writes at once where PYTHONUNBUFFERED is set
+            if text:
+                sys.stdout.write(text)  # which writes at once where PYTHONUNBUFFERED is set
             sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -196,6 +197,11 @@ def run_instance(
     hub.context = [("VLLMD_INSTANCE", name)]
     for warning in config.warnings:
         log.warning(warning)
+    if log.debugging:
+        from vmm.run import debugtrail
+
+        debugtrail.tell_settings(environment)
+        debugtrail.tell_host()
     check_host(config)
     phases.mark("host checked")
     instance = Instance(name, environment)
@@ -327,16 +333,15 @@ def show_settings(environment: dict[str, str], as_json: bool) -> int:
 
 
 def dry_run(environment: dict[str, str], as_json: bool) -> int:
-    """`start --dry-run`: the settings, then what the host says to them."""
-    from vmm.host.preflight import check_host
+    """`start --dry-run`: the settings, then what the host says to them, as `check` finds it."""
+    from vmm.check.report import examine
 
-    facts, problems = gather_settings(environment)
-    failure: VmmError | None = ConfigError(problems) if problems else None
-    if failure is None:
-        try:
-            check_host(Config.from_env(environment))
-        except VmmError as error:
-            failure = error
+    facts, _ = gather_settings(environment)
+    failure: VmmError | None = None
+    try:
+        examine(environment).refuse()
+    except VmmError as error:
+        failure = error
     told = str(failure).split("\n") if failure else []
     print_settings({**facts, "problems": told} if as_json else facts, as_json)
     if failure is not None:

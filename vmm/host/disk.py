@@ -7,7 +7,7 @@ import os
 import stat
 import struct
 
-from vmm.errors import HostError
+from vmm.errors import HOST_LACKS, ConfigError, HostError, VmmError
 from vmm.host.image_lock import lock_image
 from vmm.log.hub import get_logger
 
@@ -52,11 +52,7 @@ class Disk:
         try:
             fd = os.open(path, mode | os.O_CLOEXEC)
         except OSError as error:
-            wanted = "reading" if read_only else "reading and writing"
-            raise HostError(
-                f"cannot open the disk image {path} for {wanted}: {error.strerror}",
-                "check the path and its permissions",
-            ) from error
+            raise cannot_open(path, read_only, error) from error
         try:
             kind = os.fstat(fd).st_mode
             if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
@@ -103,11 +99,22 @@ class Disk:
             self.fd = -1
 
 
-def too_small(path: str, size: int) -> HostError:
+def cannot_open(path: str, read_only: bool, error: OSError) -> VmmError:
+    """The error for an image that does not open: the setting's fault, unless the host lacks."""
+    wanted = "reading" if read_only else "reading and writing"
+    text = f"cannot open the disk image {path} for {wanted}: {error.strerror}"
+    if error.errno in HOST_LACKS:
+        return HostError(text, "raise the limit (ulimit -a), or see the kernel's log")
+    return ConfigError([f"{text} (check the path and its permissions)"])
+
+
+def too_small(path: str, size: int) -> ConfigError:
     """The error for an image without a single sector."""
-    return HostError(
-        f"the disk image {path} has {size} bytes, less than one sector",
-        f"make it larger: truncate -s 1G {path}",
+    return ConfigError(
+        [
+            f"the disk image {path} has {size} bytes, less than one sector (make it larger: "
+            f"truncate -s 1G {path})"
+        ]
     )
 
 

@@ -12,6 +12,8 @@ from vmm.errors import SETTING_PREFIX as PREFIX
 from vmm.errors import ConfigError
 from vmm.host.files import HOST, KVM_PATH
 from vmm.host.finding import Finding, problem, refuse
+from vmm.layout import PCI_SLOTS
+from vmm.light.printable import size_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from vmm.settings.parse import DeviceSpec
 
 MIB = 1 << 20
+# Beside the host bridge, the console and the random number generator.
+DISKS_MAX = PCI_SLOTS - 3
 SYS_NODES = "/sys/devices/system/node"
 SYS_HUGEPAGES = "/sys/kernel/mm/hugepages"
 # What a node can give without swapping: free pages, and caches that are dropped for a guest.
@@ -39,7 +43,8 @@ def check_host(config: Config, host: Host = HOST) -> None:
 
         findings.append(kvm_node(host))
     if config.devices:
-        findings += devices(config.devices, config.memory, host)
+        disks = len(config.system_images) + len(config.config_images)
+        findings += devices(config.devices, config.memory, host, disks)
     refuse(findings)
 
 
@@ -93,6 +98,14 @@ def images(system: Sequence[str], config: Sequence[str]) -> list[Finding]:
                 why = f"it is the same image as {seen[key]}; give each once"
             seen[key] = path
         findings.append(_of_file("image", told, path, why))
+    if len(given) > DISKS_MAX:
+        findings.append(
+            problem(
+                "image", f"{PREFIX}SYSTEM_IMAGE_FILEPATH and {PREFIX}CONFIG_IMAGE_FILEPATH name "
+                f"{len(given)} disks; the PCI bus has room for {DISKS_MAX}",
+                advice="use fewer disks", code=ConfigError.exit_code,
+            )
+        )  # fmt: skip
     return findings
 
 
@@ -109,7 +122,7 @@ def memory(config: MemoryConfig, host: Host) -> Finding:
         return _huge_pages(config, host)
     available = free_bytes(host, node)
     where = "" if node is None else f" on node {node}"
-    told = f"{setting}: size={config.size // MIB}M"
+    told = f"{setting}: size={size_text(config.size)}"
     if available is None or config.size <= available:
         shown = "unknown" if available is None else f"{available // MIB}M available{where}"
         return Finding("memory", f"{told}; {shown}")
@@ -131,10 +144,10 @@ def _huge_pages(config: MemoryConfig, host: Host) -> Finding:
     size = config.hugepage_size
     folder = huge_page_folder(size, config.host_numa_node)
     if not host.exists(folder):
-        offered = [name.removeprefix("hugepages-") for name in host.names(SYS_HUGEPAGES)]
+        offered = ", ".join([name.removeprefix("hugepages-") for name in host.names(SYS_HUGEPAGES)])
         return problem(
             "memory",
-            f"{setting}: hugepage_size={size}: this host offers {', '.join(offered) or 'none'}",
+            f"{setting}: hugepage_size={size_text(size)}: this host offers {offered or 'none'}",
             advice="use a size that it offers, or boot it with hugepagesz=",
         )
     wanted = config.size // size
@@ -160,14 +173,22 @@ def free_bytes(host: Host, node: int | None = None) -> int | None:
     return sum(sizes) if sizes else None
 
 
-def devices(specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host) -> list[Finding]:
-    """What passing these devices through needs. ``ram`` None: RAM's size is not known."""
+def devices(
+    specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host, disks: int = 0
+) -> list[Finding]:
+    """What passing these devices through needs, beside so many disks on the guest's bus.
+
+    ``ram`` None: RAM's size is not known.
+    """
     from vmm.host import nodes, pci, vfio
     from vmm.host.memlock import memlock
     from vmm.host.vfio_backend import DEV_IOMMU
     from vmm.layout import ram_regions
 
     found, findings = pci.look_up_devices(specs, host)
+    if disks <= DISKS_MAX < disks + len(found):
+        told = f"{PREFIX}DEVICE_FILEPATH_LIST: {len(found)} devices and {disks} disks"
+        findings.append(problem("device", f"{told}; the PCI bus has room for {DISKS_MAX}"))
     findings += vfio.modules(host, needed=True)
     remapping = vfio.interrupt_remapping(host)
     groups = dict.fromkeys([device.group for device in found])

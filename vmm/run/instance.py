@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import stat
 import time
-from errno import EACCES, ENOENT
+from errno import EISDIR
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
 from vmm.light import jsontext
+from vmm.light.printable import brief
 from vmm.light.record import Record
 
 TYPE_CHECKING = False
@@ -30,6 +31,8 @@ FOLDER = "vllmd-hypervisor"
 SOCKET_PATH_MAX = 107
 DIGEST_BYTES = 4
 NAME_PART_MAX = 40
+# Such a folder has room for every name as a rule: only a longer one is to blame alone.
+RUNTIME_USUAL = "/run/user/1000"
 SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 STATE_BYTES_MAX = 1 << 20
 LOCK_BYTES_MAX = 64
@@ -113,12 +116,7 @@ class Instance:
         self._lock_fd = -1
         length = len(os.fsencode(self.socket_path))
         if length > SOCKET_PATH_MAX:
-            raise ConfigError(
-                [
-                    f"VLLMD_HYPERVISOR_NAME={name}: its control socket {self.socket_path} would "
-                    f"have {length} bytes; {SOCKET_PATH_MAX} are possible: use a shorter name"
-                ]
-            )
+            raise ConfigError([_too_long(name, self.socket_path, length, environment)])
 
     def acquire(self) -> None:
         """Take the lock; BusyError names the process that has it."""
@@ -127,7 +125,7 @@ class Instance:
                 _make_private(directory)
             self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise self._unusable(error.strerror) from error
+            raise self.unusable(error.strerror) from error
         try:
             ofd_lock(self._lock_fd, True, 0, 0)
         except BlockingIOError:
@@ -135,11 +133,16 @@ class Instance:
             self.release()
             raise self.busy(holder) from None
         content = f"{os.getpid()} {process_start_time(os.getpid())}\n"
-        # Cut only what is longer: that waits for the journal of some file systems, up to 4 ms.
-        if os.pwrite(self._lock_fd, content.encode(), 0) < os.fstat(self._lock_fd).st_size:
-            os.ftruncate(self._lock_fd, len(content))
+        try:
+            # Cut only what is longer: that waits for the journal of some file systems, up to 4 ms.
+            if os.pwrite(self._lock_fd, content.encode(), 0) < os.fstat(self._lock_fd).st_size:
+                os.ftruncate(self._lock_fd, len(content))
+        except OSError as error:
+            self.release()
+            raise self.unusable(error.strerror) from error
 
-    def _unusable(self, why: str | None) -> HostError:
+    def unusable(self, why: str | None) -> HostError:
+        """The error for a folder that cannot be made or used."""
         return HostError(
             f"cannot use the instance folder {self.directory}: {why}",
             "check XDG_RUNTIME_DIR and its permissions",
@@ -147,13 +150,21 @@ class Instance:
 
     def check_folder(self) -> None:
         """HostError when acquire() could not make or use the folder. Makes nothing."""
-        for directory in (self.directory, self.root, os.path.dirname(self.root)):
-            if os.path.lexists(directory):
+        from vmm.host.places import file_error, folder_error
+
+        place = os.path.dirname(self.root)
+        for directory in (self.root, self.directory):
+            if not os.path.lexists(directory):
                 break
-        if directory != os.path.dirname(self.root):
             _check_private(directory)
-        if not os.access(directory, os.W_OK | os.X_OK):
-            raise self._unusable(os.strerror(EACCES if os.path.exists(directory) else ENOENT))
+            place = directory
+        code = folder_error(place, for_socket=True)
+        if not code and place == self.directory:
+            code = file_error(self._lock_path)
+            if os.path.isdir(self.socket_path):
+                code = EISDIR
+        if code:
+            raise self.unusable(os.strerror(code))
 
     def busy(self, holder: Holder | None) -> BusyError:
         """The error for a start while ``holder`` runs the instance."""
@@ -214,6 +225,19 @@ class Instance:
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
+
+
+def _too_long(name: str, path: str, length: int, environment: Mapping[str, str]) -> str:
+    """What makes the control socket's path too long: the folder, if somebody chose it."""
+    told = f"the control socket {brief(path)} would have {length} bytes; {SOCKET_PATH_MAX} are"
+    base = environment.get("XDG_RUNTIME_DIR", "")
+    if not base:
+        return f"VLLMD_HYPERVISOR_NAME={name}: {told} possible: use a shorter name"
+    room = SOCKET_PATH_MAX - (length - len(os.fsencode(base)))
+    return (
+        f"XDG_RUNTIME_DIR={brief(base)}: {told} possible: set it to a folder whose path has at "
+        f"most {room} bytes" + (", or use a shorter name" if room < len(RUNTIME_USUAL) else "")
+    )
 
 
 def _parse_holder(content: bytes) -> Holder | None:

@@ -12,7 +12,7 @@ import os
 import time
 
 from vmm._native.host.posix import read_signalfd, signalfd
-from vmm.errors import VmmError
+from vmm.errors import HostError, VmmError, about
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.log.hub import get_logger, hub
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from vmm.host.disk import Disk
     from vmm.machine import Machine
+    from vmm.run.debugtrail import ExitRates
     from vmm.run.eventloop import Timer
     from vmm.run.instance import Instance
     from vmm.run.notify import Notifier
@@ -76,6 +77,7 @@ class Lifecycle:
         self._device_signals: list[int] = []
         self._button: Timer | None = None
         self._watch: BootWatch | None = None
+        self._rates: ExitRates | None = None
         self._loop = EventLoop()
         self._signals = signalfd(SIGNALS)
         self._escape = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -106,7 +108,10 @@ class Lifecycle:
         self.disks = open_disks(config.system_images, config.config_images)
         ends = ((config.console, "console"), (config.serial, "serial"))
         for end, name in ends:
-            self.consoles.append(HostConsole(end.kind, end.path, self._escape))
+            try:
+                self.consoles.append(HostConsole(end.kind, end.path, self._escape))
+            except HostError as error:
+                raise about(name.upper(), error) from error
             self.consoles[-1].start(name)
         self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
 
@@ -128,6 +133,11 @@ class Lifecycle:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
         self._watch = BootWatch(machine, self.config, self.consoles, self._loop)
+        if log.debugging:
+            from vmm.run import debugtrail
+
+            debugtrail.tell_machine(machine)
+            self._rates = debugtrail.ExitRates(machine, self._loop)
         machine.start()
         if self.reboots == 0 and self.on_running is not None:
             self.on_running(machine)
@@ -199,6 +209,10 @@ class Lifecycle:
         self._device_signals = []
         if self._watch is not None:
             self._watch.stop()
+        if self._rates is not None:
+            self._rates.stop()
+        if log.debugging and outcome is not None:
+            log.debug(f"the machine ended by {outcome.kind}: {outcome.reason}; lived {lived:.3f} s")
         try:
             self._machine_facts = machine.status()
         except OSError as error:

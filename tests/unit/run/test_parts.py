@@ -270,3 +270,28 @@ def test_journal_stream_is_recognised(tmp_path):
         assert stream_is_journal(file.fileno(), f"{stat.st_dev}:{stat.st_ino}")
         assert not stream_is_journal(file.fileno(), "1:2")
     assert not stream_is_journal(999, "1:2")
+
+
+def test_a_long_path_of_the_folder_is_blamed_on_who_chose_it(tmp_path):
+    long = "/tmp/" + "x" * 100
+    with pytest.raises(ConfigError) as caught:
+        Instance("vm", {"XDG_RUNTIME_DIR": long})
+    (told,) = caught.value.problems
+    assert told.startswith(f"XDG_RUNTIME_DIR={long}: ")
+    assert "shorter name" not in told
+    room = int(told.partition("at most ")[2].split()[0])
+    Instance("vm", {"XDG_RUNTIME_DIR": long[:room]})
+    with pytest.raises(ConfigError):
+        Instance("vm", {"XDG_RUNTIME_DIR": long[: room + 1]})
+
+
+@pytest.mark.parametrize("text", ["\x9b31m", "\x7f", "\u202e", "\u2028", "\x1b[0m", "/\udcff"])
+def test_no_sink_lets_control_characters_through(tmp_path, text):
+    path = tmp_path / "log"
+    (sink,) = open_sinks((str(path),))
+    sink.write(6, "vmm.x", f"guest: {text}", [("FIELD", text)])
+    sink.close()
+    assert path.read_text().rstrip("\n").isprintable()
+    for kind in (JournalSink, SyslogSink):
+        data = kind.encode(kind.__new__(kind), 6, "vmm.x", text, [("FIELD", text)])
+        assert text.encode(errors="surrogateescape") not in data
