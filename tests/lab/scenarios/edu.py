@@ -12,8 +12,10 @@ from pathlib import Path
 from tests.kvm.test_pci import cf8_write
 from tests.lab.guests.guest_run import expect
 from tests.lab.scenarios.passthrough import EDU, IVSHMEM, bind, find
+from tests.lab.scenarios.stalled import Stall, wait_for_end
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
+from vmm.run.outcome import outcome_of
 
 IDENTITY, FACTORIAL, BUSY = 0x00, 0x08, 0x20
 IRQ_STATUS, IRQ_RAISE, IRQ_ACK = 0x24, 0x60, 0x64
@@ -28,6 +30,7 @@ LAPIC_EOI, LAPIC_SVR = 0xFEE000B0, 0xFEE000F0
 IOAPIC_SELECT, IOAPIC_DATA = 0xFEC00000, 0xFEC00010
 LEVEL = 1 << 15
 INTERRUPTS = 1000
+STILL_SECONDS = 20
 MSI_ID = 5
 
 
@@ -123,8 +126,16 @@ def interrupts(kind: str) -> None:
             f"b9{word(INTERRUPTS)} 31db fb 43 c705{word(edu.at(IRQ_RAISE))}{word(1)}"
             f"391d{word(COUNT)} 75f8 49 75ea"
         )
-        edu.run()
-        count = int.from_bytes(memory.read(COUNT, 4), "little")
+        edu.tiny.load(program.power_off())
+        edu.tiny.machine.start()
+
+        def arrived() -> int:
+            return int.from_bytes(memory.read(COUNT, 4), "little")
+
+        wait_for_end(Stall(edu.tiny.machine, edu.function, VECTOR, arrived), STILL_SECONDS)
+        outcome = outcome_of(edu.tiny.machine)
+        expect(outcome.kind == "shutdown", f"{outcome.reason}\n{outcome.report}")
+        count = arrived()
         expect(count == INTERRUPTS, f"{count} interrupts arrived")
         used = edu.function.interrupts.status()
         expect(used["in_use"] == kind, str(used))
