@@ -96,8 +96,9 @@ def rank(path: Path) -> int:
 
     What is short fills the end, so that no worker has a lab to itself when the other is done.
     """
-    if path.parent.name != "lab":
-        return len(LONGEST) + (1 if path.parent.parent.name == "unit" else 0) + 1
+    folder = path.relative_to(Path(__file__).parent).parts[0]
+    if folder != "lab":
+        return len(LONGEST) + 1 + (folder == "unit")
     return LONGEST.index(path.stem) if path.stem in LONGEST else len(LONGEST)
 
 
