@@ -55,14 +55,18 @@ demo: build
 	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)
 	@$(BIN)/python -m tests.lab.demo $(if $(FIRMWARE),firmware)
 
+# The order of modules is ours: the longest first.
+WORKERS = -n 2 --dist loadscope --no-loadscope-reorder
+
 test: build binary
 	@$(PACKAGES) test
 	VLLMD_TEST_KVM=$${VLLMD_TEST_KVM-1} VLLMD_TEST_LAB=$${VLLMD_TEST_LAB-1} \
-	    $(BIN)/python -m pytest -n 2 --dist loadscope --durations=10 $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest $(WORKERS) --durations=10 $(PYTEST_ARGS)
 
 test-full: build binary
 	@$(PACKAGES) test
-	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 $(BIN)/python -m pytest -n 2 --dist loadscope --durations=20 $(PYTEST_ARGS)
+	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 \
+	    $(BIN)/python -m pytest $(WORKERS) --durations=20 $(PYTEST_ARGS)
 
 lint: build
 	$(BIN)/ruff check .

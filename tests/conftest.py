@@ -19,6 +19,11 @@ from tests.support.speed import patience, slowness
 
 # A property of reports: why a lab was made anew and its job tried again.
 RETRIED = "retried in another lab"
+# The lab's modules that take minutes.
+LONGEST = (
+    "test_firmware", "test_passthrough", "test_debian", "test_service", "test_iommufd",
+    "test_lifecycle",
+)  # fmt: skip
 GATES = {"kvm": "VLLMD_TEST_KVM", "lab": "VLLMD_TEST_LAB"}
 
 
@@ -82,6 +87,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in GATES:
             if here / name in Path(item.path).parents:
                 item.add_marker(name)
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: rank(Path(item.path)))
+
+
+def rank(path: Path) -> int:
+    """Modules in this order, where worker processes take one after the other: the longest first.
+
+    What is short fills the end, so that no worker has a lab to itself when the other is done.
+    """
+    folder = path.relative_to(Path(__file__).parent).parts[0]
+    if folder != "lab":
+        return len(LONGEST) + 1 + (folder == "unit")
+    return LONGEST.index(path.stem) if path.stem in LONGEST else len(LONGEST)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -29,6 +29,13 @@ def _eventfd() -> int:
     return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
 
+def _drain(fd: int) -> None:
+    try:
+        os.eventfd_read(fd)
+    except BlockingIOError:
+        return
+
+
 class IrqLine:
     """One IOAPIC pin as an edge: writing ``fd`` raises the interrupt. Any thread may pulse."""
 
@@ -52,18 +59,38 @@ class LevelLine:
     """One IOAPIC pin as a level, for a device's INTx.
 
     Writing ``fd`` raises the line; KVM lowers it at the guest's end of interrupt and then writes
-    ``resample_fd``, for whoever raised it to look again. Several devices may share a pin.
+    ``resample_fd``, for whoever raised it to look again. Several devices may share a pin. Connected
+    only while the device uses it: a device that changes over to messages no longer holds the line.
     """
 
     def __init__(self, router: IrqRouter, gsi: int) -> None:
+        self._router = router
         self.gsi = gsi
         self.fd = _eventfd()
         self.resample_fd = _eventfd()
-        router.vm.irqfd(self.fd, gsi, resample_fd=self.resample_fd)
+        self.connected = False
+
+    def connect(self) -> None:
+        """From now on ``fd`` raises the line; idempotent."""
+        if not self.connected:
+            self._router.vm.irqfd(self.fd, self.gsi, resample_fd=self.resample_fd)
+            self.connected = True
+
+    def disconnect(self) -> None:
+        """KVM lowers the line, and forgets what nobody waits for any more; idempotent.
+
+        Nobody may write ``fd`` any more. Lowered at once, unless another device shares the pin.
+        """
+        if self.connected:
+            self._router.vm.irqfd(self.fd, self.gsi, assign=False)
+            self.connected = False
+            _drain(self.fd)
+            _drain(self.resample_fd)
 
     def close(self) -> None:
         """Close both eventfds; KVM drops its ends by itself."""
         if self.fd >= 0:
+            self.connected = False
             os.close(self.fd)
             os.close(self.resample_fd)
             self.fd = -1
@@ -100,10 +127,7 @@ class MsiVector:
 
     def clear(self) -> None:
         """Forget a pending interrupt (device reset)."""
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return
+        _drain(self.fd)
 
     def close(self) -> None:
         """Disconnect, give the GSI back, close the eventfd."""
@@ -141,7 +165,7 @@ class IrqRouter:
         return line
 
     def level_line(self, gsi: int) -> LevelLine:
-        """The IOAPIC pin ``gsi`` as a level-triggered line."""
+        """The IOAPIC pin ``gsi`` as a level-triggered line, not yet connected."""
         line = LevelLine(self, gsi)
         self._owned.append(line)
         return line

@@ -211,6 +211,8 @@ class Interrupts:
             for vector in self._msi_vectors:
                 vector.mask()
         self._device.disable_irqs(VFIO_INDEX[self.kind])
+        if self._line is not None:
+            self._line.disconnect()
         self.kind = "none"
 
     def _switch(self, kind: str, fds: list[int]) -> None:
@@ -238,6 +240,7 @@ class Interrupts:
             return
         if self._line is None:
             self._line = self._irq.level_line(self._intx_gsi)
+        self._line.connect()
         self._device.trigger_eventfds(vfio.INTX, [self._line.fd])
         # KVM tells of the guest's end of interrupt, and VFIO lets the next one through.
         self._device.unmask_eventfd(vfio.INTX, self._line.resample_fd)

@@ -42,15 +42,17 @@ def test_stop_shuts_systemd_down(debian_lab, debian):
     print(told)
 
 
-def test_data_survives_a_reboot(debian_lab, debian):
+@pytest.mark.parametrize("mib", [128, pytest.param(1024, marks=pytest.mark.full)])
+def test_data_survives_a_reboot(debian_lab, debian, mib):
     debian_lab.call(
         f"{SCENARIO}.disks:data_survives", timeout=880, kernel=str(debian.kernel),
-        initramfs=str(debian.initramfs), mib=1024,
+        initramfs=str(debian.initramfs), mib=mib,
     )  # fmt: skip
 
 
-def test_fio_verifies(debian_lab, debian):
+@pytest.mark.parametrize("mib", [8, pytest.param(32, marks=pytest.mark.full)])
+def test_fio_verifies(debian_lab, debian, mib):
     debian_lab.call(
         f"{SCENARIO}.disks:fio_verifies", timeout=880, kernel=str(debian.kernel),
-        initramfs=str(debian.initramfs), mib=32,
+        initramfs=str(debian.initramfs), mib=mib,
     )  # fmt: skip

@@ -20,7 +20,6 @@ FIRST_BYTES = 4 << 20
 LARGE_BYTES = 8 << 30
 SMALL_BYTES = 1 << 20
 WRITES_BYTES = 384 << 20
-WRITTEN_BYTES = 256 << 20
 FETCHED_BYTES = 1 << 20
 FETCHED_NAME = "fetched"
 
@@ -98,14 +97,15 @@ def test_devices_come_and_go(vfio_lab, job, name):
     vfio_lab.call(f"{SCENARIO}.passthrough:{name}", **job)
 
 
-def test_writes_reach_the_host_s_file(vfio_lab, writes):
+@pytest.mark.parametrize("mib", [48, pytest.param(256, marks=pytest.mark.full)])
+def test_writes_reach_the_host_s_file(vfio_lab, writes, mib):
     debian = DebianGuest()
     told = vfio_lab.call(
         f"{SCENARIO}.passthrough:writes_reach_the_host_s_file", timeout=880,
-        kernel=str(debian.kernel), initramfs=str(debian.initramfs), mib=WRITTEN_BYTES >> 20,
+        kernel=str(debian.kernel), initramfs=str(debian.initramfs), mib=mib,
     )  # fmt: skip
     with open(writes, "rb") as file:
-        assert hashlib.md5(file.read(WRITTEN_BYTES)).hexdigest() == told.split()[-1]
+        assert hashlib.md5(file.read(mib << 20)).hexdigest() == told.split()[-1]
 
 
 def test_a_network_card(vfio_lab, fetched):
@@ -150,3 +150,7 @@ def test_registers_and_dma(vfio_lab):
 @pytest.mark.parametrize("kind", ["intx", "msi"])
 def test_a_thousand_interrupts(vfio_lab, kind):
     vfio_lab.call(f"{SCENARIO}.edu:interrupts", kind=kind)
+
+
+def test_switches_between_the_line_and_messages(vfio_lab):
+    vfio_lab.call(f"{SCENARIO}.edu:switches_between_kinds")

@@ -9,6 +9,7 @@ import pytest
 from tests.lab.rig import flaw, slots, steady
 from tests.lab.rig.flaw import LabFlaw, StillWatch, lost_for_good, reason_in, waits_for_itself
 from tests.lab.rig.lab import FlawError, LabError
+from tests.lab.rig.reach import closed
 from tests.lab.rig.vcpus import Vcpus
 
 LOCKED = "vCPU 0: running\n  code at rip: 8b 03 84 c0 75 f8 eb c1\n"
@@ -82,6 +83,20 @@ def test_the_reason_is_told(capsys):
     told = f"before\n{capsys.readouterr().out}after"
     assert reason_in(told) == "the emulator lost a guest: by the stars (seen twice)"
     assert reason_in("the guest printed 1") == ""
+
+
+def test_folders_of_root_alone_are_found(tmp_path):
+    place = tmp_path / "open" / "closed" / "inside"
+    place.mkdir(parents=True)
+    for folder, mode in ((place, 0o755), (place.parent, 0o700), (place.parents[1], 0o755)):
+        folder.chmod(mode)
+    link = tmp_path / "link"
+    link.symlink_to(place / "command")
+    (place / "command").touch()
+    found = closed(link)
+    assert place.parent in found
+    assert place not in found
+    assert place.parents[1] not in found
 
 
 class FakeLab:

@@ -21,6 +21,8 @@ from typing import Any
 
 from tests.lab.rig.diagnosis import describe
 from tests.lab.rig.flaw import run_watched
+from tests.lab.rig.reach import open_to_all
+from tests.support.binary import command
 
 PORT_NAME = "lab.agent"
 TIMED_OUT = 124
@@ -44,6 +46,7 @@ def send(port: int, **message: Any) -> None:
 def perform(job: dict[str, Any]) -> int:
     """In the child: do the job; returns its exit code."""
     os.environ.update(job.get("env", {}))
+    open_to_all(command())
     if "command" in job:
         return run_watched(job["command"])
     module, _, name = job["function"].partition(":")
@@ -111,6 +114,7 @@ def forward(port: int, reader: int, seconds: float) -> bool:
 
 def main() -> None:
     port = open_port()
+    open_to_all(__file__, sys.executable, sys.prefix + "/x", sys.base_prefix + "/x")
     send(port, ready=float(Path("/proc/uptime").read_text().split()[0]))
     pending = b""
     while True:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from tests.lab.guests.guest_run import COMMAND, Guest, expect
+from tests.lab.rig.reach import open_to_all
 from tests.lab.scenarios.lifecycle import WAIT, job_guest
 from tests.lab.scenarios.passthrough import DEVICES, NVME, bind, facts, find, guest_with
 from tests.support.speed import patience
@@ -133,18 +133,12 @@ def as_root(kernel: str, initramfs: str) -> None:
         expect(code == 0, f"{code} {by_level(findings, 'problem')}")
 
 
-def open_to_all(*paths: str) -> None:
-    """Folders above these may be root's alone; in the lab a mode changes in memory only."""
-    for folder in {folder for path in paths for folder in Path(path).parents}:
-        folder.chmod(folder.stat().st_mode | 0o055)
-
-
 def as_a_plain_user(kernel: str, initramfs: str, md5: str) -> None:
     """Refused with the cures; after these, an NVMe works in a guest of a user without rights."""
     bdf = find(NVME)
     release(bdf)
     run(f"useradd --create-home --uid {UID} {USER}; chown root:root /dev/kvm; chmod 600 /dev/kvm")
-    open_to_all(COMMAND, os.path.realpath(sys.executable), kernel, initramfs)
+    open_to_all(kernel, initramfs)
     guest = job_guest(
         kernel, initramfs, JOB + WAIT, DEVICE_FILEPATH_LIST=bdf, LOG_FILEPATH="/dev/stderr"
     )

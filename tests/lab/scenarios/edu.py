@@ -12,8 +12,11 @@ from pathlib import Path
 from tests.kvm.test_pci import cf8_write
 from tests.lab.guests.guest_run import expect
 from tests.lab.scenarios.passthrough import EDU, IVSHMEM, bind, find
+from tests.lab.scenarios.stalled import Stall, wait_for_end
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
+from vmm.layout import PM_TIMER_PORT
+from vmm.run.outcome import outcome_of
 
 IDENTITY, FACTORIAL, BUSY = 0x00, 0x08, 0x20
 IRQ_STATUS, IRQ_RAISE, IRQ_ACK = 0x24, 0x60, 0x64
@@ -28,7 +31,11 @@ LAPIC_EOI, LAPIC_SVR = 0xFEE000B0, 0xFEE000F0
 IOAPIC_SELECT, IOAPIC_DATA = 0xFEC00000, 0xFEC00010
 LEVEL = 1 << 15
 INTERRUPTS = 1000
+STILL_SECONDS = 20
 MSI_ID = 5
+# Of the power management timer: 1/20 s. For an interrupt that must not come, or must have come.
+TICKS = 3579545 // 20
+CHANGES, EACH = 8, 50
 
 
 def word(value: int) -> str:
@@ -100,37 +107,61 @@ def registers_and_dma() -> None:
 def interrupts(kind: str) -> None:
     """A thousand interrupts, each waited for: by the level-triggered line, or as messages."""
     with Edu() as edu:
-        memory = edu.tiny.machine.memory
-        gate = HANDLER & 0xFFFF | 8 << 16 | 0x8E00 << 32
-        memory.write(IDT + 8 * VECTOR, gate.to_bytes(8, "little"))
-        memory.write(IDTR, struct.pack("<HI", 8 * 256 - 1, IDT))
-        # push eax; count it; acknowledge what the device says; end of interrupt; pop eax; iret
-        handler = (
-            f"50 ff05{word(COUNT)} a1{word(edu.at(IRQ_STATUS))} a3{word(edu.at(IRQ_ACK))}"
-            f"c705{word(LAPIC_EOI)}{word(0)} 58 cf"
-        )
-        memory.write(HANDLER, bytes.fromhex(handler))
         program = edu.program
-        program.raw(f"0f011d{word(IDTR)}").write(LAPIC_SVR, 0x1FF)
+        pin = prepare_handler(edu)
         if kind == "intx":
-            pin = 5 + edu.function.slot % 8
             program.write(IOAPIC_SELECT, 0x11 + 2 * pin).write(IOAPIC_DATA, 0)
             program.write(IOAPIC_SELECT, 0x10 + 2 * pin).write(IOAPIC_DATA, LEVEL | VECTOR)
         else:
             enable_msi(edu)
-        # ecx times: raise, wait until one more was counted
-        program.raw(
-            f"b9{word(INTERRUPTS)} 31db fb 43 c705{word(edu.at(IRQ_RAISE))}{word(1)}"
-            f"391d{word(COUNT)} 75f8 49 75ea"
-        )
-        edu.run()
-        count = int.from_bytes(memory.read(COUNT, 4), "little")
+        program.raw("31db fb")
+        raise_and_wait(edu, INTERRUPTS)
+        edu.tiny.load(program.power_off())
+        edu.tiny.machine.start()
+        count = wait_for_interrupts(edu)
         expect(count == INTERRUPTS, f"{count} interrupts arrived")
         used = edu.function.interrupts.status()
         expect(used["in_use"] == kind, str(used))
 
 
-def enable_msi(edu: Edu) -> None:
+def prepare_handler(edu: Edu) -> int:
+    """Interrupts of VECTOR are counted and acknowledged; the IOAPIC pin of the device's line."""
+    memory = edu.tiny.machine.memory
+    gate = HANDLER & 0xFFFF | 8 << 16 | 0x8E00 << 32
+    memory.write(IDT + 8 * VECTOR, gate.to_bytes(8, "little"))
+    memory.write(IDTR, struct.pack("<HI", 8 * 256 - 1, IDT))
+    # push eax; count it; acknowledge what the device says; end of interrupt; pop eax; iret
+    handler = (
+        f"50 ff05{word(COUNT)} a1{word(edu.at(IRQ_STATUS))} a3{word(edu.at(IRQ_ACK))}"
+        f"c705{word(LAPIC_EOI)}{word(0)} 58 cf"
+    )
+    memory.write(HANDLER, bytes.fromhex(handler))
+    edu.program.raw(f"0f011d{word(IDTR)}").write(LAPIC_SVR, 0x1FF)
+    return 5 + edu.function.slot % 8
+
+
+def raise_and_wait(edu: Edu, times: int) -> None:
+    """``times``: raise, wait until one more was counted. ebx has the count so far."""
+    edu.program.raw(
+        f"b9{word(times)} 43 c705{word(edu.at(IRQ_RAISE))}{word(1)}391d{word(COUNT)} 75f8 49 75ea"
+    )
+
+
+def wait_for_interrupts(edu: Edu) -> int:
+    """Until the guest has powered off; how many were counted."""
+    machine = edu.tiny.machine
+
+    def arrived() -> int:
+        return int.from_bytes(machine.memory.read(COUNT, 4), "little")
+
+    wait_for_end(Stall(machine, edu.function, VECTOR, arrived), STILL_SECONDS)
+    outcome = outcome_of(machine)
+    expect(outcome.kind == "shutdown", f"{outcome.reason}\n{outcome.report}")
+    return arrived()
+
+
+def enable_msi(edu: Edu, on: bool = True) -> None:
+    """By the device's capability; off again, its line is what is left."""
     slot = edu.function.slot
     offset = edu.function.config_read(0x34, 1)
     while edu.function.config_read(offset, 1) != MSI_ID:
@@ -139,7 +170,7 @@ def enable_msi(edu: Edu) -> None:
     cf8_write(edu.program, slot, offset + 4, 0xFEE00000)
     data = offset + (12 if control & 0x80 else 8)
     cf8_write(edu.program, slot, data, VECTOR, 2)
-    cf8_write(edu.program, slot, offset + 2, control | 1, 2)
+    cf8_write(edu.program, slot, offset + 2, control | on, 2)
 
 
 def peer_to_peer() -> None:
@@ -168,3 +199,35 @@ def peer_to_peer() -> None:
             for offset in range(0, len(data), 8)
         )
         expect(there == data, "the other device's memory has something else")
+
+
+def switches_between_kinds() -> None:
+    """Line to messages with an interrupt pending on the masked line, and back; none too many.
+
+    The device changes over while it holds the line, so the line must be low when its pin is
+    unmasked; afterwards both kinds work as ever.
+    """
+    with Edu() as edu:
+        program = edu.program
+        pin = prepare_handler(edu)
+        select, masked = 0x10 + 2 * pin, 1 << 16
+        program.write(IOAPIC_SELECT, select + 1).write(IOAPIC_DATA, 0)
+        program.write(IOAPIC_SELECT, select).write(IOAPIC_DATA, masked | LEVEL | VECTOR)
+        program.write(edu.at(IRQ_RAISE), 1)
+        program.wait_ticks(PM_TIMER_PORT, TICKS)
+        enable_msi(edu)
+        program.write(edu.at(IRQ_ACK), 1)
+        program.write(IOAPIC_SELECT, select).write(IOAPIC_DATA, LEVEL | VECTOR)
+        program.raw("fb")
+        program.wait_ticks(PM_TIMER_PORT, TICKS)
+        unasked = program.read(COUNT)
+        program.raw("31db")
+        for number in range(CHANGES):
+            raise_and_wait(edu, EACH)
+            enable_msi(edu, on=number % 2 == 1)
+        edu.tiny.load(program.power_off())
+        edu.tiny.machine.start()
+        count = wait_for_interrupts(edu)
+        found = edu.tiny.results(program)
+        expect(found[unasked] == 0, f"{found[unasked]} interrupts that nobody asked for")
+        expect(count == CHANGES * EACH, f"{count} interrupts arrived")

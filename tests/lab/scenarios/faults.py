@@ -13,6 +13,7 @@ from devices.vfio import dma
 from tests.kvm.test_pci import cf8_write
 from tests.lab.guests.guest_run import expect
 from tests.lab.guests.job_guest import write_job
+from tests.lab.rig.flaw import FlawWatch, StillWatch
 from tests.lab.scenarios.edu import IDENTITY
 from tests.lab.scenarios.passthrough import EDU, NVME, NVME_JOB, bind, facts, find, name_of
 from tests.support.guest_asm import Program
@@ -185,11 +186,18 @@ def linux(
         poll = select.poll()
         poll.register(machine.outcome_fd, select.POLLIN)
         connected = set()
+        faulting = FlawWatch()
+        still = StillWatch(
+            lambda: (folder / "serial").read_text(errors="replace"), machine.snapshots
+        )
         for _ in range(int(patience(LINUX_SECONDS)) * 5):
             if poll.poll(200):
                 break
+            faulting.check()
+            still.check()
             connected.add(function.interrupts.status()["messages_connected"])
         else:
+            print("\n".join(machine.snapshots()))
             machine.stop_vcpus()
         expect(VECTORS in connected, f"connected at some time: {connected}")
         status = function.status()

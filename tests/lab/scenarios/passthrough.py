@@ -172,7 +172,7 @@ sync
 echo "guest: wrote $(cut -d' ' -f1 </tmp/md5)"
 dd if=/dev/nvme0n1 bs=1M count={mib} iflag=direct 2>/dev/null | md5sum >/tmp/md5
 echo "guest: back $(cut -d' ' -f1 </tmp/md5)"
-fio --name=verify --filename=/dev/nvme0n1 --offset={mib}M --size=64M --rw=randwrite --bs=4k \\
+fio --name=verify --filename=/dev/nvme0n1 --offset={mib}M --size={fio}M --rw=randwrite --bs=4k \\
   --iodepth=32 --ioengine=libaio --direct=1 --verify=crc32c --do_verify=1 --verify_fatal=1 \\
   >/tmp/fio 2>&1
 echo "guest: fio $?"
@@ -186,7 +186,7 @@ def writes_reach_the_host_s_file(kernel: str, initramfs: str, mib: int) -> None:
     bdf = find(NVME, 1)
     bind(bdf)
     with debian.guest_of(
-        kernel, initramfs, WRITES_JOB.format(mib=mib), "ttyS0", CPU_COUNT=1,
+        kernel, initramfs, WRITES_JOB.format(mib=mib, fio=mib // 4), "ttyS0", CPU_COUNT=1,
         MEMORY_CONFIG="size=1G", DEVICE_FILEPATH_LIST=bdf,
     ) as guest:  # fmt: skip
         code = guest.run(timeout=800)

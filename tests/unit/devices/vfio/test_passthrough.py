@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import pytest
@@ -242,6 +243,26 @@ def test_from_the_line_to_messages_and_back(made):
         ("disable", vfio.MSIX), ("trigger", vfio.INTX, 1), ("unmask", vfio.INTX),
     ]  # fmt: skip
     assert function.status()["interrupts"]["messages_used"] == ["msix"]
+
+
+@pytest.mark.parametrize("control", [MSIX + 2, MSI + 2], ids=["msix", "msi"])
+def test_a_line_is_held_only_while_it_is_used(made, control):
+    """A device that raised its line before it changed over must not hold it for ever."""
+    function, _, vm = made
+    function.interrupts.enable_intx()
+    line = function.interrupts._line
+    assert 7 in vm.assigned
+    os.eventfd_write(line.fd, 1)
+    os.eventfd_write(line.resample_fd, 1)
+    function.config_write(control, 0x8000 if control == MSIX + 2 else 1, 2)
+    assert 7 not in vm.assigned
+    # What was raised or acknowledged then is nothing that the line's next user should hear of.
+    for fd in (line.fd, line.resample_fd):
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(fd)
+    function.config_write(control, 0, 2)
+    assert 7 in vm.assigned
+    assert function.interrupts._line is line
 
 
 def test_msi_with_two_vectors(made):
