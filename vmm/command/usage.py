@@ -13,8 +13,6 @@ from vmm.settings.config import PREFIX, REQUIRED, SETTINGS
 SUMMARY = "a KVM virtual machine monitor for inference VMs"
 NAME = "NAME"
 COLUMNS = 79
-# What the names of all required settings end with.
-SUFFIX = "_FILEPATH"
 
 
 class Option(Record):
@@ -180,15 +178,10 @@ def help_text(verb_name: str | None = None) -> str:
         row = f"{form}  {each.meaning}"
         rows += [row] if len(row) <= COLUMNS else [form, f"{'':33}{each.meaning}"]
     rows += [f"  {option.flag:30} {option.meaning}" for option in GENERAL]
-    rows += ["", f"Settings are environment variables: `{PROGRAM} env` shows all. Required:"]
-    required = [each.name for each in SETTINGS if each.default == REQUIRED]
-    rows.append(f"  {PREFIX}{{{','.join([_stem(name) for name in required])}}}{SUFFIX}")
+    rows += ["", f"Settings are variables, {PREFIX}...; `env` shows all. Required:"]
+    rows.append("  " + ", ".join([each.name for each in SETTINGS if each.default == REQUIRED]))
     rows.append("Exit codes:")
     return "\n".join(rows + _exit_rows())
-
-
-def _stem(name: str) -> str:
-    return name.removesuffix(SUFFIX)
 
 
 def _exit_rows() -> list[str]:
