@@ -1,4 +1,4 @@
-# Verbs: demo, test, test-full, lint, bench, binary, install. Each sets up what it needs on a Debian 12 machine.
+# Verbs: demo, test, test-full, lint, bench, binary, install, uninstall, deb. Each sets up what it needs on a Debian 12 machine.
 # demo FIRMWARE=1: a whole Debian disk that a firmware boots, with a cloud-init seed.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,7 +12,7 @@ NATIVE := $(shell find vmm/_native -name '*.py[xd]' -o -name '*.h') setup.py pyp
 STATIC_PYTHON ?= /usr/bin/python3.11
 BINARY := dist/vllmd-hypervisor
 
-.PHONY: demo test test-full lint bench build binary install clean
+.PHONY: demo test test-full lint bench build binary install uninstall deb clean
 
 build: $(STAMP)
 
@@ -33,23 +33,32 @@ $(BINARY): $(STAMP) $(shell find vmm devices -name '*.py') $(shell find packagin
 
 PREFIX ?= /usr/local
 DESTDIR ?=
-DOCUMENTS := dist/vllmd-hypervisor.8 dist/vllmd-hypervisor.bash
+DOCUMENTS := dist/vllmd-hypervisor.8 $(foreach shell,bash zsh fish,dist/vllmd-hypervisor.$(shell))
+WRITERS := packaging/manual.py packaging/manual_text.py packaging/completions.py
+TABLES := $(wildcard vmm/command/*.py vmm/settings/*.py vmm/seed/*.py) vmm/layout.py vmm/__init__.py
 
-dist/vllmd-hypervisor.8: vmm/command/usage.py vmm/settings/config.py packaging/manual.py
+dist/vllmd-hypervisor.8: $(TABLES) $(WRITERS)
 	@mkdir -p dist
 	$(PYTHON) packaging/manual.py man >$@
 
-dist/vllmd-hypervisor.bash: vmm/command/usage.py packaging/manual.py
+dist/vllmd-hypervisor.%: $(TABLES) $(WRITERS)
 	@mkdir -p dist
-	$(PYTHON) packaging/manual.py completion >$@
+	$(PYTHON) packaging/manual.py $* >$@
 
-# The binary, the systemd units (with its path in them), the man page and the bash completion.
+# The binary, man page, completions, licence and documents, the systemd units (with the binary's
+# path in them) and /etc/logrotate.d/vllmd-hypervisor. packaging/install.sh has the list.
 install: binary $(DOCUMENTS)
-	install -D -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/vllmd-hypervisor
-	install -D -m 644 dist/vllmd-hypervisor.8 $(DESTDIR)$(PREFIX)/share/man/man8/vllmd-hypervisor.8
-	install -D -m 644 dist/vllmd-hypervisor.bash \
-	    $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vllmd-hypervisor
-	packaging/install-units.sh "$(DESTDIR)" "$(PREFIX)"
+	packaging/install.sh install "$(DESTDIR)" "$(PREFIX)"
+
+# Removes the same files. Settings, images, logs and the user stay.
+uninstall:
+	packaging/install.sh uninstall "$(DESTDIR)" "$(PREFIX)"
+
+# dist/vllmd-hypervisor_VERSION_amd64.deb, and what lintian says to it.
+deb: binary $(DOCUMENTS)
+	@$(PACKAGES) deb
+	packaging/debian/build.sh
+	lintian --fail-on error dist/vllmd-hypervisor_*.deb
 
 demo: build
 	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)

@@ -97,6 +97,12 @@ class BuildExt(build_ext):
         super().finalize_options()
 
 
+def is_native_of_ours(path: Path) -> bool:
+    """A native module, below a build's folder, whose source is still there."""
+    source = ROOT / path.parent / f"{path.name.partition('.')[0]}.pyx"
+    return path.suffix == ".so" and source.exists()
+
+
 class BuildPy(build_py):
     """build_py that moves `devices` and writes down the commit; an editable build does neither."""
 
@@ -106,8 +112,9 @@ class BuildPy(build_py):
             super().run()
             return
         target = Path(self.build_lib)
-        for old in target.rglob("*.py"):
-            old.unlink()
+        for old in target.rglob("*"):
+            if old.is_file() and not is_native_of_ours(old.relative_to(target)):
+                old.unlink()
         super().run()
         commit.write(ROOT, target)
         inner.rewrite_tree(target)

@@ -1,25 +1,27 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that a step needs: debian-packages.sh [build|binary|demo|firmware|lab|test]...
+# Installs the Debian packages that a step needs: debian-packages.sh [build|binary|deb|demo|firmware|lab|test]...
 # Prints what it installs; without root it prints the one command to run, and fails.
 set -euo pipefail
 build="gcc libc6-dev python3-dev python3-venv liburing-dev"
 binary="libpython3.11-dev python3.11"
+deb="dpkg-dev lintian"
 demo="busybox-static kmod e2fsprogs dosfstools mtools"
 firmware="debootstrap fdisk"
 lab="qemu-system-x86"
 test="acpica-tools fio strace procps lz4 zstd xz-utils make gcc-12 binutils libelf1"
-test+=" systemd-sysv libpam-systemd dbus-user-session logrotate"
+test+=" systemd-sysv libpam-systemd dbus-user-session logrotate fish zsh"
 
 wanted=$build
 for group in "$@"; do
     case $group in
         build) ;;
         binary) wanted+=" $binary" ;;
+        deb) wanted+=" $binary $deb" ;;
         demo) wanted+=" $demo" ;;
         firmware) wanted+=" $demo $firmware" ;;
         lab) wanted+=" $demo $lab" ;;
-        test) wanted+=" $binary $demo $firmware $lab $test" ;;
-        *) echo "debian-packages.sh: unknown group $group (build, binary, demo, firmware, lab, test)" >&2; exit 2 ;;
+        test) wanted+=" $binary $deb $demo $firmware $lab $test" ;;
+        *) echo "debian-packages.sh: unknown group $group (build, binary, deb, demo, firmware, lab, test)" >&2; exit 2 ;;
     esac
 done
 

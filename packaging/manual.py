@@ -1,7 +1,7 @@
-"""Writes the man page and the bash completion, from what --help and the settings are made of.
+"""Writes the man page, from what --help and the settings are made of, and the text beside it.
 
 python packaging/manual.py man >vllmd-hypervisor.8
-python packaging/manual.py completion >vllmd-hypervisor
+python packaging/manual.py bash >vllmd-hypervisor       (or zsh, fish: the shell's completion)
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import completions
+import manual_text as text
+
 from vmm import __version__
 from vmm.command import usage
 from vmm.settings.config import PREFIX, REQUIRED, SETTINGS
@@ -18,15 +21,57 @@ from vmm.settings.config import PREFIX, REQUIRED, SETTINGS
 SECTION = 8
 
 
-def roff(text: str) -> str:
+def roff(words: str) -> str:
     """Text with roff's special characters made plain."""
-    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
-    return f"\\&{text}" if text.startswith(".") else text
+    words = words.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    words = words.replace("^", "\\(ha").replace("~", "\\(ti").replace("`", "\\(ga")
+    return "\n".join([f"\\&{line}" if line[:1] == "." else line for line in words.split("\n")])
 
 
-def tagged(head: str, text: str) -> list[str]:
+def tagged(head: str, words: str) -> list[str]:
     """A paragraph with a bold head."""
-    return [".TP", f".B {roff(head)}", roff(text)]
+    return [".TP", f".B {roff(head)}", roff(words)]
+
+
+def section(title: str, rows: tuple[tuple[str, str], ...]) -> list[str]:
+    """A section of paragraphs with bold heads."""
+    lines = [f".SH {title}"]
+    for head, words in rows:
+        lines += tagged(head, words)
+    return lines
+
+
+def verbs() -> list[str]:
+    """What each verb does, and its flags."""
+    lines = [".SH VERBS"]
+    for verb in usage.VERBS:
+        lines += tagged(verb.form(), f"{verb.meaning}.")
+        for option in verb.options:
+            lines += [".RS", *tagged(option.flag, option.meaning), ".RE"]
+    return lines
+
+
+def environment() -> list[str]:
+    """All settings, and the keys of the one that has some."""
+    lines = [".SH ENVIRONMENT"]
+    for setting in SETTINGS:
+        default = "required" if setting.default == REQUIRED else f"default: {setting.default}"
+        words = f"{setting.meaning}: {setting.form}"
+        words = f"{words} ({default})" if setting.default else words
+        lines += tagged(PREFIX + setting.name, words)
+        if setting.name == "MEMORY_CONFIG":
+            for key, (values, meaning) in text.MEMORY_KEYS.items():
+                lines += [".RS", *tagged(f"{key}={values}", f"{meaning}."), ".RE"]
+    words = "Where the folders of instances are; else /run/user/UID, for root /run."
+    return lines + tagged("XDG_RUNTIME_DIR", words)
+
+
+def examples() -> list[str]:
+    """Commands to copy."""
+    lines = [".SH EXAMPLES"]
+    for title, commands in text.EXAMPLES:
+        lines += [".PP", roff(title), ".PP", ".RS 4", ".EX", roff(commands), ".EE", ".RE"]
+    return lines
 
 
 def man() -> str:
@@ -38,56 +83,23 @@ def man() -> str:
     ]  # fmt: skip
     for verb in usage.VERBS:
         lines += [f".B {roff(program)}", roff(verb.form()), ".br"]
-    lines += [".SH VERBS"]
-    for verb in usage.VERBS:
-        lines += tagged(verb.form(), f"{verb.meaning}.")
-        for option in verb.options:
-            lines += [".RS", *tagged(option.flag, option.meaning), ".RE"]
-    lines += [".SH OPTIONS"]
-    for option in usage.GENERAL:
-        lines += tagged(option.flag, option.meaning)
-    lines += [".SH ENVIRONMENT"]
-    for setting in SETTINGS:
-        default = "required" if setting.default == REQUIRED else f"default: {setting.default}"
-        text = f"{setting.meaning}: {setting.form}"
-        lines += tagged(PREFIX + setting.name, f"{text} ({default})" if setting.default else text)
-    lines += [".SH EXIT STATUS"]
-    for code, meaning in usage.EXIT_CODES:
-        lines += tagged(code, meaning)
-    return "\n".join(lines) + "\n"
+    lines += [".SH DESCRIPTION", *map(roff, text.DESCRIPTION)]
+    lines += verbs()
+    lines += section("OPTIONS", tuple([(each.flag, each.meaning) for each in usage.GENERAL]))
+    lines += environment()
+    lines += section("KEYS", text.KEYS) + section("SIGNALS", text.SIGNALS)
+    lines += section("FILES", text.FILES) + section("EXIT STATUS", usage.EXIT_CODES)
+    lines += [*examples(), ".SH LIMITS"]
+    lines += [line for paragraph in text.LIMITS for line in (".PP", roff(paragraph))]
+    return "\n".join([*lines, ".SH SEE ALSO", roff(text.SEE_ALSO)]) + "\n"
 
 
-def completion() -> str:
-    """The bash completion: verbs, their flags, and the names of instances."""
-    general = " ".join([option.flag.split(" ")[0] for option in usage.GENERAL])
-    rows = []
-    for verb in usage.VERBS:
-        words = " ".join([*[option.flag for option in verb.options], usage.ENV_FILE, "--help"])
-        names = " $(_vllmd_hypervisor_instances)" if verb.named else ""
-        rows.append(f'        {verb.name}) words="{words}{names}" ;;')
-    verbs = " ".join([verb.name for verb in usage.VERBS])
-    cases = "\n".join(rows)
-    return f"""\
-# bash completion for {usage.PROGRAM}
-_vllmd_hypervisor_instances() {{
-    local base=${{XDG_RUNTIME_DIR:-/run}}/{usage.PROGRAM} folder
-    for folder in "$base"/*/; do
-        [ -e "$folder/lock" ] && basename "$folder"
-    done
-}}
-_vllmd_hypervisor() {{
-    local words=""
-    case ${{COMP_CWORD}}:${{COMP_WORDS[1]}} in
-        1:*) words="{verbs} {general}" ;;
-    esac
-    [ "$COMP_CWORD" -gt 1 ] && case ${{COMP_WORDS[1]}} in
-{cases}
-    esac
-    mapfile -t COMPREPLY < <(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}")
-}}
-complete -F _vllmd_hypervisor {usage.PROGRAM}
-"""
-
+WRITERS = {
+    "man": man,
+    "bash": completions.bash,
+    "zsh": completions.zsh,
+    "fish": completions.fish,
+}
 
 if __name__ == "__main__":
-    sys.stdout.write({"man": man, "completion": completion}[sys.argv[1]]())
+    sys.stdout.write(WRITERS[sys.argv[1]]())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 from tests.lab.guests.debian import JOB_LABEL
-from tests.lab.guests.guest_run import Guest, expect
-from tests.lab.guests.images import make_fat
+from tests.lab.guests.guest_run import COMMAND, Guest, expect
+from tests.lab.guests.images import fill_fat, make_fat
 from tests.lab.scenarios.debian import INSPECT, POWER_OFF, check_machine, facts
 
 MARKER = "lab.marker=yes"
@@ -26,17 +27,13 @@ rm /booted
 {INSPECT}{POWER_OFF}"""
 
 
-def guest_of(
-    firmware: str, disk: str, files: dict[str, bytes], label: str, **more: object
-) -> Guest:
+def guest_of(firmware: str, disk: str, **more: object) -> Guest:
     """A guest whose kernel is a firmware; everything it says is on the serial port."""
     guest = Guest(
         KERNEL_FILEPATH=firmware, SYSTEM_IMAGE_FILEPATH=disk, SERIAL="tty", CONSOLE="null",
         **more,
     )  # fmt: skip
-    config = guest.folder / "config.img"
-    make_fat(config, files, label=label)
-    guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"] = str(config)
+    guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"] = str(guest.folder / "config.img")
     return guest
 
 
@@ -49,9 +46,10 @@ def boots_itself(
     append our command line to the boot entry's options.
     """
     with guest_of(
-        firmware, disk, {"run": TWICE.encode()}, JOB_LABEL, CPU_COUNT=vcpus,
-        MEMORY_CONFIG=f"size={memory_mib}M,shared=on", CMDLINE=MARKER,
+        firmware, disk, CPU_COUNT=vcpus, MEMORY_CONFIG=f"size={memory_mib}M,shared=on",
+        CMDLINE=MARKER,
     ) as guest:  # fmt: skip
+        make_fat(guest.folder / "config.img", {"run": TWICE.encode()}, label=JOB_LABEL)
         code = guest.run(timeout=SECONDS)
         text = guest.text
         state = guest.status()
@@ -86,22 +84,25 @@ echo "guest: written $(cat /etc/written-by-cloud-init)"
 {POWER_OFF}"""
 
 
-def seed(name: str) -> dict[str, bytes]:
-    """A NoCloud seed whose instance id, host name and file are all ``name``."""
-    return {
-        "meta-data": f"instance-id: {name}\n".encode(),
-        "user-data": USER_DATA.format(name=name).encode(),
-        "run": CLOUD.encode(),
-    }
+def make_seed(path: Path, name: str) -> None:
+    """A NoCloud seed, made by our command, whose instance id, host name and file are ``name``.
+
+    What the test asks for stands beside that.
+    """
+    files = {"user-data": USER_DATA.format(name=name), "meta-data": f"instance-id: {name}\n"}
+    for source, text in files.items():
+        path.with_name(source).write_text(text)
+    words = [COMMAND, "seed", *[str(path.with_name(source)) for source in files], str(path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    expect(done.returncode == 0, done.stderr)
+    fill_fat(str(path), {"run": CLOUD.encode()})
 
 
 def cloud_init_obeys_its_seed(firmware: str, disk: str) -> None:
     """The first boot applies the seed; another instance id makes cloud-init run again."""
-    with guest_of(
-        firmware, disk, seed("first"), "cidata", CPU_COUNT=2, MEMORY_CONFIG="size=1G,shared=on"
-    ) as guest:
+    with guest_of(firmware, disk, CPU_COUNT=2, MEMORY_CONFIG="size=1G,shared=on") as guest:
         for name in ("first", "second"):
-            make_fat(Path(guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"]), seed(name))
+            make_seed(Path(guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"]), name)
             guest.output.unlink(missing_ok=True)
             code = guest.run(timeout=SECONDS)
             text = guest.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,22 @@ def test_the_whole_tree(tmp_path):
             assert not [name for name in names if name.split(".")[0] == "devices"], path
             told += sum(name.startswith("vmm.devices") for name in names)
     assert told > 20
+
+
+def test_a_build_leaves_nothing_of_an_earlier_one(tmp_path):
+    """pip builds in the tree, and installs all that it finds in build/lib."""
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "tests", "*.so", "__pycache__")
+    tree = Path(shutil.copytree(ROOT, tmp_path / "tree", ignore=ignore))
+    built = tmp_path / "built"
+    stale = ["devices/rtc.py", "vmm/gone.py", "vmm/_native/gone.cpython-311.so", "vmm/x.pxd"]
+    kept = "vmm/_native/host/fd.cpython-311.so"
+    for name in [*stale, kept]:
+        (built / name).parent.mkdir(parents=True, exist_ok=True)
+        (built / name).touch()
+    command = [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={built}"]
+    subprocess.run(command, cwd=tree, check=True, capture_output=True)
+    assert [name for name in stale if (built / name).exists()] == []
+    assert (built / kept).exists()
+    assert "from vmm.devices.rtc import" in (built / "vmm/machine.py").read_text()
+    assert (built / "vmm/devices/rtc.py").exists()
+    assert (built / "vmm/_commit.py").read_text().endswith("COMMIT = 'unknown'\n")
