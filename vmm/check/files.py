@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm.settings.images import ImageSpec
     from vmm.settings.parse import Endpoint
 
     # From who holds something to the commands that end it, and whether root must run them.
@@ -90,14 +91,23 @@ def _socket_error(path: str) -> int:
     return create_error(os.path.join(os.path.dirname(path), ".new"))
 
 
-def image_locks(system: Sequence[str], config: Sequence[str], stop: Stop) -> list[Finding]:
-    """Nobody else has the images in use, as far as they open; who has is told by pid."""
+def image_locks(
+    system: Sequence[ImageSpec], config: Sequence[ImageSpec], stop: Stop
+) -> list[Finding]:
+    """The images open and nobody else has them in use; who has is told by pid."""
     findings = []
-    for path, read_only in [*[(p, False) for p in system], *[(p, True) for p in config]]:
+    for image, read_only in [*[(i, False) for i in system], *[(i, True) for i in config]]:
+        path = image.path
+        if not os.path.exists(path):
+            continue  # the image's own finding tells
         try:
             fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        except OSError:
-            continue  # the image's own finding tells
+        except OSError as error:
+            from vmm.host.disk import cannot_open
+
+            failure = cannot_open(path, read_only, error.strerror)
+            findings.append(of_error("image-lock", failure, path))
+            continue
         try:
             findings.append(_image_lock(path, fd, read_only, stop))
         finally:

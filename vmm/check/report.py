@@ -14,6 +14,7 @@ from vmm.host import pci, preflight, vfio
 from vmm.host.files import HOST
 from vmm.host.finding import OK, PROBLEM, WARNING, Finding, of_error, problem, warning
 from vmm.host.nodes import kvm_node, runtime_directory_missing
+from vmm.host.roles import file_roles
 from vmm.run.instance import (
     Instance,
     instance_names,
@@ -94,7 +95,7 @@ class Report:
 def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     """Look at everything. Changes nothing, and takes no lock."""
     values, warnings, problems = survey(environment)
-    stages = [_settings(warnings, problems)]
+    stages = [_settings(warnings, problems), file_roles(values)]
     stages.append(files.log_destinations(values.get("log_destinations", ())))
     stages.append(_host(values, host))
     name = values.get("name") or _name_from(values)
@@ -107,7 +108,7 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     stages.append(files.image_locks(system, config, stop))
     ends = [(end, values[end]) for end in ("console", "serial") if end in values]
     stages.append(files.consoles(ends))
-    if "kernel_path" in values and not _has_problem(stages[2], "kernel-file"):
+    if "kernel_path" in values and not _has_problem(stages[3], "kernel-file"):
         path = values["kernel_path"]
         stages.append(files.kernel(path, values.get("initramfs_path")))
     stages.append(kvm.kvm(host, values.get("cpu_count")))
@@ -153,7 +154,7 @@ def _host(values: dict[str, Any], host: Host) -> list[Finding]:
 
 def _name_from(values: dict[str, Any]) -> str | None:
     images = values.get("system_images")
-    return name_from_image(images[0]) if images else None
+    return name_from_image(images[0].path) if images else None
 
 
 def _instance(name: str | None, environment: Mapping[str, str], host: Host) -> list[Finding]:

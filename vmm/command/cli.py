@@ -164,12 +164,13 @@ def run_instance(
     """Everything from the settings to the exit code."""
     config = Config.from_env(environment)
     phases.mark("settings")
-    from vmm.host.preflight import check_host
+    from vmm.host.preflight import check_host, check_roles
     from vmm.log.sinks import open_sinks
     from vmm.run.instance import Instance, name_of
     from vmm.run.lifecycle import Lifecycle
 
     phases.mark("imports")
+    check_roles(config)
     journal_stream = environment.get("JOURNAL_STREAM", "")
     hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
     name = name_of(config)
@@ -302,13 +303,15 @@ def show_settings(environment: dict[str, str], as_json: bool) -> int:
 
 def dry_run(environment: dict[str, str], as_json: bool) -> int:
     """`start --dry-run`: the settings, then what the host says to them."""
-    from vmm.host.preflight import check_host
+    from vmm.host.preflight import check_host, check_roles
 
     facts, problems = gather_settings(environment)
     failure: VmmError | None = ConfigError(problems) if problems else None
     if failure is None:
         try:
-            check_host(Config.from_env(environment))
+            config = Config.from_env(environment)
+            check_roles(config)
+            check_host(config)
         except VmmError as error:
             failure = error
     told = str(failure).split("\n") if failure else []

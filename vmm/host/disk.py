@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import struct
 
+from vmm._native.host.posix import punch_hole
 from vmm.errors import HostError
 from vmm.host.image_lock import lock_image
 from vmm.log.hub import get_logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.settings.images import ImageSpec
 
 log = get_logger(__name__)
 
@@ -19,16 +27,22 @@ BLKSSZGET = 0x1268
 BLKPBSZGET = 0x127B
 BLKIOMIN = 0x1278
 BLKIOOPT = 0x1279
+BLKDISCARD = 0x1277
 SERIAL_BYTES = 20
+# No block device discards so small a piece from the middle of a sector.
+IMPOSSIBLE_RANGE = struct.pack("QQ", 1, SECTOR)
+PAGE = 4096
+# With these the kernel says that a file system or device never can.
+UNABLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOTTY)
 
 
 class Disk:
     """An open image. ``capacity`` in sectors of 512 bytes; block sizes in bytes.
 
-    It is locked until close() (see image_lock).
+    It is locked until close() (see image_lock). ``serial`` names it to the guest.
     """
 
-    def __init__(self, path: str, fd: int, read_only: bool) -> None:
+    def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path
         self.fd = fd
         self.read_only = read_only
@@ -42,21 +56,18 @@ class Disk:
         self.opt_io = 0
         if self.is_block_device:
             self._read_topology()
-        identity = f"{found.st_dev}{found.st_rdev}{found.st_ino}"
-        self.serial = identity.encode("ascii")[:SERIAL_BYTES]
+        self.can_discard = not read_only and self._find_discard()
+        self.has_own_serial = serial is not None
+        self.serial = default_serial(found) if serial is None else serial.encode("ascii")
 
     @classmethod
-    def open(cls, path: str, read_only: bool) -> Disk:
+    def open(cls, path: str, read_only: bool, serial: str | None = None) -> Disk:
         """Open and lock an image; HostError or BusyError says what is wrong with it."""
         mode = os.O_RDONLY if read_only else os.O_RDWR
         try:
             fd = os.open(path, mode | os.O_CLOEXEC)
         except OSError as error:
-            wanted = "reading" if read_only else "reading and writing"
-            raise HostError(
-                f"cannot open the disk image {path} for {wanted}: {error.strerror}",
-                "check the path and its permissions",
-            ) from error
+            raise cannot_open(path, read_only, error.strerror) from error
         try:
             kind = os.fstat(fd).st_mode
             if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
@@ -64,7 +75,7 @@ class Disk:
                     f"{path} is neither a file nor a block device", "give a raw disk image"
                 )
             lock_image(path, fd, read_only)
-            disk = cls(path, fd, read_only)
+            disk = cls(path, fd, read_only, serial)
             if not disk.capacity:
                 raise too_small(path, disk.size)
         except BaseException:
@@ -86,11 +97,23 @@ class Disk:
         self.min_io = ask(BLKIOMIN)
         self.opt_io = ask(BLKIOOPT)
 
+    def _find_discard(self) -> bool:
+        """Whether discards can work here, found out by one that changes nothing."""
+        try:
+            if self.is_block_device:
+                fcntl.ioctl(self.fd, BLKDISCARD, IMPOSSIBLE_RANGE)
+            else:
+                punch_hole(self.fd, (self.size + PAGE - 1) // PAGE * PAGE, PAGE)
+        except OSError as error:
+            return error.errno not in UNABLE
+        return True
+
     def status(self) -> dict[str, object]:
         """Facts for `status`."""
         return {
             "path": self.path,
             "format": "raw",
+            "serial": self.serial.decode("ascii"),
             "read_only": self.read_only,
             "size": self.size,
             "lock": "shared" if self.read_only else "exclusive",
@@ -103,6 +126,29 @@ class Disk:
             self.fd = -1
 
 
+def default_serial(found: os.stat_result) -> bytes:
+    """Device and inode as Cloud Hypervisor writes them, or where that is too long their digest."""
+    text = f"{found.st_dev}{found.st_rdev}{found.st_ino}".encode("ascii")
+    return text if len(text) <= SERIAL_BYTES else digest_serial(found)
+
+
+def digest_serial(found: os.stat_result) -> bytes:
+    """20 characters that no other file of this host has."""
+    from _blake2 import blake2s
+
+    text = f"{found.st_dev},{found.st_rdev},{found.st_ino}".encode("ascii")
+    return str(blake2s(text, digest_size=SERIAL_BYTES // 2).hexdigest()).encode("ascii")
+
+
+def cannot_open(path: str, read_only: bool, why: str | None) -> HostError:
+    """The error for an image that does not open."""
+    wanted = "reading" if read_only else "reading and writing"
+    return HostError(
+        f"cannot open the disk image {path} for {wanted}: {why}",
+        "check the path and its permissions",
+    )
+
+
 def too_small(path: str, size: int) -> HostError:
     """The error for an image without a single sector."""
     return HostError(
@@ -111,16 +157,28 @@ def too_small(path: str, size: int) -> HostError:
     )
 
 
-def open_disks(system: tuple[str, ...], config: tuple[str, ...]) -> list[Disk]:
+def open_disks(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list[Disk]:
     """All images in the order of their slots: system disks read-write, config disks read-only."""
     disks: list[Disk] = []
     try:
-        for path in system:
-            disks.append(Disk.open(path, read_only=False))
-        for path in config:
-            disks.append(Disk.open(path, read_only=True))
+        for image in system:
+            disks.append(Disk.open(image.path, read_only=False, serial=image.serial))
+        for image in config:
+            disks.append(Disk.open(image.path, read_only=True, serial=image.serial))
     except BaseException:
         for disk in disks:
             disk.close()
         raise
+    make_serials_distinct(disks)
     return disks
+
+
+def make_serials_distinct(disks: Sequence[Disk]) -> None:
+    """Where numbers written without a gap read alike, the later disk's serial is a digest."""
+    taken = {disk.serial for disk in disks if disk.has_own_serial}
+    for disk in disks:
+        if disk.has_own_serial:
+            continue
+        if disk.serial in taken:
+            disk.serial = digest_serial(os.fstat(disk.fd))
+        taken.add(disk.serial)

@@ -9,6 +9,7 @@ import os
 
 from vmm.errors import SETTING_PREFIX, ConfigError
 from vmm.light.record import Record
+from vmm.settings.images import IMAGES_FORM, ImageSpec, parse_images
 from vmm.settings.memory import FORM as MEMORY_FORM
 from vmm.settings.memory import MemoryConfig, parse_memory
 from vmm.settings.parse import (
@@ -104,14 +105,13 @@ def _parse_cpu_count(text: str) -> int:
     return parse_integer(text, 1, CPU_MAX)
 
 
-PATHS_FORM = "paths, comma separated (double quotes protect a comma)"
 SETTINGS = (
     Setting("KERNEL_FILEPATH", "kernel_path", REQUIRED, "a path",
             "bzImage, ELF kernel or firmware with a PVH entry", check_path),
-    Setting("SYSTEM_IMAGE_FILEPATH", "system_images", REQUIRED, PATHS_FORM,
-            "raw disk images, read-write; the first is the primary", parse_paths),
-    Setting("CONFIG_IMAGE_FILEPATH", "config_images", REQUIRED, PATHS_FORM,
-            "raw disk images, read-only", parse_paths),
+    Setting("SYSTEM_IMAGE_FILEPATH", "system_images", REQUIRED, IMAGES_FORM,
+            "raw disk images, read-write; the first is the primary", parse_images),
+    Setting("CONFIG_IMAGE_FILEPATH", "config_images", REQUIRED, IMAGES_FORM,
+            "raw disk images, read-only", parse_images),
     Setting("CPU_COUNT", "cpu_count", "4", f"1 to {CPU_MAX}, as far as KVM allows",
             "virtual CPUs", _parse_cpu_count),
     Setting("MEMORY_CONFIG", "memory", "size=16G,shared=on", MEMORY_FORM,
@@ -155,8 +155,8 @@ class Config(Record):
         "serial", "stop_timeout_seconds", "system_images", "warnings",
     )  # fmt: skip
     kernel_path: str
-    system_images: tuple[str, ...]
-    config_images: tuple[str, ...]
+    system_images: tuple[ImageSpec, ...]
+    config_images: tuple[ImageSpec, ...]
     cpu_count: int
     memory: MemoryConfig
     devices: tuple[DeviceSpec, ...]
@@ -228,7 +228,7 @@ def identity(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
     images = environment.get(f"{PREFIX}SYSTEM_IMAGE_FILEPATH", "")
     try:
         found = _parse_name(name) if name else None
-        return found, parse_paths(_unquote(images))[0] if images else None
+        return found, parse_images(_unquote(images))[0].path if images else None
     except BadValue as error:
         raise ConfigError([f"{PREFIX}NAME or {PREFIX}SYSTEM_IMAGE_FILEPATH: {error}"]) from None
 
