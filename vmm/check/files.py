@@ -95,18 +95,17 @@ def image_locks(
     system: Sequence[ImageSpec], config: Sequence[ImageSpec], stop: Stop
 ) -> list[Finding]:
     """The images open and nobody else has them in use; who has is told by pid."""
+    from vmm.host.disk import open_image
+
     findings = []
     for image, read_only in [*[(i, False) for i in system], *[(i, True) for i in config]]:
         path = image.path
         if not os.path.exists(path):
             continue  # the image's own finding tells
         try:
-            fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-        except OSError as error:
-            from vmm.host.disk import cannot_open
-
-            failure = cannot_open(path, read_only, error.strerror)
-            findings.append(of_error("image-lock", failure, path))
+            fd = open_image(path, read_only)
+        except VmmError as error:
+            findings.append(of_error("image-lock", error, path))
             continue
         try:
             findings.append(_image_lock(path, fd, read_only, stop))
@@ -128,8 +127,7 @@ def _image_lock(path: str, fd: int, read_only: bool, stop: Stop) -> Finding:
             advice=error.remedy, code=error.exit_code,
         )  # fmt: skip
     size = os.lseek(fd, 0, os.SEEK_END)
-    kind = os.fstat(fd).st_mode
-    if size < SECTOR and (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+    if size < SECTOR:
         return of_error("image-lock", too_small(path, size), path)
     return Finding("image-lock", f"{path} is not in use by others", path)
 

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 SECTOR = 512
-# <linux/fs.h>: logical and physical block size, smallest and best I/O size of a block device.
+# <linux/fs.h>: whether a block device is read-only, how it discards, its logical and physical
+# block size, its smallest and best I/O size.
+BLKROGET = 0x125E
+BLKDISCARD = 0x1277
 BLKSSZGET = 0x1268
 BLKPBSZGET = 0x127B
 BLKIOMIN = 0x1278
 BLKIOOPT = 0x1279
-BLKDISCARD = 0x1277
 SERIAL_BYTES = 20
 # No block device discards so small a piece from the middle of a sector.
 IMPOSSIBLE_RANGE = struct.pack("QQ", 1, SECTOR)
@@ -63,17 +65,8 @@ class Disk:
     @classmethod
     def open(cls, path: str, read_only: bool, serial: str | None = None) -> Disk:
         """Open and lock an image; HostError or BusyError says what is wrong with it."""
-        mode = os.O_RDONLY if read_only else os.O_RDWR
+        fd = open_image(path, read_only)
         try:
-            fd = os.open(path, mode | os.O_CLOEXEC)
-        except OSError as error:
-            raise cannot_open(path, read_only, error.strerror) from error
-        try:
-            kind = os.fstat(fd).st_mode
-            if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-                raise HostError(
-                    f"{path} is neither a file nor a block device", "give a raw disk image"
-                )
             lock_image(path, fd, read_only)
             disk = cls(path, fd, read_only, serial)
             if not disk.capacity:
@@ -89,13 +82,10 @@ class Disk:
         return disk
 
     def _read_topology(self) -> None:
-        def ask(request: int) -> int:
-            return int(struct.unpack("I", fcntl.ioctl(self.fd, request, bytes(4)))[0])
-
-        self.logical_block = ask(BLKSSZGET)
-        self.physical_block = ask(BLKPBSZGET)
-        self.min_io = ask(BLKIOMIN)
-        self.opt_io = ask(BLKIOOPT)
+        self.logical_block = _ask(self.fd, BLKSSZGET)
+        self.physical_block = _ask(self.fd, BLKPBSZGET)
+        self.min_io = _ask(self.fd, BLKIOMIN)
+        self.opt_io = _ask(self.fd, BLKIOOPT)
 
     def _find_discard(self) -> bool:
         """Whether discards can work here, found out by one that changes nothing."""
@@ -138,6 +128,27 @@ def digest_serial(found: os.stat_result) -> bytes:
 
     text = f"{found.st_dev},{found.st_rdev},{found.st_ino}".encode("ascii")
     return str(blake2s(text, digest_size=SERIAL_BYTES // 2).hexdigest()).encode("ascii")
+
+
+def open_image(path: str, read_only: bool) -> int:
+    """A descriptor of an image that may be used so; HostError says why it may not."""
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+            raise HostError(f"{path} is neither a file nor a block device", "give a raw disk image")
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+    except OSError as error:
+        raise cannot_open(path, read_only, error.strerror) from error
+    # Opening a device for writing goes well although it refuses each write.
+    if not read_only and stat.S_ISBLK(kind) and _ask(fd, BLKROGET):
+        os.close(fd)
+        raise cannot_open(path, read_only, "the device is read-only")
+    return fd
+
+
+def _ask(fd: int, request: int) -> int:
+    """What an ioctl of block devices tells as a number."""
+    return int(struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))[0])
 
 
 def cannot_open(path: str, read_only: bool, why: str | None) -> HostError:
