@@ -11,6 +11,7 @@ import struct
 from vmm._native.host.posix import punch_hole
 from vmm.errors import HostError
 from vmm.host.image_lock import lock_image
+from vmm.host.serial import default_serial, exact_serial
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -30,7 +31,6 @@ BLKSSZGET = 0x1268
 BLKPBSZGET = 0x127B
 BLKIOMIN = 0x1278
 BLKIOOPT = 0x1279
-SERIAL_BYTES = 20
 # No block device discards so small a piece from the middle of a sector.
 IMPOSSIBLE_RANGE = struct.pack("QQ", 1, SECTOR)
 PAGE = 4096
@@ -116,20 +116,6 @@ class Disk:
             self.fd = -1
 
 
-def default_serial(found: os.stat_result) -> bytes:
-    """Device and inode as Cloud Hypervisor writes them, or where that is too long their digest."""
-    text = f"{found.st_dev}{found.st_rdev}{found.st_ino}".encode("ascii")
-    return text if len(text) <= SERIAL_BYTES else digest_serial(found)
-
-
-def digest_serial(found: os.stat_result) -> bytes:
-    """20 characters that no other file of this host has."""
-    from _blake2 import blake2s
-
-    text = f"{found.st_dev},{found.st_rdev},{found.st_ino}".encode("ascii")
-    return str(blake2s(text, digest_size=SERIAL_BYTES // 2).hexdigest()).encode("ascii")
-
-
 def open_image(path: str, read_only: bool) -> int:
     """A descriptor of an image that may be used so; HostError says why it may not."""
     try:
@@ -185,11 +171,10 @@ def open_disks(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list
 
 
 def make_serials_distinct(disks: Sequence[Disk]) -> None:
-    """Where numbers written without a gap read alike, the later disk's serial is a digest."""
+    """Where two would be the same (numbers without a gap, cloned volumes), the later is exact."""
     taken = {disk.serial for disk in disks if disk.has_own_serial}
     for disk in disks:
-        if disk.has_own_serial:
-            continue
-        if disk.serial in taken:
-            disk.serial = digest_serial(os.fstat(disk.fd))
-        taken.add(disk.serial)
+        if not disk.has_own_serial:
+            if disk.serial in taken:
+                disk.serial = exact_serial(os.fstat(disk.fd))
+            taken.add(disk.serial)

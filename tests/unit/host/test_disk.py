@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 from types import SimpleNamespace
 
 import pytest
 
-from vmm.host.disk import default_serial, make_serials_distinct, open_disks
+from tests.support.fake_host import FakeHost
+from vmm.host.disk import make_serials_distinct, open_disks
 from vmm.host.image_format import conversion, foreign_format
 from vmm.host.preflight import images as check_images
+from vmm.host.serial import default_serial
 from vmm.settings.images import ImageSpec
 
 
 def numbers(device: int, inode: int, special: int = 0) -> SimpleNamespace:
-    return SimpleNamespace(st_dev=device, st_rdev=special, st_ino=inode)
+    kind = stat.S_IFBLK if special else stat.S_IFREG
+    return SimpleNamespace(st_dev=device, st_rdev=special, st_ino=inode, st_mode=kind)
 
 
 def test_wide_inode_numbers_have_serials_of_their_own():
     wide = [numbers(64769, (1 << 63) + n) for n in range(1000)]
-    wide += [numbers((1 << 40) + n, 7, 1 << 45) for n in range(1000)]
+    wide += [numbers((1 << 60) + n, 7) for n in range(1000)]
     serials = {default_serial(one) for one in wide}
     assert len(serials) == len(wide)
     assert all(len(serial) == 20 for serial in serials)
@@ -29,6 +33,38 @@ def test_wide_inode_numbers_have_serials_of_their_own():
 
 def test_a_serial_that_fits_is_as_cloud_hypervisor_writes_it():
     assert default_serial(numbers(64769, 1234)) == b"6476901234"
+
+
+def test_a_block_device_is_called_what_its_hardware_says(tmp_path):
+    block = tmp_path / "sys/dev/block"
+
+    def put(place, **files):
+        (block / place).mkdir(parents=True)
+        for name, text in files.items():
+            path = block / place / name.replace("__", "/")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{text}\n")
+
+    def serial(major, minor, inode=7):
+        return default_serial(numbers(6, inode, os.makedev(major, minor)), FakeHost(tmp_path))
+
+    put("8:0", device__wwid="naa.5000c500", dev="8:0")
+    put("8:0/sda1", partition=1)
+    put("8:0/sda2", partition=2)
+    for minor in (1, 2):
+        (block / f"8:{minor}").symlink_to(f"8:0/sda{minor}")
+    put("253:0", dm__uuid="LVM-abc")
+    put("259:0", wwid="eui.0025")
+    put("7:0", loop__backing_file="/a.img", loop__offset=0)
+    put("7:1", loop__backing_file="/a.img", loop__offset=4096)
+    put("11:0")
+    devices = [(8, 0), (8, 1), (8, 2), (253, 0), (259, 0), (7, 0), (7, 1), (11, 0), (11, 1)]
+    serials = [serial(*device) for device in devices]
+    assert len(set(serials)) == len(devices)
+    assert all(len(one) == 20 for one in serials)
+    assert [serial(*device, inode=99) for device in devices] == serials
+    put("8:16", device__wwid="naa.5000c500")  # the disk after a boot that found it later
+    assert serial(8, 16) == serial(8, 0)
 
 
 def test_serials_of_a_machine(tmp_path):
