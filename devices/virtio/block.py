@@ -62,7 +62,9 @@ class Block(VirtioDevice):
         if disk.read_only:
             self.features |= F_RO
         else:
-            self.features |= F_DISCARD | F_WRITE_ZEROES
+            self.features |= F_WRITE_ZEROES
+        if disk.can_discard:
+            self.features |= F_DISCARD
         self._accepted = 0
         self._config = self._describe(queues)
 
@@ -70,6 +72,7 @@ class Block(VirtioDevice):
         disk = self.disk
         block = disk.logical_block
         writable = not disk.read_only
+        discards = disk.can_discard
         return bytearray(
             CONFIG.pack(
                 disk.capacity * 512 // block * block // 512,
@@ -83,8 +86,8 @@ class Block(VirtioDevice):
                 disk.opt_io // block,
                 1,
                 queues,
-                MAX_SECTORS if writable else 0,
-                1 if writable else 0,
+                MAX_SECTORS if discards else 0,
+                1 if discards else 0,
                 block // 512,
                 MAX_SECTORS if writable else 0,
                 1 if writable else 0,
@@ -121,6 +124,7 @@ class Block(VirtioDevice):
             )  # fmt: skip
             # A driver that knows of neither FLUSH nor the cache mode never flushes (5.2.6.2).
             worker.writeback = self._writeback if features & (F_FLUSH | F_CONFIG_WCE) else 0
+            worker.can_discard = disk.can_discard
             self._workers.append(worker)
         for index, worker in enumerate(self._workers):
             worker.start(f"{self.name}-q{index}")
@@ -148,4 +152,5 @@ class Block(VirtioDevice):
             for key, value in worker.counters().items():
                 totals[key] = totals.get(key, 0) + value
         engine = self._workers[0].engine if self._workers else None
-        return {"disk": self.disk.path, "engine": engine, **totals}
+        serial = self.disk.serial.decode("ascii")
+        return {"disk": self.disk.path, "serial": serial, "engine": engine, **totals}

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm.settings.images import ImageSpec
     from vmm.settings.parse import Endpoint
 
     # From who holds something to the commands that end it, and whether root must run them.
@@ -89,17 +90,18 @@ def _check_console(end: Endpoint, sockets: list[str]) -> None:
         sockets.append(end.path)
 
 
-def image_lock(path: str, read_only: bool, stop: Stop) -> list[Finding]:
+def image_lock(image: ImageSpec, read_only: bool, stop: Stop) -> list[Finding]:
     """The image opens, and nobody else has it in use; who has is told by pid."""
-    from vmm.host.disk import cannot_open
+    from vmm.host.disk import open_image
 
+    path = image.path
     usable = os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK)
     if not usable or not _is_image(os.stat(path).st_mode):
         return []  # told by the image's own finding
     try:
-        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
-    except OSError as error:
-        return [of_error("image-lock", cannot_open(path, read_only, error), path)]
+        fd = open_image(path, read_only)
+    except VmmError as error:
+        return [of_error("image-lock", error, path)]
     try:
         return [_image_lock(path, fd, read_only, stop)]
     finally:

@@ -14,6 +14,7 @@ from vmm.host import pci, preflight, vfio
 from vmm.host.files import HOST
 from vmm.host.finding import OK, PROBLEM, WARNING, Finding, of_error, problem, refuse, warning
 from vmm.host.nodes import kvm_node, runtime_directory_missing
+from vmm.host.roles import file_roles
 from vmm.run.instance import (
     Instance,
     instance_names,
@@ -104,7 +105,7 @@ class Report:
 def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     """Look at everything. Changes nothing, and takes no lock."""
     values, warnings, problems = survey(environment)
-    stages = [_settings(warnings, problems)]
+    stages = [_settings(warnings, problems), file_roles(values)]
     stages.append(files.log_destinations(values.get("log_destinations", ())))
     stages.append(_host(values, host))
     name = values.get("name") or _name_from(values)
@@ -114,11 +115,11 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         return stop_commands(pids, environment)
 
     system, config = values.get("system_images", ()), values.get("config_images", ())
-    stages += [files.image_lock(path, False, stop) for path in system]
-    stages += [files.image_lock(path, True, stop) for path in config]
+    stages += [files.image_lock(image, False, stop) for image in system]
+    stages += [files.image_lock(image, True, stop) for image in config]
     ends = [(end, values[end]) for end in ("console", "serial") if end in values]
     stages.append(files.consoles(ends))
-    if "kernel_path" in values and not _has_problem(stages[2], "kernel-file"):
+    if "kernel_path" in values and not _has_problem(stages[3], "kernel-file"):
         memory = values.get("memory")
         ram = memory.size if memory else None
         initramfs, cmdline = values.get("initramfs_path"), values.get("cmdline")
@@ -126,7 +127,7 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     if "cpu_count" in values:
         stages.append([kvm.descriptors(values["cpu_count"], len(system) + len(config))])
     stages.append(kvm.kvm(host, values.get("cpu_count")))
-    if "memory" in values and not _has_problem(stages[2], "memory"):
+    if "memory" in values and not _has_problem(stages[3], "memory"):
         stages.append(kvm.guest_ram(values["memory"]))
     devices, _ = pci.look_up_devices(values.get("devices", ()), host)
     groups = dict.fromkeys([device.group for device in devices])
@@ -171,7 +172,7 @@ def _host(values: dict[str, Any], host: Host) -> list[Finding]:
 
 def _name_from(values: dict[str, Any]) -> str | None:
     images = values.get("system_images")
-    return name_from_image(images[0]) if images else None
+    return name_from_image(images[0].path) if images else None
 
 
 def _instance(name: str | None, environment: Mapping[str, str], host: Host) -> list[Finding]:

@@ -185,12 +185,13 @@ def run_instance(
     """Everything from the settings to the exit code."""
     config = Config.from_env(environment)
     phases.mark("settings")
-    from vmm.host.preflight import check_host
+    from vmm.host.preflight import check_host, check_roles
     from vmm.log.sinks import open_sinks
     from vmm.run.instance import Instance, name_of
     from vmm.run.lifecycle import Lifecycle
 
     phases.mark("imports")
+    check_roles(config)
     journal_stream = environment.get("JOURNAL_STREAM", "")
     hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
     name = name_of(config)

@@ -2,33 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
 import struct
 
+from vmm._native.host.posix import punch_hole
 from vmm.errors import HOST_LACKS, ConfigError, HostError, VmmError
 from vmm.host.image_lock import lock_image
+from vmm.host.serial import default_serial, exact_serial
 from vmm.log.hub import get_logger
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.settings.images import ImageSpec
 
 log = get_logger(__name__)
 
 SECTOR = 512
-# <linux/fs.h>: logical and physical block size, smallest and best I/O size of a block device.
+# <linux/fs.h>: whether a block device is read-only, how it discards, its logical and physical
+# block size, its smallest and best I/O size.
+BLKROGET = 0x125E
+BLKDISCARD = 0x1277
 BLKSSZGET = 0x1268
 BLKPBSZGET = 0x127B
 BLKIOMIN = 0x1278
 BLKIOOPT = 0x1279
-SERIAL_BYTES = 20
+# No block device discards so small a piece from the middle of a sector.
+IMPOSSIBLE_RANGE = struct.pack("QQ", 1, SECTOR)
+PAGE = 4096
+# With these the kernel says that a file system or device never can.
+UNABLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOTTY)
 
 
 class Disk:
     """An open image. ``capacity`` in sectors of 512 bytes; block sizes in bytes.
 
-    It is locked until close() (see image_lock).
+    It is locked until close() (see image_lock). ``serial`` names it to the guest.
     """
 
-    def __init__(self, path: str, fd: int, read_only: bool) -> None:
+    def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path
         self.fd = fd
         self.read_only = read_only
@@ -42,25 +58,17 @@ class Disk:
         self.opt_io = 0
         if self.is_block_device:
             self._read_topology()
-        identity = f"{found.st_dev}{found.st_rdev}{found.st_ino}"
-        self.serial = identity.encode("ascii")[:SERIAL_BYTES]
+        self.can_discard = not read_only and self._find_discard()
+        self.has_own_serial = serial is not None
+        self.serial = default_serial(found) if serial is None else serial.encode("ascii")
 
     @classmethod
-    def open(cls, path: str, read_only: bool) -> Disk:
+    def open(cls, path: str, read_only: bool, serial: str | None = None) -> Disk:
         """Open and lock an image; HostError or BusyError says what is wrong with it."""
-        mode = os.O_RDONLY if read_only else os.O_RDWR
+        fd = open_image(path, read_only)
         try:
-            fd = os.open(path, mode | os.O_CLOEXEC)
-        except OSError as error:
-            raise cannot_open(path, read_only, error) from error
-        try:
-            kind = os.fstat(fd).st_mode
-            if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-                raise HostError(
-                    f"{path} is neither a file nor a block device", "give a raw disk image"
-                )
             lock_image(path, fd, read_only)
-            disk = cls(path, fd, read_only)
+            disk = cls(path, fd, read_only, serial)
             if not disk.capacity:
                 raise too_small(path, disk.size)
         except BaseException:
@@ -74,19 +82,28 @@ class Disk:
         return disk
 
     def _read_topology(self) -> None:
-        def ask(request: int) -> int:
-            return int(struct.unpack("I", fcntl.ioctl(self.fd, request, bytes(4)))[0])
+        self.logical_block = _ask(self.fd, BLKSSZGET)
+        self.physical_block = _ask(self.fd, BLKPBSZGET)
+        self.min_io = _ask(self.fd, BLKIOMIN)
+        self.opt_io = _ask(self.fd, BLKIOOPT)
 
-        self.logical_block = ask(BLKSSZGET)
-        self.physical_block = ask(BLKPBSZGET)
-        self.min_io = ask(BLKIOMIN)
-        self.opt_io = ask(BLKIOOPT)
+    def _find_discard(self) -> bool:
+        """Whether discards can work here, found out by one that changes nothing."""
+        try:
+            if self.is_block_device:
+                fcntl.ioctl(self.fd, BLKDISCARD, IMPOSSIBLE_RANGE)
+            else:
+                punch_hole(self.fd, (self.size + PAGE - 1) // PAGE * PAGE, PAGE)
+        except OSError as error:
+            return error.errno not in UNABLE
+        return True
 
     def status(self) -> dict[str, object]:
         """Facts for `status`."""
         return {
             "path": self.path,
             "format": "raw",
+            "serial": self.serial.decode("ascii"),
             "read_only": self.read_only,
             "size": self.size,
             "lock": "shared" if self.read_only else "exclusive",
@@ -99,11 +116,32 @@ class Disk:
             self.fd = -1
 
 
-def cannot_open(path: str, read_only: bool, error: OSError) -> VmmError:
+def open_image(path: str, read_only: bool) -> int:
+    """A descriptor of an image that may be used so; VmmError says why it may not."""
+    try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+            raise ConfigError([f"{path} is neither a file nor a block device (give a raw image)"])
+        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+    except OSError as error:
+        raise cannot_open(path, read_only, error.strerror, error.errno in HOST_LACKS) from error
+    # Opening a device for writing goes well although it refuses each write.
+    if not read_only and stat.S_ISBLK(kind) and _ask(fd, BLKROGET):
+        os.close(fd)
+        raise cannot_open(path, read_only, "the device is read-only")
+    return fd
+
+
+def _ask(fd: int, request: int) -> int:
+    """What an ioctl of block devices tells as a number."""
+    return int(struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))[0])
+
+
+def cannot_open(path: str, read_only: bool, why: str | None, host_lacks: bool = False) -> VmmError:
     """The error for an image that does not open: the setting's fault, unless the host lacks."""
     wanted = "reading" if read_only else "reading and writing"
-    text = f"cannot open the disk image {path} for {wanted}: {error.strerror}"
-    if error.errno in HOST_LACKS:
+    text = f"cannot open the disk image {path} for {wanted}: {why}"
+    if host_lacks:
         return HostError(text, "raise the limit (ulimit -a), or see the kernel's log")
     return ConfigError([f"{text} (check the path and its permissions)"])
 
@@ -118,16 +156,27 @@ def too_small(path: str, size: int) -> ConfigError:
     )
 
 
-def open_disks(system: tuple[str, ...], config: tuple[str, ...]) -> list[Disk]:
+def open_disks(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list[Disk]:
     """All images in the order of their slots: system disks read-write, config disks read-only."""
     disks: list[Disk] = []
     try:
-        for path in system:
-            disks.append(Disk.open(path, read_only=False))
-        for path in config:
-            disks.append(Disk.open(path, read_only=True))
+        for image in system:
+            disks.append(Disk.open(image.path, read_only=False, serial=image.serial))
+        for image in config:
+            disks.append(Disk.open(image.path, read_only=True, serial=image.serial))
     except BaseException:
         for disk in disks:
             disk.close()
         raise
+    make_serials_distinct(disks)
     return disks
+
+
+def make_serials_distinct(disks: Sequence[Disk]) -> None:
+    """Where two would be the same (numbers without a gap, cloned volumes), the later is exact."""
+    taken = {disk.serial for disk in disks if disk.has_own_serial}
+    for disk in disks:
+        if not disk.has_own_serial:
+            if disk.serial in taken:
+                disk.serial = exact_serial(os.fstat(disk.fd))
+            taken.add(disk.serial)

@@ -12,6 +12,7 @@ from vmm.errors import SETTING_PREFIX as PREFIX
 from vmm.errors import ConfigError
 from vmm.host.files import HOST, KVM_PATH
 from vmm.host.finding import Finding, problem, refuse
+from vmm.host.roles import FIELDS, file_roles
 from vmm.layout import PCI_SLOTS
 from vmm.light.printable import size_text
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from vmm.host.files import Host
     from vmm.settings.config import Config
+    from vmm.settings.images import ImageSpec
     from vmm.settings.memory import MemoryConfig
     from vmm.settings.parse import DeviceSpec
 
@@ -46,6 +48,11 @@ def check_host(config: Config, host: Host = HOST) -> None:
         disks = len(config.system_images) + len(config.config_images)
         findings += devices(config.devices, config.memory, host, disks)
     refuse(findings)
+
+
+def check_roles(config: Config) -> None:
+    """ConfigError for each file with two roles; to be asked before the log opens its files."""
+    refuse(file_roles({field: getattr(config, field) for field in FIELDS}))
 
 
 def kernel_files(kernel: str | None, initramfs: str | None) -> list[Finding]:
@@ -79,25 +86,19 @@ def _unreadable(path: str, write: bool = False) -> str | None:
     return None
 
 
-def images(system: Sequence[str], config: Sequence[str]) -> list[Finding]:
-    """Disk images are files or block devices with the right permissions, each given once."""
+def images(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list[Finding]:
+    """Disk images are raw files or block devices with the right permissions."""
+    given = [("SYSTEM_IMAGE_FILEPATH", image, True) for image in system]
+    given += [("CONFIG_IMAGE_FILEPATH", image, False) for image in config]
     findings = []
-    seen: dict[tuple[int, int], str] = {}
-    given = [("SYSTEM_IMAGE_FILEPATH", path, True) for path in system]
-    given += [("CONFIG_IMAGE_FILEPATH", path, False) for path in config]
-    for variable, path, write in given:
-        why = _unreadable(path, write)
-        told = f"{PREFIX}{variable}: {path}"
-        if why is None:
-            found = os.stat(path)
-            kind = found.st_mode
-            if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-                why = "neither a file nor a block device"
-            key = (found.st_dev, found.st_rdev or found.st_ino)
-            if why is None and key in seen:
-                why = f"it is the same image as {seen[key]}; give each once"
-            seen[key] = path
-        findings.append(_of_file("image", told, path, why))
+    serials: dict[str, str] = {}
+    for variable, image, write in given:
+        findings.append(_image(f"{PREFIX}{variable}: {image.path}", image, write))
+        if image.serial is not None and image.serial in serials:
+            told = f"{PREFIX}{variable}: serial={image.serial} is given to {serials[image.serial]}"
+            findings.append(_of_file("image", told, image.path, f"and to {image.path}"))
+        elif image.serial is not None:
+            serials[image.serial] = image.path
     if len(given) > DISKS_MAX:
         findings.append(
             problem(
@@ -107,6 +108,35 @@ def images(system: Sequence[str], config: Sequence[str]) -> list[Finding]:
             )
         )  # fmt: skip
     return findings
+
+
+def _image(told: str, image: ImageSpec, write: bool) -> Finding:
+    path = image.path
+    why = _unreadable(path, write)
+    if why is None:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+            why = "neither a file nor a block device"
+        elif image.format is None:
+            return _raw_image(told, path)
+    return _of_file("image", told, path, why)
+
+
+def _raw_image(told: str, path: str) -> Finding:
+    """The content is not that of another format; whoever knows better has said format=raw."""
+    from vmm.host.image_format import conversion, foreign_format
+
+    try:
+        format_name = foreign_format(path)
+    except OSError as error:
+        return _of_file("image", told, path, (error.strerror or str(error)).lower())
+    if format_name is None:
+        return Finding("image", told, path)
+    return problem(
+        "image", f"{told}: it is a {format_name} image, not a raw one", path,
+        cure=[conversion(path, format_name)], as_root=False, code=ConfigError.exit_code,
+        advice=f"then give the raw image; if this one is raw all the same: {path},format=raw",
+    )  # fmt: skip
 
 
 def memory(config: MemoryConfig, host: Host) -> Finding:

@@ -51,7 +51,7 @@ class Holder(Record):
 
 def name_of(config: Config) -> str:
     """The name set, or one made from the first system image's real path."""
-    return config.name or name_from_image(config.system_images[0])
+    return config.name or name_from_image(config.system_images[0].path)
 
 
 def name_from_image(path: str) -> str:

@@ -10,6 +10,7 @@ import os
 from vmm.errors import SETTING_PREFIX, ConfigError
 from vmm.light.printable import brief, quote
 from vmm.light.record import Record
+from vmm.settings.images import IMAGES_FORM, ImageSpec, parse_images
 from vmm.settings.memory import FORM as MEMORY_FORM
 from vmm.settings.memory import MemoryConfig, parse_memory
 from vmm.settings.parse import (
@@ -106,14 +107,13 @@ def _parse_cpu_count(text: str) -> int:
     return parse_integer(text, 1, CPU_MAX)
 
 
-PATHS_FORM = "paths, comma separated (double quotes protect a comma)"
 SETTINGS = (
     Setting("KERNEL_FILEPATH", "kernel_path", REQUIRED, "a path",
             "bzImage, ELF kernel or firmware with a PVH entry", check_path),
-    Setting("SYSTEM_IMAGE_FILEPATH", "system_images", REQUIRED, PATHS_FORM,
-            "raw disk images, read-write; the first is the primary", parse_paths),
-    Setting("CONFIG_IMAGE_FILEPATH", "config_images", REQUIRED, PATHS_FORM,
-            "raw disk images, read-only", parse_paths),
+    Setting("SYSTEM_IMAGE_FILEPATH", "system_images", REQUIRED, IMAGES_FORM,
+            "raw disk images, read-write; the first is the primary", parse_images),
+    Setting("CONFIG_IMAGE_FILEPATH", "config_images", REQUIRED, IMAGES_FORM,
+            "raw disk images, read-only", parse_images),
     Setting("CPU_COUNT", "cpu_count", "4", f"1 to {CPU_MAX}, as far as KVM allows",
             "virtual CPUs", _parse_cpu_count),
     Setting("MEMORY_CONFIG", "memory", "size=16G,shared=on", MEMORY_FORM,
@@ -156,8 +156,8 @@ class Config(Record):
         "serial", "stop_timeout_seconds", "system_images", "warnings",
     )  # fmt: skip
     kernel_path: str
-    system_images: tuple[str, ...]
-    config_images: tuple[str, ...]
+    system_images: tuple[ImageSpec, ...]
+    config_images: tuple[ImageSpec, ...]
     cpu_count: int
     memory: MemoryConfig
     devices: tuple[DeviceSpec, ...]
@@ -237,7 +237,7 @@ def identity(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
     variable = f"{PREFIX}SYSTEM_IMAGE_FILEPATH"
     images = unwrap(variable, environment.get(variable, ""), [])
     try:
-        return found, parse_paths(images)[0] if images else None
+        return found, parse_images(images)[0].path if images else None
     except BadValue as error:
         raise ConfigError([f"{variable}={brief(images)}: {error}"]) from None
 

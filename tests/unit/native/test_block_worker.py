@@ -28,7 +28,17 @@ if worker_class() is not BlkWorker:
 class Rig:
     """A worker on a real file, and the driver that talks to it."""
 
-    def __init__(self, engine, path, *, read_only=False, size=16, sectors=SECTORS, event_idx=False):
+    def __init__(
+        self,
+        engine,
+        path,
+        *,
+        read_only=False,
+        size=16,
+        sectors=SECTORS,
+        event_idx=False,
+        block_device=False,
+    ):
         self.memory = GuestMemory([(0, 4 << 20)])
         self.driver = DriverQueue(self.memory, 0x1000, size)
         self.fd = os.open(path, os.O_RDONLY if read_only else os.O_RDWR)
@@ -39,8 +49,8 @@ class Rig:
             self.memory, size, *self.driver.areas(), event_idx=event_idx, indirect=True
         )
         self.worker = engine(
-            self.queue, self.fd, sectors, read_only, False, b"serial-42", self.kick, self.call,
-            self.config,
+            self.queue, self.fd, sectors, read_only, block_device, b"serial-42", self.kick,
+            self.call, self.config,
         )  # fmt: skip
         self.worker.start("disk-test")
 

@@ -61,7 +61,7 @@ def test_the_nine_variables_and_ours():
 
 def test_lists_and_quotes():
     found = config(SYSTEM_IMAGE_FILEPATH='/a.img,"/b,c.img"', LOG_FILEPATH="/var/log/x,journald")
-    assert found.system_images == ("/a.img", "/b,c.img")
+    assert [image.path for image in found.system_images] == ["/a.img", "/b,c.img"]
     assert found.log_destinations == ("/var/log/x", "journald")
 
 

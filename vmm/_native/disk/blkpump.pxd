@@ -15,8 +15,14 @@ cdef enum Action:
     ACTION_READ = 1
     ACTION_WRITE = 2
     ACTION_FLUSH = 3
-    ACTION_PUNCH = 4             # fallocate(PUNCH_HOLE)
-    ACTION_ZERO = 5              # fallocate(ZERO_RANGE)
+    ACTION_DISCARD = 4           # nothing is promised about what is read afterwards
+    ACTION_ZERO = 5              # reads as zeroes afterwards, whichever way
+
+# How a range comes to read as zeroes, the cheapest first. One that fails is followed by the next.
+cdef enum ZeroMethod:
+    ZERO_BY_HOLE = 0             # fallocate(PUNCH_HOLE): gives the space back
+    ZERO_BY_RANGE = 1            # fallocate(ZERO_RANGE): keeps it
+    ZERO_BY_WRITING = 2
 
 cdef struct Request:
     uint16_t head
@@ -31,6 +37,9 @@ cdef struct Request:
     int first                    # first entry still to do
     int count                    # entries in all
     bint then_flush              # write-through: fdatasync before the answer
+    bint unmap                   # ACTION_ZERO: the space may be given back
+    int method                   # ACTION_ZERO: a ZeroMethod
+    uint64_t step                # bytes of a range that the call in progress covers
 
 cdef class BlkWorker(Worker):
     cdef VirtQueue queue
@@ -40,6 +49,9 @@ cdef class BlkWorker(Worker):
     cdef readonly bint read_only
     cdef bint block_device
     cdef uint64_t sectors
+    # Whether DISCARD is offered. WRITE_ZEROES works on everything that can be written.
+    cdef public bint can_discard
+    cdef int zero_methods[2]     # where to begin without and with `unmap`; grows with failures
     cdef public int writeback    # 1: the guest flushes; 0: every write is flushed
     cdef bytes serial
     cdef uint8_t serial_data[20]
@@ -57,6 +69,6 @@ cdef class BlkWorker(Worker):
     cdef void complete(self, Request *request) noexcept nogil
     cdef void execute(self, Request *request) noexcept nogil
     cdef void count(self, Request *request) noexcept nogil
-    cdef int change_range(self, Request *request) noexcept nogil
+    cdef int64_t change_range(self, Request *request) noexcept nogil
     cdef void answer_id(self, Request *request, int count) noexcept nogil
     cdef bint serve(self) noexcept nogil

@@ -5,6 +5,7 @@ class BlkWorker(Worker):
     engine: str
     call_fd: int
     writeback: int
+    can_discard: bool
     read_only: bool
     reads: int
     writes: int

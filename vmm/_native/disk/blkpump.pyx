@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
 from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
@@ -18,25 +19,22 @@ cdef extern from *:
     #define _GNU_SOURCE
     #endif
     #include <fcntl.h>
-    #include <linux/falloc.h>
     #include <linux/fs.h>
     #include <poll.h>
     #include <stdint.h>
     #include <sys/ioctl.h>
     #include <sys/uio.h>
     #include <unistd.h>
-    static int vmm_block_range(int fd, unsigned long request, uint64_t start, uint64_t length) {
+    static int vmm_block_discard(int fd, uint64_t start, uint64_t length) {
         uint64_t range[2] = {start, length};
-        return ioctl(fd, request, range);
+        return ioctl(fd, BLKDISCARD, range);
     }
     """
-    unsigned long BLKDISCARD, BLKZEROOUT
-    int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE
     int fallocate(int fd, int mode, int64_t offset, int64_t length) nogil
     int fdatasync(int fd) nogil
     ssize_t preadv(int fd, iovec *iov, int count, int64_t offset) nogil
     ssize_t pwritev(int fd, iovec *iov, int count, int64_t offset) nogil
-    int vmm_block_range(int fd, unsigned long request, uint64_t start, uint64_t length) nogil
+    int vmm_block_discard(int fd, uint64_t start, uint64_t length) nogil
     struct pollfd:
         int fd
         short events
@@ -75,6 +73,9 @@ cdef class BlkWorker(Worker):
         self.call_fd = call_fd
         self.config_call_fd = config_call_fd
         self.writeback = 1
+        self.can_discard = True
+        self.zero_methods[0] = ZERO_BY_RANGE
+        self.zero_methods[1] = ZERO_BY_HOLE
         cdef size_t size = queue.size
         self.segments = <Segment *>calloc(size, sizeof(Segment))
         self.requests = <Request *>calloc(size, sizeof(Request))
@@ -179,6 +180,9 @@ cdef class BlkWorker(Worker):
         cdef int i
         if self.read_only or not self.set_data(request, count, False, HEADER, 0):
             return
+        if kind == VIRTIO_BLK_T_DISCARD and not self.can_discard:
+            request.status = VIRTIO_BLK_S_UNSUPP
+            return
         if request.length != RANGE:      # max_discard_seg and max_write_zeroes_seg are 1
             return
         for i in range(request.count):
@@ -199,10 +203,10 @@ cdef class BlkWorker(Worker):
             return
         request.offset = sector * SECTOR
         request.length = <uint64_t>sectors * SECTOR
-        if kind == VIRTIO_BLK_T_WRITE_ZEROES and not flags:
-            request.action = ACTION_ZERO
-        else:
-            request.action = ACTION_PUNCH
+        request.unmap = flags != 0
+        request.method = self.zero_methods[request.unmap]
+        request.action = (
+            ACTION_DISCARD if kind == VIRTIO_BLK_T_DISCARD else ACTION_ZERO)
         request.then_flush = not self.writeback
 
     cdef bint set_data(self, Request *request, int count, bint writable, uint64_t skip,
@@ -244,9 +248,21 @@ cdef class BlkWorker(Worker):
         if result < 0:
             if result == -EINTR or result == -EAGAIN:
                 return True
+            if is_range(request):
+                return another_way(request, result, self.zero_methods)
             request.status = VIRTIO_BLK_S_IOERR
             return False
-        if request.action == ACTION_READ or request.action == ACTION_WRITE:
+        if is_range(request):
+            if not by_writing(request):
+                result = request.step
+            if result == 0:
+                request.status = VIRTIO_BLK_S_IOERR
+                return False
+            request.length -= result
+            request.offset += result
+            if request.length:
+                return True
+        elif request.action == ACTION_READ or request.action == ACTION_WRITE:
             if result == 0:
                 request.status = VIRTIO_BLK_S_IOERR      # the file is shorter than it was
                 return False
@@ -281,6 +297,9 @@ cdef class BlkWorker(Worker):
         cdef bint more = request.action != ACTION_DONE
         self.count(request)
         while more:
+            if is_range(request) and self.stop_asked():
+                request.status = VIRTIO_BLK_S_IOERR      # not done, and nobody waits for it
+                break
             entries = min(request.count - request.first, IOV_MAX_ENTRIES)
             if request.action == ACTION_READ:
                 rc = preadv(self.fd, &request.iov[request.first], entries, request.offset)
@@ -292,14 +311,13 @@ cdef class BlkWorker(Worker):
                 rc = self.change_range(request)
             more = self.advance(request, -errno if rc < 0 else rc)
 
-    cdef int change_range(self, Request *request) noexcept nogil:
-        cdef int mode = FALLOC_FL_KEEP_SIZE
-        if self.block_device:
-            return vmm_block_range(
-                self.fd, BLKDISCARD if request.action == ACTION_PUNCH else BLKZEROOUT,
-                request.offset, request.length)
-        mode |= FALLOC_FL_PUNCH_HOLE if request.action == ACTION_PUNCH else FALLOC_FL_ZERO_RANGE
-        return fallocate(self.fd, mode, request.offset, request.length)
+    cdef int64_t change_range(self, Request *request) noexcept nogil:
+        begin_step(request, self.block_device)
+        if by_writing(request):
+            return pwritev(self.fd, request.iov, 1, request.offset)
+        if self.block_device and request.action == ACTION_DISCARD:
+            return vmm_block_discard(self.fd, request.offset, request.step)
+        return fallocate(self.fd, range_mode(request), request.offset, request.step)
 
     cdef void count(self, Request *request) noexcept nogil:
         if request.action == ACTION_READ:

@@ -4,21 +4,23 @@ A batch costs one system call: it submits what was popped and waits for completi
 doorbell. Source: io_uring(7), liburing.
 """
 
-from libc.errno cimport EAGAIN, EINTR
+from libc.errno cimport EAGAIN, EBUSY, EINTR
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from vmm._native.disk.blkpump cimport (
+    ACTION_DISCARD,
     ACTION_DONE,
     ACTION_FLUSH,
-    ACTION_PUNCH,
     ACTION_READ,
     ACTION_WRITE,
     BlkWorker,
     Request,
     iovec,
 )
+from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mode
 from vmm._native.host.fd import IoctlError
+from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
 from vmm._native.virtio.worker cimport signal_fd
 
 cdef extern from *:
@@ -27,12 +29,15 @@ cdef extern from *:
     #define _GNU_SOURCE
     #endif
     #include <fcntl.h>
-    #include <linux/falloc.h>
     #include <poll.h>
     #include <liburing.h>
     """
     short POLLIN
-    int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE
+    struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd *fds, unsigned long count, int timeout) nogil
     struct io_uring:
         pass
     struct io_uring_sqe:
@@ -49,6 +54,7 @@ cdef extern from *:
     io_uring_sqe *io_uring_get_sqe(io_uring *ring) nogil
     int io_uring_submit(io_uring *ring) nogil
     int io_uring_submit_and_wait(io_uring *ring, unsigned int count) nogil
+    unsigned int io_uring_sq_ready(const io_uring *ring) nogil
     int io_uring_peek_cqe(io_uring *ring, io_uring_cqe **cqe) nogil
     void io_uring_cqe_seen(io_uring *ring, io_uring_cqe *cqe) nogil
     void io_uring_sqe_set_data64(io_uring_sqe *sqe, uint64_t data) nogil
@@ -73,6 +79,10 @@ cdef enum:
     TAG_KICK = 0x100000000
     TAG_STOP = 0x200000000
     TAG_CANCEL = 0x400000000
+    # How long a ring that fails is left alone before it is tried again, and how often the end of
+    # the thread does so: the kernel has then dropped or done what it was given (30 s).
+    RETRY_MS = 10
+    RETRIES_MAX = 3000
 
 
 def supported():
@@ -103,6 +113,7 @@ cdef class UringBlkWorker(BlkWorker):
     cdef int *free_slots
     cdef int free_count
     cdef int in_flight
+    cdef int outstanding         # entries made and not completed, but for the wait for stop_fd
     cdef uint64_t kick_value
     cdef bint kick_armed
 
@@ -112,8 +123,8 @@ cdef class UringBlkWorker(BlkWorker):
         self.free_slots = <int *>calloc(size, sizeof(int))
         if not (self.ring and self.free_slots):
             raise MemoryError
-        # Room for every request and for both eventfds.
-        cdef int rc = io_uring_queue_init(size + 2, self.ring, 0)
+        # Room for every request, both eventfds and a cancellation, so that an entry is always free.
+        cdef int rc = io_uring_queue_init(size + 3, self.ring, 0)
         if rc < 0:
             raise IoctlError(-rc, "io_uring_setup")
         self.ring_ready = True
@@ -133,7 +144,6 @@ cdef class UringBlkWorker(BlkWorker):
         cdef Request *request = &self.requests[slot]
         cdef io_uring_sqe *sqe = self.next_sqe()
         cdef int entries = min(request.count - request.first, IOV_MAX_ENTRIES)
-        cdef int mode = FALLOC_FL_KEEP_SIZE
         if request.action == ACTION_READ:
             io_uring_prep_readv(sqe, self.fd, &request.iov[request.first], entries,
                                 request.offset)
@@ -143,20 +153,19 @@ cdef class UringBlkWorker(BlkWorker):
         elif request.action == ACTION_FLUSH:
             io_uring_prep_fsync(sqe, self.fd, IORING_FSYNC_DATASYNC)
         else:
-            if request.action == ACTION_PUNCH:
-                mode |= FALLOC_FL_PUNCH_HOLE
+            begin_step(request, self.block_device)
+            if by_writing(request):
+                io_uring_prep_writev(sqe, self.fd, request.iov, 1, request.offset)
             else:
-                mode |= FALLOC_FL_ZERO_RANGE
-            io_uring_prep_fallocate(sqe, self.fd, mode, request.offset, request.length)
+                io_uring_prep_fallocate(sqe, self.fd, range_mode(request), request.offset,
+                                        request.step)
         io_uring_sqe_set_data64(sqe, slot)
         self.in_flight += 1
 
     cdef io_uring_sqe *next_sqe(self) noexcept nogil:
-        cdef io_uring_sqe *sqe = io_uring_get_sqe(self.ring)
-        if sqe == NULL:                  # full: hand over what is there, then there is room
-            io_uring_submit(self.ring)
-            sqe = io_uring_get_sqe(self.ring)
-        return sqe
+        # Never NULL: the ring has an entry for everything that can be under way at once.
+        self.outstanding += 1
+        return io_uring_get_sqe(self.ring)
 
     cdef void arm(self) noexcept nogil:
         cdef io_uring_sqe *sqe = self.next_sqe()
@@ -172,8 +181,8 @@ cdef class UringBlkWorker(BlkWorker):
     cdef void start_request(self, int slot, int count) noexcept nogil:
         cdef Request *request = &self.requests[slot]
         self.parse(request, count)
-        if self.block_device and request.action > ACTION_FLUSH:
-            self.execute(request)        # discard of a block device is an ioctl
+        if self.block_device and request.action == ACTION_DISCARD:
+            self.execute(request)        # an ioctl, which rings have for new kernels only
             self.answer(slot)
             return
         self.count(request)
@@ -183,10 +192,15 @@ cdef class UringBlkWorker(BlkWorker):
             self.submit_request(slot)
 
     cdef int pop_all(self) noexcept nogil:
-        # Takes chains while there are slots; < 0 when the ring is broken.
+        # Takes chains while there are slots: 0 when the driver has no more or must wait, 1 when
+        # more may be there, < 0 when the ring is broken. At most a queue full at once: a driver
+        # that never stops must not keep completions and the end of this thread waiting.
         cdef int count
         cdef int slot
-        while self.free_count:
+        cdef int taken = 0
+        while self.free_count and not self.stop_asked():
+            if taken == self.queue.size:
+                return 1
             slot = self.free_slots[self.free_count - 1]
             count = self.queue.pop(&self.requests[slot].head, self.segments)
             if count < 0:
@@ -197,6 +211,7 @@ cdef class UringBlkWorker(BlkWorker):
                 if not self.queue.enable_notify():
                     return 0
                 continue
+            taken += 1
             self.free_count -= 1
             self.start_request(slot, count - 1)
         return 0
@@ -209,41 +224,81 @@ cdef class UringBlkWorker(BlkWorker):
             tag = cqe.user_data
             result = cqe.res
             io_uring_cqe_seen(self.ring, cqe)
+            if tag != TAG_STOP:
+                self.outstanding -= 1
             if tag == TAG_KICK:
                 self.kick_armed = False
             elif tag < TAG_KICK:
                 self.in_flight -= 1
-                if self.advance(&self.requests[tag], result):
+                if self.go_on(&self.requests[tag], result):
                     self.submit_request(<int>tag)
                 else:
                     self.answer(<int>tag)
 
+    cdef bint go_on(self, Request *request, int64_t result) noexcept nogil:
+        # As advance(), but at the end of the thread no further piece of a range is begun.
+        if not self.advance(request, result):
+            return False
+        if is_range(request) and self.stop_asked():
+            request.status = VIRTIO_BLK_S_IOERR
+            return False
+        return True
+
+    cdef int enter(self, unsigned int wait) noexcept nogil:
+        # Submits, and waits for a completion if asked to. 0, or the errno of a ring that fails
+        # for good, < 0. One that is short of memory is tried again, after a moment.
+        cdef pollfd stop = pollfd(self.stop_fd, POLLIN, 0)
+        cdef int rc = io_uring_submit_and_wait(self.ring, wait)
+        if rc >= 0 or rc == -EINTR:
+            return 0
+        if rc != -EAGAIN and rc != -EBUSY:
+            return rc
+        poll(&stop, 1, RETRY_MS)
+        return 0
+
     cdef void loop(self) noexcept nogil:
-        cdef int reason
+        cdef int more
         cdef int rc
         cdef io_uring_sqe *sqe = self.next_sqe()
+        self.outstanding -= 1            # as long as the thread runs: not to be waited for
         io_uring_prep_poll_add(sqe, self.stop_fd, POLLIN)
         io_uring_sqe_set_data64(sqe, TAG_STOP)
         while not self.stop_asked():
             if not self.kick_armed:
                 self.arm()
-            reason = self.pop_all()
+            more = self.pop_all()
             if self.queue.needs_interrupt():
                 signal_fd(self.call_fd)
-            if reason < 0:
-                self.break_queue(reason)
+            if more < 0:
+                self.break_queue(more)
                 break
-            rc = io_uring_submit_and_wait(self.ring, 1)
-            if rc < 0 and rc != -EINTR and rc != -EAGAIN:
+            rc = self.enter(0 if more else 1)
+            if rc < 0:
                 self.break_queue(rc)
                 break
             self.reap()
+        self.drain()
+
+    cdef void drain(self) noexcept nogil:
         # No guest buffer may be in use when this thread ends, and no read of the doorbell may
         # stay behind: it would swallow a kick meant for the next worker.
+        cdef io_uring_sqe *sqe
+        cdef int retries = 0
+        cdef int rc
         if self.kick_armed:
             sqe = self.next_sqe()
             io_uring_prep_cancel64(sqe, TAG_KICK, 0)
             io_uring_sqe_set_data64(sqe, TAG_CANCEL)
         while self.in_flight or self.kick_armed:
-            io_uring_submit_and_wait(self.ring, 1)
+            rc = io_uring_submit_and_wait(self.ring, 1)
+            if rc < 0 and rc != -EINTR:
+                # What was not handed over never will be; what the kernel has, it completes.
+                if self.outstanding <= <int>io_uring_sq_ready(self.ring):
+                    return
+                retries += 1
+                if retries > RETRIES_MAX:
+                    return
+                if self.kick_armed:
+                    signal_fd(self.kick_fd)      # ends its read without the ring's help
+                poll(NULL, 0, RETRY_MS)
             self.reap()

@@ -43,6 +43,9 @@ cdef extern from *:
     static void vmm_cpuid(unsigned leaf, unsigned sub, unsigned *r) {
         __cpuid_count(leaf, sub, r[0], r[1], r[2], r[3]);
     }
+    static int vmm_punch_hole(int fd, off_t offset, off_t length) {
+        return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+    }
     static int vmm_set_name(const char *name) { return prctl(PR_SET_NAME, name, 0, 0, 0); }
     """
     int F_OFD_SETLK, F_OFD_GETLK, F_RDLCK, F_WRLCK, F_UNLCK
@@ -53,6 +56,7 @@ cdef extern from *:
         off_t l_start
         off_t l_len
     int vmm_ofd_lock(int fd, int command, flock *lock)
+    int vmm_punch_hole(int fd, off_t offset, off_t length)
     void vmm_cpuid(unsigned int leaf, unsigned int sub, unsigned int *r)
     int vmm_set_name(const char *name)
 
@@ -116,6 +120,11 @@ cdef flock wanted_lock(bint exclusive, off_t start, off_t length):
     lock.l_start = start
     lock.l_len = length
     return lock
+
+
+def punch_hole(int fd, off_t offset, off_t length):
+    """Give a range's space back, so that it reads as zeroes; the size stays (fallocate(2))."""
+    check(vmm_punch_hole(fd, offset, length), b"fallocate(FALLOC_FL_PUNCH_HOLE)")
 
 
 def host_cpuid(unsigned int leaf, unsigned int subleaf=0):

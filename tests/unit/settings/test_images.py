@@ -1,0 +1,75 @@
+"""The grammar of the image lists: what belongs to which path, and what is refused."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm.settings.images import ImageSpec, parse_images
+from vmm.settings.parse import BadValue
+
+
+@pytest.mark.parametrize(
+    ("text", "images"),
+    [
+        ("/a.img", [ImageSpec("/a.img")]),
+        ("/a.img,/b.img", [ImageSpec("/a.img"), ImageSpec("/b.img")]),
+        ("/a.img,format=raw", [ImageSpec("/a.img", "raw")]),
+        ("/a,format=raw,/b", [ImageSpec("/a", "raw"), ImageSpec("/b")]),
+        ("/a,/b,serial=root-1", [ImageSpec("/a"), ImageSpec("/b", None, "root-1")]),
+        ("/a,serial=x,format=raw,/b,serial=y",
+         [ImageSpec("/a", "raw", "x"), ImageSpec("/b", None, "y")]),
+        ('"/a,format=raw"', [ImageSpec("/a,format=raw")]),
+        ('"/a,b.img",format=raw', [ImageSpec("/a,b.img", "raw")]),
+        ('/a,"format=raw"', [ImageSpec("/a"), ImageSpec("format=raw")]),
+        ('/a,serial="x,y"', [ImageSpec("/a", None, "x,y")]),
+        ("/a=1.img,/b=2.img", [ImageSpec("/a=1.img"), ImageSpec("/b=2.img")]),
+        ("/a, format=raw", [ImageSpec("/a", "raw")]),
+        ("disk=1.img", [ImageSpec("disk=1.img")]),
+        (f"/a,serial={'s' * 20}", [ImageSpec("/a", None, "s" * 20)]),
+    ],
+)  # fmt: skip
+def test_what_belongs_to_which_path(text, images):
+    assert list(parse_images(text)) == images
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("format=raw,/a", "belongs behind a path"),
+        ("/a,frmat=raw", "did you mean format?"),
+        ("/a,readonly=on", "unknown key 'readonly'"),
+        ("/a,format=qcow2", "qemu-img convert"),
+        ("/a,format=", "raw is the only one"),
+        ("/a,format=raw,format=raw", "given twice for /a"),
+        ("/a,serial=", "1 to 20"),
+        (f"/a,serial={'s' * 21}", "1 to 20"),
+        ("/a,serial=two words", "without blanks"),
+        ("/a,serial=\u00e4", "ASCII"),
+        ("~/a,format=raw", "starts with '~'"),
+        ("/a,,format=raw", "empty"),
+    ],
+)
+def test_refusals(text, told):
+    with pytest.raises(BadValue, match=None) as caught:
+        parse_images(text)
+    assert told in str(caught.value)
+    assert text.startswith("format") or "belongs behind" not in str(caught.value)
+
+
+def test_an_image_is_a_path():
+    image = ImageSpec("/a.img", "raw", "x")
+    assert os.fspath(image) == str(image) == "/a.img"
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_list_or_refused(text):
+    try:
+        images = parse_images(text)
+    except BadValue:
+        return
+    assert images
+    assert all(image.path for image in images)
