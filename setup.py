@@ -12,7 +12,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
 NATIVE = Path("vmm/_native")
 # Modules that need liburing; without its header the build says so and leaves them out.
 NEED_LIBURING = {"uring"}
@@ -91,18 +91,25 @@ class BuildExt(build_ext):
 
 
 class BuildPy(build_py):
-    """build_py that writes down the commit, where git knows it; an editable build has none."""
+    """build_py that writes down the commit, where git knows it, and bundles what `start` imports.
+
+    An editable build has no commit.
+    """
 
     def run(self) -> None:
-        """Copy the modules, then add vmm/_commit.py to the copies."""
+        """Copy the modules, then add vmm/_commit.py and the bundle to the copies."""
         super().run()
-        if self.editable_mode:
-            return
         sys.path.insert(0, str(ROOT / "packaging"))
+        import bundle
+
+        if self.editable_mode:
+            bundle.write(ROOT, editable=True)
+            return
         from commit import commit
 
         target = Path(self.build_lib, "vmm/_commit.py")
         target.write_text(f'"""Written by the build."""\n\nCOMMIT = {commit(ROOT)!r}\n')
+        bundle.write(Path(self.build_lib), editable=False)
 
 
 setup(

@@ -20,7 +20,7 @@ FLOORS = (
     ("vmm.host",),
     ("vmm.vm", "vmm.memory", "vmm.vcpu", "vmm.irq", "vmm.acpi", "vmm.boot", "vmm.x86", "vmm.guest"),
     ("vmm.log", "vmm.settings"),
-    ("vmm.errors", "vmm.layout", "vmm.light"),
+    ("vmm.errors", "vmm.layout", "vmm.light", "vmm.bundle"),
     ("vmm._native",),
 )
 # The native half has floors of its own.
