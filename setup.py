@@ -17,6 +17,7 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "packaging"))
 
+import bundle  # noqa: E402
 import commit  # noqa: E402
 import inner  # noqa: E402
 
@@ -104,12 +105,16 @@ def is_native_of_ours(path: Path) -> bool:
 
 
 class BuildPy(build_py):
-    """build_py that moves `devices` and writes down the commit; an editable build does neither."""
+    """build_py that moves `devices`, writes down the commit, and bundles what `start` imports.
+
+    An editable build does only the last of these.
+    """
 
     def run(self) -> None:
         """Copy the modules; none of an earlier build stays among the copies."""
         if self.editable_mode:
             super().run()
+            bundle.write(ROOT, editable=True)
             return
         target = Path(self.build_lib)
         for old in target.rglob("*"):
@@ -118,6 +123,7 @@ class BuildPy(build_py):
         super().run()
         commit.write(ROOT, target)
         inner.rewrite_tree(target)
+        bundle.write(target, editable=False)
 
 
 class EditableWheel(editable_wheel):

@@ -1,1 +1,1 @@
-"""Light stand-ins for the standard library's heavy parts. Imports nothing of ours."""
+"""Light stand-ins for heavy parts of the standard library. Imports nothing of ours."""
