@@ -10,7 +10,7 @@ import os
 import stat
 
 from vmm.errors import GuestError, VmmError
-from vmm.host.finding import Finding, of_error, problem
+from vmm.host.finding import Finding, of_error, problem, warning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,20 +25,33 @@ if TYPE_CHECKING:
 def log_destinations(destinations: Sequence[str]) -> list[Finding]:
     """Every destination of the log can be opened."""
     from vmm.log.sinks import JOURNAL_SOCKET, STREAMS, SYSLOG_SOCKET, cannot_log
+    from vmm.log.stream import unread_fifo
 
     sockets = {"journald": JOURNAL_SOCKET, "syslog": SYSLOG_SOCKET}
     findings = []
     for destination in destinations:
-        code = 0
+        why = ""
         if destination in sockets:
-            code = 0 if os.path.exists(sockets[destination]) else errno.ENOENT
+            why = "" if os.path.exists(sockets[destination]) else os.strerror(errno.ENOENT)
         elif destination not in STREAMS:
-            code = create_error(destination, make_folders=True)
-        if code:
-            findings.append(of_error("log", cannot_log(destination, os.strerror(code))))
+            why = output_error(destination, make_folders=True)
+        if why:
+            findings.append(of_error("log", cannot_log(destination, why)))
+        elif lossy := unread_fifo(destination):
+            findings.append(warning("log", f"{destination} is {lossy}", destination))
         else:
             findings.append(Finding("log", f"the log goes to {destination}", destination))
     return findings
+
+
+def output_error(path: str, make_folders: bool = False) -> str:
+    """Why text could not go to ``path``, in the words of the kernel or ours; empty when it can."""
+    from vmm.log.stream import refusal
+
+    why = refusal(path)
+    if not why and (code := create_error(path, make_folders)):
+        why = os.strerror(code)
+    return why
 
 
 def create_error(path: str, make_folders: bool = False) -> int:
@@ -64,30 +77,44 @@ def create_error(path: str, make_folders: bool = False) -> int:
 
 def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
     """Files and sockets of (name, console end) can be made."""
-    from vmm.host.console import cannot_listen, cannot_open_file, check_socket_path
+    from vmm.log.stream import unread_fifo
 
     findings = []
+    sockets: list[str] = []
     for name, end in ends:
-        failure: VmmError | None = None
-        if end.kind == "file" and (code := create_error(end.path)):
-            failure = cannot_open_file(end.path, os.strerror(code))
-        elif end.kind == "socket":
-            try:
-                check_socket_path(end.path)
-                if code := _socket_error(end.path):
-                    failure = cannot_listen(end.path, os.strerror(code))
-            except VmmError as error:
-                failure = error
         told = f"{name} is {end.kind}{f' {end.path}' if end.path else ''}"
-        findings.append(of_error("console", failure) if failure else Finding("console", told, name))
+        try:
+            _console(end, sockets)
+        except VmmError as failure:
+            findings.append(of_error("console", failure))
+            continue
+        if end.kind == "file" and (lossy := unread_fifo(end.path)):
+            findings.append(warning("console", f"{told}, {lossy}", name))
+        else:
+            findings.append(Finding("console", told, name))
     return findings
+
+
+def _console(end: Endpoint, sockets: list[str]) -> None:
+    """VmmError when a console's end cannot be made; ``sockets`` collects those seen so far."""
+    from vmm.host.console import cannot_open_file
+    from vmm.host.console_socket import cannot_listen, check_socket_path
+
+    if end.kind == "file" and (why := output_error(end.path)):
+        raise cannot_open_file(end.path, why)
+    if end.kind == "socket":
+        check_socket_path(end.path)
+        twice = os.path.realpath(end.path) in sockets
+        if code := errno.EADDRINUSE if twice else _socket_error(end.path):
+            raise cannot_listen(end.path, os.strerror(code))
+        sockets.append(os.path.realpath(end.path))
 
 
 def _socket_error(path: str) -> int:
     """As create_error(), for a socket: a stale one is removed first, nothing else is."""
-    if os.path.exists(path) and not stat.S_ISSOCK(os.stat(path).st_mode):
-        return errno.EADDRINUSE
-    return create_error(os.path.join(os.path.dirname(path), ".new"))
+    from vmm.host.console_socket import socket_error
+
+    return socket_error(path) or create_error(os.path.join(os.path.dirname(path), ".new"))
 
 
 def image_locks(system: Sequence[str], config: Sequence[str], stop: Stop) -> list[Finding]:
