@@ -29,6 +29,8 @@ from vmm.boot.kernel import check_payload, load_guest, open_plan
 from vmm.boot.smbios import build_smbios
 from vmm.errors import HostError
 from vmm.host.kvm import check_vcpu_count, open_kvm
+from vmm.light.teardown import try_all
+from vmm.log.hub import get_logger
 from vmm.memory import allocate, memory_status, no_progress
 from vmm.vcpu import BootState, Vcpu
 from vmm.vm import Vm
@@ -36,7 +38,7 @@ from vmm.x86 import cpuid, lapic, msr, regs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from devices.vfio.attach import Passthrough
     from devices.vfio.kernel import VfioKernel
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     from vmm.host.disk import Disk
     from vmm.memory import Progress
     from vmm.settings.config import Config
+
+log = get_logger(__name__)
 
 # One that does not leave the guest costs a tenth of a second, and the reply has to fit.
 SNAPSHOTS_MAX = 16
@@ -285,10 +289,9 @@ class Machine:
 
     def stop_vcpus(self) -> None:
         """End all vCPU threads; the guest executes nothing more."""
-        for vcpu in self.vcpus:
-            vcpu.kick()
-        for vcpu in self.vcpus:
-            vcpu.join()
+        steps = [*[vcpu.kick for vcpu in self.vcpus], *[vcpu.join for vcpu in self.vcpus]]
+        for error in try_all(steps):
+            log.warning(f"a vCPU did not end as it should: {error}")
 
     def status(self) -> dict[str, object]:
         """Facts for `status`: memory, vCPUs, disks and devices, exits, phases of the start."""
@@ -321,20 +324,23 @@ class Machine:
         return [vcpu.snapshot(self.memory) for vcpu in self.vcpus[:SNAPSHOTS_MAX]]
 
     def close(self) -> None:
-        """Take the machine apart in reverse order of building; idempotent."""
+        """Take the machine apart in reverse order of building; idempotent, and never fails.
+
+        Every step is tried: what cannot be closed is told in the log, and ends with the process.
+        """
         if self._closed:
             return
         self._closed = True
-        self.stop_vcpus()
+        steps: list[Callable[[], object]] = [self.stop_vcpus]
         if self.passthrough is not None:
-            self.passthrough.close()
-        for function in reversed(self.virtio):
-            function.close()
+            steps.append(self.passthrough.close)
+        steps += [function.close for function in reversed(self.virtio)]
         if hasattr(self, "uart"):
-            self.uart.close()
+            steps.append(self.uart.close)
         if hasattr(self, "vm"):
-            self.vm.close()
-            self.vm.kvm.close()
+            steps += [self.vm.close, self.vm.kvm.close]
         if hasattr(self, "memory"):
-            self.memory.close()
-        os.close(self.outcome_fd)
+            steps.append(self.memory.close)
+        steps.append(lambda: os.close(self.outcome_fd))
+        for error in try_all(steps):
+            log.warning(f"taking the machine apart: {error!r}")

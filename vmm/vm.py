@@ -6,6 +6,7 @@ from vmm._native.kvm.vcpu import VcpuFd
 from vmm._native.kvm.vm import Kvm, VmFd
 from vmm.irq import IrqRouter
 from vmm.layout import IDENTITY_MAP_GPA, TSS_GPA
+from vmm.light.teardown import close_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,5 @@ class Vm:
 
     def close(self) -> None:
         """Close everything in reverse order; the vCPU threads have ended before."""
-        self.irq.close()
-        for vcpu in reversed(self.vcpu_fds):
-            vcpu.close()
-        self.fd.close()
+        vcpus = [vcpu.close for vcpu in reversed(self.vcpu_fds)]
+        close_all([self.irq.close, *vcpus, self.fd.close])

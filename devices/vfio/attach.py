@@ -8,11 +8,12 @@ from devices.vfio.passthrough import PassthroughFunction
 from devices.vfio.peers import PeerToPeer
 from vmm import layout
 from vmm.errors import HostError
+from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from devices.pci.root import PciRoot
     from devices.pci.windows import BarWindows
@@ -103,7 +104,7 @@ class Passthrough:
 
     def close(self) -> None:
         """Give the devices back, then unmap guest RAM from the IOMMU; idempotent."""
-        for function in reversed(self.functions):
-            function.close()
+        steps: list[Callable[[], None]] = [f.close for f in reversed(self.functions)]
         if self.domain is not None:
-            self.domain.close()
+            steps.append(self.domain.close)
+        close_all(steps)

@@ -29,6 +29,7 @@ from devices.vfio.regions import DWORD, Region, find_bars, no_answer
 from vmm._native.vfio import ioctls as vfio
 from vmm._native.vfio.ioctls import VfioBar
 from vmm.errors import HostError
+from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -266,8 +267,10 @@ class PassthroughFunction(PciFunction):
 
     def close(self) -> None:
         """Interrupts off, memory out of the guest, the device given back; idempotent."""
-        self.interrupts.close()
+        close_all(
+            [self.interrupts.close, self._close_regions, self.device.close, self.signals.close]
+        )
+
+    def _close_regions(self) -> None:
         for region in self._regions.values():
             region.close(self._slots, self._peers)
-        self.device.close()
-        self.signals.close()

@@ -23,6 +23,7 @@ from devices.virtio.common_config import (
 )
 from devices.virtio.common_config import SIZE as COMMON_SIZE
 from vmm._native.virtio.registers import VirtioRegisters
+from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -262,12 +263,13 @@ class VirtioPciFunction(PciFunction):
     def close(self) -> None:
         """Stop the device and close the doorbells; the vCPUs have ended before."""
         with self._lock:
-            self._detach_bells()
             self._active = False
-            self.device.close()
-            for fd in self._kick_fds:
-                os.close(fd)
-            self._kick_fds = []
+            close_all([self._detach_bells, self.device.close, self._close_kicks])
+
+    def _close_kicks(self) -> None:
+        for fd in self._kick_fds:
+            os.close(fd)
+        self._kick_fds = []
 
 
 def _drain(fd: int) -> None:

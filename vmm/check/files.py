@@ -10,7 +10,7 @@ import os
 import stat
 
 from vmm.errors import GuestError, HostError, VmmError, about
-from vmm.host.finding import Finding, of_error, problem
+from vmm.host.finding import Finding, of_error, problem, warning
 from vmm.host.places import file_error, socket_error
 from vmm.layout import PHYS_BITS_MAX
 
@@ -33,34 +33,49 @@ RAM_ANY = 1 << PHYS_BITS_MAX
 def log_destinations(destinations: Sequence[str]) -> list[Finding]:
     """Every destination of the log can be opened."""
     from vmm.log.sinks import STREAMS, cannot_log
+    from vmm.log.stream import unread_fifo
 
     findings = []
     for destination in destinations:
-        code = 0
+        why = ""
         if destination in DAEMONS:
-            code = _daemon_error(destination)
+            why = _daemon_error(destination)
         elif destination not in STREAMS:
-            code = file_error(destination, make_folders=True)
-        if code:
-            findings.append(of_error("log", cannot_log(destination, os.strerror(code))))
+            why = _output_error(destination, make_folders=True)
+        if why:
+            findings.append(of_error("log", cannot_log(destination, why)))
+        elif lossy := unread_fifo(destination):
+            findings.append(warning("log", f"{destination} is {lossy}", destination))
         else:
             findings.append(Finding("log", f"the log goes to {destination}", destination))
     return findings
 
 
-def _daemon_error(destination: str) -> int:
+def _output_error(path: str, make_folders: bool = False) -> str:
+    """Why text could not go to ``path``, in the words of the kernel or ours; empty when it can."""
+    from vmm.log.stream import refusal
+
+    why = refusal(path)
+    if not why and (code := file_error(path, make_folders)):
+        why = os.strerror(code)
+    return why
+
+
+def _daemon_error(destination: str) -> str:
     """Connected as a start does it, with nothing said."""
     from vmm.log.sinks import open_sink
 
     try:
         open_sink(destination).close()
     except OSError as error:
-        return error.errno or errno.EIO
-    return 0
+        return error.strerror or str(error)
+    return ""
 
 
 def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
     """Files and sockets of (name, console end) can be made."""
+    from vmm.log.stream import unread_fifo
+
     findings = []
     sockets: list[str] = []
     for name, end in ends:
@@ -70,24 +85,29 @@ def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
             findings.append(of_error("console", about(name.upper(), error), name))
             continue
         told = f"{name} is {end.kind}{f' {end.path}' if end.path else ''}"
-        findings.append(Finding("console", told, name))
+        if end.kind == "file" and (lossy := unread_fifo(end.path)):
+            findings.append(warning("console", f"{told}, {lossy}", name))
+        else:
+            findings.append(Finding("console", told, name))
     return findings
 
 
 def _check_console(end: Endpoint, sockets: list[str]) -> None:
     """Raises what a start would raise. ``sockets``: those that it would have made before."""
-    from vmm.host.console import cannot_listen, cannot_open_file, check_socket_path
+    from vmm.host.console import cannot_open_file
+    from vmm.host.console_socket import cannot_listen, check_socket_path
 
     if end.kind == "pty" and not os.access(PTY_MAKER, os.R_OK | os.W_OK):
         raise HostError(f"no pseudo-terminals: {PTY_MAKER} cannot be opened", "mount devpts")
-    if end.kind == "file" and (code := file_error(end.path)):
-        raise cannot_open_file(end.path, os.strerror(code))
+    if end.kind == "file" and (why := _output_error(end.path)):
+        raise cannot_open_file(end.path, why)
     if end.kind == "socket":
         check_socket_path(end.path)
-        code = errno.EADDRINUSE if end.path in sockets else socket_error(end.path)
+        real = os.path.realpath(end.path)
+        code = errno.EADDRINUSE if real in sockets else socket_error(end.path)
         if code:
             raise cannot_listen(end.path, os.strerror(code))
-        sockets.append(end.path)
+        sockets.append(real)
 
 
 def image_lock(image: ImageSpec, read_only: bool, stop: Stop) -> list[Finding]:

@@ -65,14 +65,16 @@ class Phases:
 def print_timing(phases: Phases, machine_phases: Mapping[str, float]) -> None:
     """`start --timing`: a line on stderr for each phase, in ms; the guest runs already."""
     end = 0.0
+    lines: list[str] = []
     phases.mark("running")
     last = phases.ended.pop()
     built = last[1] - machine_phases["running"]
     rows = [*phases.ended, ("files and consoles", built)]
     rows += [(f"machine: {name}", built + at) for name, at in machine_phases.items()]
     for name, at in rows:
-        complain(f"{name:20} {at - end:8.3f} ms, {at:8.3f} ms in all")
+        lines.append(f"{name:20} {at - end:8.3f} ms, {at:8.3f} ms in all")
         end = at
+    complain(lines)
 
 
 def keep_standard_streams() -> None:
@@ -85,6 +87,18 @@ def keep_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor: this one
+
+
+def stay_in_background() -> None:
+    """A job that uses its terminal from the background is not stopped for it.
+
+    What it reads is an error then, which the console knows, and what it writes is shown.
+    """
+    import _signal
+
+    if os.isatty(0) or os.isatty(1) or os.isatty(2):
+        _signal.signal(_signal.SIGTTIN, _signal.SIG_IGN)
+        _signal.signal(_signal.SIGTTOU, _signal.SIG_IGN)
 
 
 def say(text: str) -> None:
@@ -109,12 +123,11 @@ def write_out(text: str = "") -> None:
         raise VmmError(f"stdout: the output cannot be written: {error.strerror}") from error
 
 
-def complain(text: str) -> None:
-    """A line on stderr, past Python's buffer: one that cannot be written is lost, no more."""
-    try:
-        os.write(2, f"{PROGRAM}: {escape(text)}\n".encode(errors="replace"))
-    except OSError:
-        return
+def complain(lines: list[str]) -> None:
+    """Lines on stderr, past Python's buffer: what nobody takes in time is lost, no more."""
+    from vmm.log.stream import tell
+
+    tell(2, "".join([f"{PROGRAM}: {escape(line)}\n" for line in lines]))
 
 
 def drop_output() -> None:
@@ -124,7 +137,7 @@ def drop_output() -> None:
 
 def report(error: VmmError) -> None:
     """Tell what failed: in the log, and on stderr unless the log goes there."""
-    from vmm.log.sinks import FdSink, JournalSink, open_sink, stream_is_journal
+    from vmm.log.sinks import FdSink, FileSink, JournalSink, open_sink, stream_is_journal
 
     journal_stream = read_environment().get("JOURNAL_STREAM", "")
     to_journal = stream_is_journal(2, journal_stream)
@@ -134,11 +147,11 @@ def report(error: VmmError) -> None:
     for problem in problems:
         variable = setting_of(problem)
         log.error(problem, [("VLLMD_VARIABLE", variable)] if variable else ())
-    if to_journal or any(type(sink) is FdSink for sink in hub.sinks):
+    if to_journal or any(
+        isinstance(sink, FdSink) and not isinstance(sink, FileSink) for sink in hub.sinks
+    ):
         return
-    for problem in problems:
-        for line in problem.split("\n"):
-            complain(f"error: {line}")
+    complain([f"error: {line}" for problem in problems for line in problem.split("\n")])
 
 
 def start(timing: bool = False, environment: dict[str, str] | None = None) -> int:
@@ -153,6 +166,7 @@ def start(timing: bool = False, environment: dict[str, str] | None = None) -> in
     from vmm._native.host.posix import set_process_name
 
     set_process_name(PROGRAM.encode(), [PROGRAM.encode(), b"start"])
+    stay_in_background()
     if environment is None:
         environment = read_environment()
     from vmm.run.notify import Notifier

@@ -11,18 +11,34 @@ import time
 
 from vmm._native.console import terminal
 from vmm._native.console.byteport import BytePort
-from vmm.errors import HostError
+from vmm.errors import HostError, about
+from vmm.host.console_socket import listen
+from vmm.host.terminal import (
+    BACKGROUND_TOLD,
+    HVC0,
+    KEYS_TOLD,
+    TTYS0,
+    Terminal,
+    help_text,
+    input_told,
+    serial_has_input,
+)
+from vmm.light.teardown import close_all
+from vmm.log.stream import is_terminal, open_anew, open_output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from vmm.settings.config import Config
+    from vmm.settings.parse import Endpoint
 
 TTY = "tty"
 NULL = "null"
 FILE = "file"
 PTY = "pty"
 SOCKET = "socket"
-SUN_PATH_MAX = 107
 # Where systemd connects a service's output, which is "/run/systemd/journal/stdout" or, in a
 # journal namespace, the like.
 JOURNAL_PREFIX = "/run/systemd/journal"
@@ -32,59 +48,108 @@ JOURNAL_HEADER = b"vllmd-guest\n\n6\n0\n0\n0\n0\n"
 FLUSH_STEP_SECONDS = 0.001
 
 
+def open_consoles(config: Config, escape_fd: int) -> list[HostConsole]:
+    """The guest's console and its serial port, not started yet. Raises VmmError.
+
+    Two on one terminal share its input: one has it, and Ctrl-A c switches.
+    """
+    refuse_overwriting(config)
+    console = _open("CONSOLE", config.console, escape_fd)
+    try:
+        shared = console.terminal is not None and config.serial.kind == TTY
+        serial = _open("SERIAL", config.serial, escape_fd, typed=not shared)
+    except BaseException:
+        console.close()
+        raise
+    if shared:
+        first = serial_has_input(config.cmdline)
+        told = [f"[{input_told(name)}]\n".encode() for name in (HVC0, TTYS0)]
+        console.port.share_input(serial.port, first, *told)
+        console.told.append(input_told(TTYS0 if first else HVC0))
+    return [console, serial]
+
+
+def _open(setting: str, end: Endpoint, escape_fd: int, typed: bool = True) -> HostConsole:
+    try:
+        return HostConsole(end.kind, end.path, escape_fd, end, typed)
+    except HostError as error:
+        raise about(setting, error) from error
+
+
 class HostConsole:
     """One console. Everything here belongs to the control thread.
 
-    ``port`` is what guest devices attach to; ``path`` names the pty, file or socket. With a
-    terminal as stdin the terminal is in raw mode from start() to close(), Ctrl-C goes to the
-    guest, and Ctrl-A x writes ``escape_fd`` (Ctrl-A Ctrl-A is one Ctrl-A).
+    ``port`` is what guest devices attach to; ``path`` names the pty, file or socket; ``end`` has
+    a file's limits. With a terminal as stdin (and ``typed``) the terminal is in raw mode from
+    start() to close(), Ctrl-C goes to the guest, and Ctrl-A x writes ``escape_fd``.
     """
 
-    def __init__(self, kind: str, path: str = "", escape_fd: int = -1) -> None:
+    def __init__(
+        self,
+        kind: str,
+        path: str = "",
+        escape_fd: int = -1,
+        end: Endpoint | None = None,
+        typed: bool = True,
+    ) -> None:
         self.kind = kind
         self.path = path
+        self.terminal: Terminal | None = None
+        # What the terminal's user is told at the start.
+        self.told: list[str] = []
         self._fds: list[int] = []
-        self._saved: bytes | None = None
         self._socket: Any = None
+        self._socket_file = (0, 0)
         in_fd = out_fd = listen_fd = -1
         if kind == TTY:
-            journal = _open_journal(1)
-            out_fd = 1 if journal < 0 else self._keep(journal)
-            in_fd = 0 if _is_terminal(0) else -1
+            out_fd = self._open_stdout()
+            if typed and is_terminal(0):
+                self.terminal = Terminal()
+                in_fd = self.terminal.fd
         elif kind == FILE:
             out_fd = self._keep(_open_file(path))
         elif kind == PTY:
             in_fd = out_fd = self._open_pty()
         elif kind == SOCKET:
             listen_fd = self._listen(path)
-        self._terminal = in_fd if kind == TTY else -1
-        escape = escape_fd if self._terminal >= 0 else -1
-        self.port = BytePort(in_fd, out_fd, listen_fd, escape)
+        self.port = BytePort(in_fd, out_fd, listen_fd)
+        if self.terminal is not None:
+            self.port.set_keys(escape_fd, help_text(), self.terminal.notice_fd)
+            self.told.append(KEYS_TOLD)
+        if kind == FILE and end is not None and end.max_bytes:
+            self.port.limit_file(os.fsencode(os.path.realpath(path)), end.max_bytes, end.keep)
 
     def _keep(self, fd: int) -> int:
         self._fds.append(fd)
         return fd
 
-    def start(self, name: str) -> None:
-        """Switch the terminal to raw mode and start pumping."""
-        if self._terminal >= 0:
-            import atexit
+    def _open_stdout(self) -> int:
+        own = _open_journal(1)
+        if own < 0:
+            own = open_anew(1)
+        return 1 if own < 0 else self._keep(own)
 
-            self._saved = terminal.set_raw(self._terminal)
-            atexit.register(self.restore)
+    def start(self, name: str) -> None:
+        """Switch the terminal to raw mode, tell its user the keys, and start pumping."""
+        if self.terminal is not None:
+            if not self.take_terminal():
+                self.told.append(BACKGROUND_TOLD)
+            self.port.tell(f"[{'; '.join(self.told)}]\n".encode())
         self.port.start(name)
+
+    def take_terminal(self) -> bool:
+        """Make the terminal raw, if there is one; False while another job has it."""
+        return self.terminal is None or self.terminal.take()
 
     def size(self) -> tuple[int, int]:
         """(columns, rows) of the terminal that shows it, (0, 0) when there is none."""
-        if self.kind != TTY or not _is_terminal(1):
+        if self.kind != TTY or not is_terminal(1):
             return 0, 0
-        size = os.get_terminal_size(1)
+        try:
+            size = os.get_terminal_size(1)
+        except OSError:
+            return 0, 0  # it has just hung up
         return size.columns, size.lines
-
-    @property
-    def raw(self) -> bool:
-        """True while a terminal is in raw mode."""
-        return self._saved is not None
 
     def reopen(self) -> None:
         """Open a file anew (log rotation); an error leaves the old one in use."""
@@ -104,27 +169,31 @@ class HostConsole:
         while self.port.waiting and time.monotonic() < deadline:
             time.sleep(FLUSH_STEP_SECONDS)
 
-    def restore(self) -> None:
-        """Give the terminal back as it was; idempotent."""
-        if self._saved is not None:
-            terminal.restore(self._terminal, self._saved)
-            self._saved = None
-
     def close(self) -> None:
         """Write out what is left (for at most a second), restore the terminal; idempotent."""
-        self.port.close()
-        self.restore()
-        for fd in self._fds:
+        steps: list[Callable[[], object]] = [self.port.close]
+        if self.terminal is not None:
+            steps.append(self.terminal.close)
+        close_all([*steps, self._close_fds, self._close_socket])
+
+    def _close_fds(self) -> None:
+        fds, self._fds = self._fds, []
+        for fd in fds:
             os.close(fd)
-        self._fds = []
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+
+    def _close_socket(self) -> None:
+        if self._socket is None:
+            return
+        self._socket.close()
+        self._socket = None
+        # Somebody may have removed it, and another VM may have made one of the same name.
+        if _identity(self.path) == self._socket_file:
             os.unlink(self.path)
 
     def status(self) -> dict[str, object]:
         """Facts for `status`."""
-        return {"kind": self.kind, "path": self.path, "dropped": self.port.dropped}
+        facts = {"kind": self.kind, "path": self.path, "dropped": self.port.dropped}
+        return {**facts, "refused": self.port.refused} if self.kind == SOCKET else facts
 
     def _open_pty(self) -> int:
         master, slave = os.openpty()
@@ -132,32 +201,25 @@ class HostConsole:
         self._keep(master)
         self._keep(slave)
         self.path = os.ttyname(slave)
+        # devpts lets the group tty write to terminals; this one leads into a guest.
+        os.fchmod(slave, 0o600)
         terminal.set_raw(slave)
         fcntl.fcntl(master, fcntl.F_SETFL, fcntl.fcntl(master, fcntl.F_GETFL) | os.O_NONBLOCK)
         return master
 
     def _listen(self, path: str) -> int:
-        import _socket
-
-        check_socket_path(path)
-        listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        try:
-            _remove_stale(path)
-            listener.bind(path)
-            listener.listen(1)
-        except OSError as error:
-            listener.close()
-            raise cannot_listen(path, error.strerror) from error
-        listener.setblocking(False)
-        self._socket = listener
-        return listener.fileno()
+        self._socket = listen(path)
+        self._socket_file = _identity(path)
+        fd: int = self._socket.fileno()
+        return fd
 
 
-def _is_terminal(fd: int) -> bool:
+def _identity(path: str) -> tuple[int, int]:
     try:
-        return os.isatty(fd)
+        found = os.lstat(path)
     except OSError:
-        return False
+        return -1, -1
+    return found.st_dev, found.st_ino
 
 
 def _open_journal(fd: int) -> int:
@@ -190,27 +252,9 @@ def _open_journal(fd: int) -> int:
 
 def _open_file(path: str) -> int:
     try:
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        return open_output(path)
     except OSError as error:
         raise cannot_open_file(path, error.strerror) from error
-
-
-def check_socket_path(path: str) -> None:
-    """HostError when it is longer than a socket's address can be."""
-    length = len(os.fsencode(path))
-    if length > SUN_PATH_MAX:
-        raise HostError(
-            f"the console socket {path} has a path of {length} bytes; {SUN_PATH_MAX} are possible",
-            "use a shorter path",
-        )
-
-
-def cannot_listen(path: str, why: str | None) -> HostError:
-    """The error for a console's socket that cannot be made."""
-    return HostError(
-        f"cannot listen on the console socket {path}: {why}",
-        "check its directory, or that no other program uses it",
-    )
 
 
 def cannot_open_file(path: str, why: str | None) -> HostError:
@@ -220,20 +264,35 @@ def cannot_open_file(path: str, why: str | None) -> HostError:
     )
 
 
-def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody answers on; leave everything else alone."""
-    import _socket
-    import stat
+def refuse_overwriting(config: Config) -> None:
+    """HostError when a full console file would be renamed over a file that the VM needs."""
+    for end in (config.console, config.serial):
+        if end.kind == FILE and (taken := overwritten(end, _files_of(config))):
+            raise cannot_rotate(end.path, taken)
 
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return
-    except FileNotFoundError:
-        return
-    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        probe.connect(path)
-    except ConnectionRefusedError:
-        os.unlink(path)
-    finally:
-        probe.close()
+
+def overwritten(end: Endpoint, files: list[str]) -> str:
+    """Which of ``files`` a console's file would be renamed to when it is full; "" for none."""
+    if not end.max_bytes or not end.keep:
+        return ""
+    path = os.path.realpath(end.path)
+    names = [f"{path}.new", *[f"{path}.{n}" for n in range(1, end.keep + 1)]]
+    for file in files:
+        if os.path.realpath(file) in names or os.path.abspath(file) in names:
+            return file
+    return ""
+
+
+def _files_of(config: Config) -> list[str]:
+    others = [end.path for end in (config.console, config.serial) if end.path]
+    others += [image.path for image in (*config.system_images, *config.config_images)]
+    paths = [config.kernel_path, config.initramfs_path or "", *others, *config.log_destinations]
+    return [path for path in paths if path]
+
+
+def cannot_rotate(path: str, taken: str) -> HostError:
+    """The error for a console's file whose full ones would replace a file of the VM's."""
+    return HostError(
+        f"the console file {path}, once full, would be renamed over {taken}",
+        "give another path, or max=0",
+    )

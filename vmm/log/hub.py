@@ -6,6 +6,8 @@ every configured sink; a sink that fails later loses its lines and is told about
 
 from __future__ import annotations
 
+from vmm.light.teardown import try_all
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,11 +52,11 @@ class LogHub:
                 sink.write(level, name, message, [*self.context, *fields])
 
     def configure(self, sinks: list[Sink], debug: bool) -> None:
-        """Replace the sinks (the old ones are closed)."""
+        """Replace the sinks (the old ones are closed, as far as they can be)."""
         old, self.sinks = self.sinks, sinks
         self.level = DEBUG if debug else INFO
-        for sink in old:
-            sink.close()
+        for error in try_all([sink.close for sink in old]):
+            self.emit(WARNING, __name__, f"closing the log: {error}")
 
     def reopen(self) -> None:
         """Reopen every file, for log rotation."""

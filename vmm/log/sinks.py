@@ -8,11 +8,12 @@ holds the guest up.
 from __future__ import annotations
 
 import os
-import select
 import time
 
+from vmm._native.host.posix import write_now
 from vmm.errors import HostError
 from vmm.light.printable import escape
+from vmm.log.stream import can_wait, open_anew, open_output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,11 +43,19 @@ def time_stamp() -> str:
 
 
 class FdSink:
-    """Lines to a descriptor, each with a time stamp or with journald's ``<N>`` prefix."""
+    """Lines to a descriptor, each with a time stamp or with journald's ``<N>`` prefix.
 
-    def __init__(self, fd: int, priority_prefix: bool = False) -> None:
+    ``owned``: ``fd`` is closed with the sink, and never waits for a reader. Else it belongs to
+    whoever started us, and is asked before each line whether there is room for it.
+    """
+
+    def __init__(self, fd: int, priority_prefix: bool = False, owned: bool = False) -> None:
         self._fd = fd
         self._priority_prefix = priority_prefix
+        self._owned = owned
+        self._waits = not owned and can_wait(fd)
+        # What is left of a line that was begun; the next one has to wait for it.
+        self._rest = b""
         self.lost = 0
 
     def write(self, level: int, name: str, message: str, fields: Fields = ()) -> None:
@@ -70,19 +79,50 @@ class FdSink:
     def _send(self, data: bytes) -> bool:
         """False when it cannot be delivered now; a reader that sleeps is not waited for."""
         try:
-            poll = select.poll()
-            poll.register(self._fd, select.POLLOUT)
-            if not poll.poll(0):
+            if self._waits and not self._writable():
                 return False
-            return os.write(self._fd, data) == len(data)
+            if self._rest:
+                self._rest = self._rest[write_now(self._fd, self._rest) :]
+            if self._rest:
+                return False
+            self._rest = data[write_now(self._fd, data) :]
         except OSError:
             return False
+        return True
+
+    def _writable(self) -> bool:
+        import select
+
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return bool(poll.poll(0))
 
     def reopen(self) -> None:
         """A stream belongs to whoever started us; nothing to do."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Close what is ours."""
+        if self._owned:
+            os.close(self._fd)
+
+
+class PumpedSink(FdSink):
+    """Lines to a terminal or pipe of another user's, where a thread waits in place of us."""
+
+    def __init__(self, fd: int) -> None:
+        from vmm._native.console.byteport import BytePort
+
+        super().__init__(fd)
+        self._port = BytePort(-1, fd)
+        self._port.start("log")
+
+    def _send(self, data: bytes) -> bool:
+        self._port.guest_write(data)
+        return True
+
+    def close(self) -> None:
+        """Write out what is left, for at most a second."""
+        self._port.close()
 
 
 class FileSink(FdSink):
@@ -90,13 +130,13 @@ class FileSink(FdSink):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        super().__init__(self._open())
+        super().__init__(self._open(), owned=True)
 
     def _open(self) -> int:
         directory = os.path.dirname(self.path)
         if directory:
             os.makedirs(directory, exist_ok=True)
-        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        return open_output(self.path)
 
     def reopen(self) -> None:
         """Open the path again; the old file stays in use when that fails."""
@@ -107,10 +147,7 @@ class FileSink(FdSink):
             return
         os.close(self._fd)
         self._fd = fd
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        self._rest = b""
 
 
 class DatagramSink:
@@ -231,7 +268,7 @@ def open_sink(destination: str, journal_stream: str = "") -> Sink:
     if destination in STREAMS:
         fd = STREAMS[destination]
         if not stream_is_journal(fd, journal_stream):
-            return FdSink(fd)
+            return _stream_sink(fd)
         try:
             # Whole messages with fields, where the stream has bare lines.
             return JournalSink(JOURNAL_SOCKET)
@@ -242,6 +279,13 @@ def open_sink(destination: str, journal_stream: str = "") -> Sink:
     if destination == "syslog":
         return SyslogSink(SYSLOG_SOCKET)
     return FileSink(destination)
+
+
+def _stream_sink(fd: int) -> Sink:
+    own = open_anew(fd)
+    if own >= 0:
+        return FdSink(own, owned=True)
+    return PumpedSink(fd) if can_wait(fd) else FdSink(fd)
 
 
 def open_sinks(destinations: tuple[str, ...], journal_stream: str = "") -> list[Sink]:

@@ -12,9 +12,10 @@ import os
 import time
 
 from vmm._native.host.posix import read_signalfd, signalfd
-from vmm.errors import HostError, VmmError, about
-from vmm.host.console import HostConsole
+from vmm.errors import VmmError
+from vmm.host.console import open_consoles
 from vmm.host.disk import open_disks
+from vmm.light.teardown import try_all
 from vmm.log.hub import get_logger, hub
 from vmm.log.sinks import time_stamp
 from vmm.machine import build_machine
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.run.debugtrail import ExitRates
@@ -41,9 +43,13 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-SIGNALS = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGWINCH)
+SIGNALS = (
+    _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGWINCH, _signal.SIGCONT,
+)  # fmt: skip
 # A guest that is still booting misses the button, so it is pressed again until it is heard.
 BUTTON_SECONDS = 1.0
+# How soon a job that comes to the foreground has its terminal.
+TERMINAL_SECONDS = 0.5
 # So long a reader of the consoles may take before the log goes on without them.
 FLUSH_SECONDS = 0.2
 
@@ -88,6 +94,8 @@ class Lifecycle:
         self._control: ControlServer | None = None
         # Called once, with the first machine, as soon as its guest runs.
         self.on_running: Callable[[Machine], None] | None = None
+        self._terminal_timer: Timer | None = None
+        self._closed = False
         self._feed()
 
     def run(self) -> int:
@@ -99,21 +107,27 @@ class Lifecycle:
                 self._loop.run_until(lambda: self._machine_left or self.ending is not None)
                 self._leave()
         except VmmError as error:
-            self.ending = Ending(error.exit_code, str(error))
+            if self.ending is None:
+                self.ending = Ending(error.exit_code, str(error))
             raise
         return self.ending.code
 
     def _open(self) -> None:
         config = self.config
         self.disks = open_disks(config.system_images, config.config_images)
-        ends = ((config.console, "console"), (config.serial, "serial"))
-        for end, name in ends:
-            try:
-                self.consoles.append(HostConsole(end.kind, end.path, self._escape))
-            except HostError as error:
-                raise about(name.upper(), error) from error
-            self.consoles[-1].start(name)
+        self.consoles = open_consoles(config, self._escape)
+        for console, name in zip(self.consoles, ("console", "serial"), strict=True):
+            console.start(name)
+        self._take_terminal()
         self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
+
+    def _take_terminal(self) -> None:
+        """Have the terminal raw whenever this job has it; a shell's `fg` sends no signal."""
+        if self._terminal_timer is not None:
+            self._terminal_timer.cancel()
+        taken = [console.take_terminal() for console in self.consoles]
+        if not all(taken):
+            self._terminal_timer = self._loop.call_later(TERMINAL_SECONDS, self._take_terminal)
 
     def _boot(self) -> None:
         """Build a machine and let it run."""
@@ -204,6 +218,15 @@ class Lifecycle:
             return
         outcome = outcome_of(machine) if self.ending is None else None
         lived = time.monotonic() - self._machine_started
+        if log.debugging and outcome is not None:
+            log.debug(f"the machine ended by {outcome.kind}: {outcome.reason}; lived {lived:.3f} s")
+        # Whatever fails from here on, the guest's own end counts.
+        for error in try_all([lambda: self._take_apart(machine)]):
+            log.warning(f"the machine left something behind: {error}")
+        if outcome is not None:
+            self._decide(outcome, lived)
+
+    def _take_apart(self, machine: Machine) -> None:
         for fd in (machine.outcome_fd, *self._device_signals):
             self._loop.remove(fd)
         self._device_signals = []
@@ -211,8 +234,6 @@ class Lifecycle:
             self._watch.stop()
         if self._rates is not None:
             self._rates.stop()
-        if log.debugging and outcome is not None:
-            log.debug(f"the machine ended by {outcome.kind}: {outcome.reason}; lived {lived:.3f} s")
         try:
             self._machine_facts = machine.status()
         except OSError as error:
@@ -224,8 +245,6 @@ class Lifecycle:
         self.notifier.feed()
         for console in self.consoles:
             console.flush(FLUSH_SECONDS)
-        if outcome is not None:
-            self._decide(outcome, lived)
 
     def _decide(self, outcome: Outcome, lived: float) -> None:
         """End, or go on with a fresh machine."""
@@ -288,6 +307,8 @@ class Lifecycle:
         for number in read_signalfd(self._signals):
             if number == _signal.SIGHUP:
                 self._reopen()
+            elif number == _signal.SIGCONT:
+                self._take_terminal()
             elif number == _signal.SIGWINCH:
                 if self.machine is not None:
                     self.machine.resize(*self.consoles[0].size())
@@ -340,20 +361,26 @@ class Lifecycle:
             log.warning(f"cannot write {self.instance.state_path}: {error.strerror}")
 
     def close(self) -> None:
-        """Close everything in reverse order, with the final state written; idempotent."""
+        """Close everything in reverse order, with the final state written; idempotent.
+
+        Never fails: the guest's own end is what counts, and what cannot be closed is told.
+        """
+        if self._closed:
+            return
+        self._closed = True
         if self.ending is None:
             self.ending = Ending(VmmError.exit_code, "the VMM failed")
         self.state = FAILED if self.ending.code else STOPPED
-        self.notifier.stopping(f"{self.state}: {self.ending.reason}", 0)
+        reason = f"{self.state}: {self.ending.reason}"
+        steps: list[Callable[[], object]] = [lambda: self.notifier.stopping(reason, 0)]
         if self.machine is not None:
-            self.machine.close()
-        for console in reversed(self.consoles):
-            console.close()
-        self._save()
+            steps.append(self.machine.close)
+        steps += [console.close for console in reversed(self.consoles)]
+        steps.append(self._save)
         if self._control is not None:
-            self._control.close()
-        for disk in reversed(self.disks):
-            disk.close()
-        self._loop.close()
-        os.close(self._escape)
-        os.close(self._signals)
+            steps.append(self._control.close)
+        steps += [disk.close for disk in reversed(self.disks)]
+        steps.append(self._loop.close)
+        steps += [lambda: os.close(self._escape), lambda: os.close(self._signals)]
+        for error in try_all(steps):
+            log.warning(f"at the end: {error}")

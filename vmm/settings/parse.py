@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from vmm.light.printable import quote
+from vmm.light.printable import brief, quote
 from vmm.light.record import Record
 
 TYPE_CHECKING = False
@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 SIZE_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 TRUE_WORDS = ("on", "true", "yes", "1")
 FALSE_WORDS = ("off", "false", "no", "0")
-ENDPOINT_FORM = "tty, null, pty, file=PATH or socket=PATH"
+ENDPOINT_FORM = "tty, null, pty, socket=PATH or file=PATH[,max=SIZE][,keep=COUNT]"
+# What a console's file may grow to, how many full ones are kept beside it, and the least that
+# makes sense of the first; max=0 means no limit.
+FILE_MAX_DEFAULT = 64 << 20
+FILE_MAX_LEAST = 64 << 10
+FILE_KEEP_DEFAULT = 1
+FILE_KEEP_MOST = 99
 DEVICE_FORM = (
     "/dev/vfio/N, /dev/vfio/devices/vfioN, /sys/bus/pci/devices/DDDD:BB:DD.F, DDDD:BB:DD.F or "
     "BB:DD.F"
@@ -36,14 +42,25 @@ class BadValue(ValueError):
 
 
 class Endpoint(Record):
-    """Where a guest console goes: ``kind`` tty, null, pty, file or socket, and its path."""
+    """Where a guest console goes: ``kind`` tty, null, pty, file or socket, and its path.
 
-    __slots__ = ("kind", "path")
+    A file of more than ``max_bytes`` (0: no limit) becomes PATH.1; ``keep`` such files stay.
+    """
+
+    __slots__ = ("keep", "kind", "max_bytes", "path")
     kind: str
     path: str
+    max_bytes: int
+    keep: int
 
-    def __init__(self, kind: str, path: str = "") -> None:
-        self._set(kind=kind, path=path)
+    def __init__(
+        self,
+        kind: str,
+        path: str = "",
+        max_bytes: int = FILE_MAX_DEFAULT,
+        keep: int = FILE_KEEP_DEFAULT,
+    ) -> None:
+        self._set(kind=kind, path=path, max_bytes=max_bytes, keep=keep)
 
 
 class DeviceSpec(Record):
@@ -171,13 +188,43 @@ def parse_paths(text: str) -> tuple[str, ...]:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """The host's end of a console."""
-    kind, separator, path = text.partition("=")
+    """The host's end of a console; double quotes protect a comma in a path."""
+    kind, separator, rest = text.strip().partition("=")
     if kind in ("tty", "null", "pty") and not separator:
         return Endpoint(kind)
-    if kind in ("file", "socket") and path:
-        return Endpoint(kind, check_path(path))
-    raise BadValue(f"{quote(text)} is not {ENDPOINT_FORM}")
+    if kind not in ("file", "socket") or not rest:
+        raise BadValue(f"{quote(text)} is not {ENDPOINT_FORM}")
+    path, *options = split_list(rest)
+    if options and kind == "socket":
+        raise BadValue(
+            f"{quote(options[0])}: a socket takes no options (quote a path with a comma)"
+        )
+    return Endpoint(kind, check_path(path), **_file_options(options))
+
+
+def _file_options(options: Sequence[str]) -> dict[str, int]:
+    """``max_bytes`` and ``keep``, as far as they are given."""
+    found: dict[str, int] = {}
+    for option in options:
+        name, separator, value = option.strip().partition("=")
+        field = {"max": "max_bytes", "keep": "keep"}.get(name)
+        if field is None or not separator:
+            raise BadValue(
+                f"{quote(option)} is neither max=SIZE nor keep=COUNT (quote a path's comma)"
+            )
+        if field in found:
+            raise BadValue(f"{name} is given twice")
+        found[field] = (
+            parse_integer(value, 0, FILE_KEEP_MOST) if name == "keep" else _file_max(value)
+        )
+    return found
+
+
+def _file_max(text: str) -> int:
+    size = parse_size(text)
+    if 0 < size < FILE_MAX_LEAST:
+        raise BadValue(f"max={brief(text)}: at least {FILE_MAX_LEAST >> 10}K, or 0 for no limit")
+    return size
 
 
 def parse_device(text: str) -> DeviceSpec:

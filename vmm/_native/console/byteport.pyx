@@ -1,91 +1,31 @@
 """Console bytes between guest and host, pumped by a native thread without the GIL."""
 
 from libc.errno cimport EAGAIN, EINTR, EIO, errno
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
-from posix.unistd cimport close as c_close, read as c_read, write as c_write
+from libc.string cimport strlen
+from posix.unistd cimport close as c_close, read as c_read
 
+from vmm._native.console.keys cimport (
+    KEY_HELP, KEY_STOP, KEY_SWITCH, KeyAction, sort_keys,
+)
+from vmm._native.console.portio cimport (
+    ACCEPT_REST_MS, POLLIN, POLLOUT, READ_REST_MS, SOCK_CLOEXEC, SOCK_NONBLOCK, WRITE_REST_MAX_MS,
+    WRITE_REST_MS, accept4, poll, pollfd, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
+    pthread_mutex_unlock, rested, vmm_drain, vmm_now_ms, vmm_ring_copy, vmm_ring_store,
+    vmm_stop_load, vmm_stop_store, vmm_wake,
+)
 from vmm._native.host.fd import IoctlError
-from vmm._native.host.thread cimport thread_join, thread_start
+from vmm._native.host.hostio cimport vmm_caller_allowed, vmm_make_room, vmm_write_now
+from vmm._native.host.thread cimport thread_heed_urging, thread_join_urging, thread_start
 
 import os
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *lock, void *attributes)
-    int pthread_mutex_lock(pthread_mutex_t *lock)
-    int pthread_mutex_unlock(pthread_mutex_t *lock)
-
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <poll.h>
-    #include <stdint.h>
-    #include <string.h>
-    #include <sys/socket.h>
-    #include <time.h>
-    #include <unistd.h>
-    static void vmm_wake(int fd) {
-        uint64_t one = 1;
-        ssize_t rc = write(fd, &one, sizeof one);
-        (void)rc;
-    }
-    static void vmm_drain(int fd) {
-        uint64_t value;
-        ssize_t rc = read(fd, &value, sizeof value);
-        (void)rc;
-    }
-    static int64_t vmm_now_ms(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-    }
-    static void vmm_ring_copy(uint8_t *to, const uint8_t *ring, uint64_t at, size_t n,
-                              size_t size) {
-        size_t start = at & (size - 1);
-        size_t first = size - start < n ? size - start : n;
-        memcpy(to, ring + start, first);
-        memcpy(to + first, ring, n - first);
-    }
-    static void vmm_ring_store(uint8_t *ring, const uint8_t *from, uint64_t at, size_t n,
-                               size_t size) {
-        size_t start = at & (size - 1);
-        size_t first = size - start < n ? size - start : n;
-        memcpy(ring + start, from, first);
-        memcpy(ring, from + first, n - first);
-    }
-    #define vmm_stop_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
-    #define vmm_stop_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
-    """
-    ctypedef long long int64_t
-    void vmm_wake(int fd) nogil
-    void vmm_drain(int fd) nogil
-    int64_t vmm_now_ms() nogil
-    void vmm_ring_copy(uint8_t *to, const uint8_t *ring, uint64_t at, size_t n, size_t size) nogil
-    void vmm_ring_store(uint8_t *ring, const uint8_t *data, uint64_t at, size_t n,
-                        size_t size) nogil
-    int vmm_stop_load(int *p) nogil
-    void vmm_stop_store(int *p, int v) nogil
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long count, int timeout) nogil
-    short POLLIN, POLLOUT, POLLERR, POLLHUP, POLLNVAL
-    int accept4(int fd, void *address, void *length, int flags) nogil
-    int SOCK_CLOEXEC, SOCK_NONBLOCK, MSG_NOSIGNAL, MSG_DONTWAIT
-    ssize_t send(int fd, const void *data, size_t length, int flags) nogil
-
 cdef enum:
     # Pipes take this much at once when poll() says they are writable (pipe(7), PIPE_BUF), so a
-    # write of it never blocks, although an inherited stdout must stay in blocking mode.
+    # write of it does not wait where an inherited stdout had to stay in blocking mode.
     CHUNK = 4096
     FLUSH_MS = 1000
-    ESCAPE_KEY = 1               # Ctrl-A
-    STOP_KEY = 120               # x
 
 
 cdef void pump_main(void *arg) noexcept nogil:
@@ -97,11 +37,11 @@ cdef class BytePort:
     """One console's host side. start() and stop() belong to the control thread.
 
     ``in_fd`` and ``out_fd`` are borrowed (-1: none); ``listen_fd`` is a listening socket whose one
-    client gets the output with the last 64 KiB before it; with neither output is discarded.
-    ``escape_fd``: an eventfd written when the user types Ctrl-A x.
+    client, of our user or root, gets the output with the last 64 KiB before it; with neither
+    output is discarded.
     """
 
-    def __cinit__(self, int in_fd=-1, int out_fd=-1, int listen_fd=-1, int escape_fd=-1):
+    def __cinit__(self, int in_fd=-1, int out_fd=-1, int listen_fd=-1):
         self.output = <uint8_t *>malloc(OUTPUT_RING)
         self.input = <uint8_t *>malloc(INPUT_QUEUE)
         self.ring_lock = malloc(sizeof(pthread_mutex_t))
@@ -114,14 +54,49 @@ cdef class BytePort:
         self.out_fd = out_fd
         self.listen_fd = listen_fd
         self.client_fd = -1
-        self.escape_fd = escape_fd
+        self.escape_fd = self.notice_fd = self.feeder_fd = -1
         self.discard = out_fd < 0 and listen_fd < 0
         self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def set_keys(self, int escape_fd, bytes help_text, int notice_fd=-1):
+        """Before start(): Ctrl-A and a key are for us. ``escape_fd`` is an eventfd for Ctrl-A x.
+
+        ``help_text`` is what Ctrl-A h shows, on ``notice_fd`` or else among the guest's output.
+        """
+        self.escape_fd = escape_fd
+        self.notice_fd = notice_fd
+        self.help_text = help_text
+        self.help_start = help_text
+        self.keys = True
+
+    def share_input(self, BytePort other not None, bint other_first, bytes here, bytes there):
+        """Before start(): Ctrl-A c gives the input to ``other`` and back; the texts tell so.
+
+        This port must be closed after the machine, and ``other`` not be deleted before it.
+        """
+        self.here_text, self.other_text = here, there
+        self.here_start, self.other_start = here, there
+        self.switched = other_first
+        self.other = other
+        other.feeder_fd = self.wake_fd
+
+    def limit_file(self, bytes path, long long limit, int keep):
+        """Before start(): ``out_fd`` is the file ``path``, which grows no larger than ``limit``.
+
+        Before it would, it becomes ``path``.1, that one ``path``.2, up to ``keep``; with ``keep``
+        0, or where the folder's rights forbid it, the file starts anew.
+        """
+        self.file_path = path
+        self.file_start = path
+        self.file_limit = limit
+        self.file_keep = keep
 
     def close(self):
         """stop(), and give the wake-up descriptor back; later bytes are discarded. Idempotent."""
         self.stop()
         self.discard = True
+        if self.other is not None:
+            self.other.feeder_fd = -1
         if self.wake_fd >= 0:
             c_close(self.wake_fd)
             self.wake_fd = -1
@@ -148,7 +123,7 @@ cdef class BytePort:
         vmm_stop_store(&self.stopping, 1)
         vmm_wake(self.wake_fd)
         with nogil:
-            thread_join(&self.thread)
+            thread_join_urging(&self.thread)
             self.drop_client()
 
     def set_output(self, int fd):
@@ -179,30 +154,25 @@ cdef class BytePort:
         cdef size_t got = self.take(buffer, min(length, <size_t>INPUT_QUEUE))
         return bytes(buffer[:got])
 
-    def host_write(self, data):
+    def host_write(self, bytes data):
         """Input as if the host's user had typed it; returns how many bytes found room."""
-        cdef bytes text = bytes(data)
-        cdef const uint8_t *start = <const uint8_t *><const char *>text
-        cdef size_t room
-        cdef size_t count = len(text)
-        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
-        room = self.input_room()
-        count = min(count, room)
-        if count:
-            vmm_ring_store(self.input, start, self.input_head, count, INPUT_QUEUE)
-            self.input_head += count
-        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        with nogil:
-            self.tell_listener()
-        return count
+        return self.add_input(<const uint8_t *><const char *>data, len(data))
+
+    def tell(self, bytes text):
+        """Show a text of ours, NUL-free, where the guest's output is shown."""
+        self.add_output(<const uint8_t *><const char *>text, len(text))
 
     cdef void put(self, const uint8_t *data, size_t length) noexcept nogil:
+        self.guest_bytes += length
+        self.add_output(data, length)
+
+    cdef void add_output(self, const uint8_t *data, size_t length) noexcept nogil:
         cdef bint was_empty
         cdef uint64_t used
-        self.guest_bytes += length
         if self.discard:
             return
         if length > OUTPUT_RING:
+            self.dropped += length - OUTPUT_RING
             data += length - OUTPUT_RING
             length = OUTPUT_RING
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
@@ -217,19 +187,31 @@ cdef class BytePort:
         if was_empty:
             vmm_wake(self.wake_fd)
 
+    cdef size_t add_input(self, const uint8_t *data, size_t length) noexcept nogil:
+        cdef size_t room
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        room = self.input_room()
+        if length > room:
+            length = room
+        vmm_ring_store(self.input, data, self.input_head, length, INPUT_QUEUE)
+        self.input_head += length
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        self.tell_listener()
+        return length
+
     cdef size_t take(self, uint8_t *data, size_t length) noexcept nogil:
         cdef size_t there
         cdef bint was_full
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
         there = self.input_head - self.input_tail
-        was_full = self.input_room() == 0
+        was_full = self.input_room() < 2
         if length > there:
             length = there
         vmm_ring_copy(data, self.input, self.input_tail, length, INPUT_QUEUE)
         self.input_tail += length
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        if was_full and length:
-            vmm_wake(self.wake_fd)       # the pump may read from the host again
+        if was_full and length:          # the pump may read from the host again
+            vmm_wake(self.wake_fd if self.feeder_fd < 0 else self.feeder_fd)
         return length
 
     cdef bint has_input(self) noexcept nogil:
@@ -254,29 +236,48 @@ cdef class BytePort:
             self.listener(self.listener_opaque)
         pthread_mutex_unlock(<pthread_mutex_t *>self.listener_lock)
 
+    cdef size_t target_room(self) noexcept nogil:
+        # Bytes that may be read from the host now; one less, as a Ctrl-A may have waited.
+        cdef size_t room
+        if self.switched:
+            return self.other.target_room()
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        room = self.input_room()
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        return room - 1 if room else 0
+
     cdef void pump(self) noexcept nogil:
         cdef pollfd fds[4]
         cdef int out
         cdef int source
+        cdef int timeout
         cdef bint waiting
+        cdef int64_t now
         cdef int64_t deadline = 0
+        thread_heed_urging()
         while True:
+            now = vmm_now_ms()
             if vmm_stop_load(&self.stopping) and deadline == 0:
-                deadline = vmm_now_ms() + FLUSH_MS
+                deadline = now + FLUSH_MS
             out = self.client_fd if self.listen_fd >= 0 else self.out_fd
             pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
             waiting = self.output_head != self.output_tail and out >= 0
-            source = self.client_fd if self.listen_fd >= 0 else self.in_fd
-            if self.input_room() == 0:
-                source = -1
             pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-            if deadline and (not waiting or vmm_now_ms() >= deadline):
+            if deadline and (not waiting or now >= deadline):
                 return
+            source = self.client_fd if self.listen_fd >= 0 else self.in_fd
+            if self.target_room() == 0:
+                source = -1
+            timeout = 50 if deadline else -1
             fds[0] = pollfd(self.wake_fd, POLLIN, 0)
-            fds[1] = pollfd(out if waiting else -1, POLLOUT, 0)
-            fds[2] = pollfd(-1 if deadline else source, POLLIN, 0)
-            fds[3] = pollfd(-1 if deadline else self.listen_fd, POLLIN, 0)
-            if poll(fds, 4, 50 if deadline else -1) < 0:
+            fds[1] = pollfd(rested(out if waiting else -1, self.write_rest, now, &timeout),
+                            POLLOUT, 0)
+            fds[2] = pollfd(-1, POLLIN, 0)
+            fds[3] = pollfd(-1, POLLIN, 0)
+            if not deadline:
+                fds[2].fd = rested(source, self.read_rest, now, &timeout)
+                fds[3].fd = rested(self.listen_fd, self.accept_rest, now, &timeout)
+            if poll(fds, 4, timeout) < 0:
                 continue
             if fds[0].revents:
                 vmm_drain(self.wake_fd)
@@ -290,13 +291,6 @@ cdef class BytePort:
             if fds[3].revents:
                 self.accept_client()
 
-    cdef size_t pending(self, uint8_t *chunk, size_t length) noexcept nogil:
-        cdef size_t there = self.output_head - self.output_tail
-        if length > there:
-            length = there
-        vmm_ring_copy(chunk, self.output, self.output_tail, length, OUTPUT_RING)
-        return length
-
     cdef void written(self, size_t length, uint64_t from_tail) noexcept nogil:
         # put() may have dropped part of what was just written: never step back.
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
@@ -308,71 +302,89 @@ cdef class BytePort:
         cdef uint8_t chunk[CHUNK]
         cdef uint64_t tail
         cdef size_t length
-        cdef ssize_t rc
+        cdef ssize_t rc = -1
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
         tail = self.output_tail
-        length = self.pending(chunk, CHUNK)
+        length = self.output_head - tail
+        if length > CHUNK:
+            length = CHUNK
+        vmm_ring_copy(chunk, self.output, tail, length, OUTPUT_RING)
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        if self.listen_fd >= 0:
-            rc = send(fd, chunk, length, MSG_NOSIGNAL | MSG_DONTWAIT)
-        else:
-            rc = c_write(fd, chunk, length)
+        if not self.file_limit or vmm_make_room(
+                fd, self.file_start, length, self.file_limit, self.file_keep) == 0:
+            rc = vmm_write_now(fd, chunk, length)
         if rc >= 0:
+            self.rest_ms = 0
             self.written(rc, tail)
-        elif self.listen_fd >= 0 and errno != EAGAIN and errno != EINTR:
+        elif errno == EAGAIN or errno == EINTR:
+            self.rest_ms = min(max(2 * self.rest_ms, <int>WRITE_REST_MS), <int>WRITE_REST_MAX_MS)
+            self.write_rest = vmm_now_ms() + self.rest_ms
+        elif self.listen_fd >= 0:
             self.drop_client()
-        elif errno != EAGAIN and errno != EINTR:
+        else:
             # Disk full or reader gone: what could not be written is lost, the guest goes on.
             self.written(length, tail)
             self.dropped += length
 
     cdef bint read_some(self, int fd) noexcept nogil:
         cdef uint8_t chunk[CHUNK]
-        cdef size_t room
-        cdef size_t length
-        cdef ssize_t got
-        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
-        room = self.input_room()
-        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        got = c_read(fd, chunk, room if room < CHUNK else CHUNK)
+        cdef size_t room = self.target_room()
+        cdef ssize_t got = c_read(fd, chunk, room if room < CHUNK else CHUNK)
         if got < 0:
+            # EIO: a terminal that belongs to another job for now, or a pseudo-terminal that
+            # nobody has open.
+            self.read_rest = vmm_now_ms() + READ_REST_MS
             return errno == EAGAIN or errno == EINTR or (errno == EIO and self.listen_fd < 0)
         if got == 0:
             return False
-        length = got
-        if self.escape_fd >= 0:
-            length = self.filter_escape(chunk, length)
-        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
-        vmm_ring_store(self.input, chunk, self.input_head, length, INPUT_QUEUE)
-        self.input_head += length
-        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        self.tell_listener()
+        if self.keys:
+            self.type_keys(chunk, got)
+        else:
+            self.to_target(chunk, got)
         return True
 
-    cdef size_t filter_escape(self, uint8_t *data, size_t length) noexcept nogil:
-        # Ctrl-A x asks to stop; Ctrl-A Ctrl-A is one Ctrl-A; Ctrl-A and another key is both.
-        # An escape pending from the read before never makes the result longer than `length`:
-        # it is given up for room then, which only a user typing Ctrl-A and pasting meets.
-        cdef size_t kept = 0
-        cdef size_t i
-        for i in range(length):
-            if self.escaped:
-                self.escaped = False
-                if data[i] == STOP_KEY:
-                    vmm_wake(self.escape_fd)
-                    continue
-            elif data[i] == ESCAPE_KEY:
-                self.escaped = True
-                continue
-            data[kept] = data[i]
-            kept += 1
-        return kept
+    cdef void to_target(self, const uint8_t *data, size_t length) noexcept nogil:
+        if self.switched:
+            self.other.add_input(data, length)
+        else:
+            self.add_input(data, length)
+
+    cdef void type_keys(self, const uint8_t *data, size_t length) noexcept nogil:
+        cdef uint8_t kept[2 * CHUNK]
+        cdef size_t used = 0
+        cdef size_t kept_length = 0
+        cdef KeyAction action
+        while length:
+            action = sort_keys(data, length, &self.escaped, kept, &kept_length, &used)
+            if kept_length:
+                self.to_target(kept, kept_length)
+            data += used
+            length -= used
+            if action == KEY_STOP:
+                vmm_wake(self.escape_fd)
+            elif action == KEY_HELP:
+                self.notice(self.help_start)
+            elif action == KEY_SWITCH and self.other is not None:
+                self.switched = not self.switched
+                self.notice(self.other_start if self.switched else self.here_start)
+
+    cdef void notice(self, const char *text) noexcept nogil:
+        if self.notice_fd >= 0:
+            vmm_write_now(self.notice_fd, text, strlen(text))
+        else:
+            self.add_output(<const uint8_t *>text, strlen(text))
 
     cdef void accept_client(self) noexcept nogil:
         # The newest client has the console; an older one is let go.
         cdef int fd = accept4(self.listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)
         cdef uint64_t history
         if fd < 0:
+            # Who calls stays in the queue until there are descriptors again.
+            self.accept_rest = vmm_now_ms() + ACCEPT_REST_MS
+            return
+        if not vmm_caller_allowed(fd):
+            self.refused += 1
+            c_close(fd)
             return
         self.drop_client()
         self.client_fd = fd

@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
 from vmm._native.host.fd cimport check
+from vmm._native.host.hostio cimport vmm_write_now
 
 cdef extern from *:
     """
@@ -87,6 +88,11 @@ def read_signalfd(int fd):
         if number < 0:
             return found
         found.append(number)
+
+
+def write_now(int fd, bytes data):
+    """As os.write(); a socket's other end is not waited for, whatever its mode."""
+    return check(vmm_write_now(fd, <const char *>data, len(data)), b"write")
 
 
 def ofd_lock(int fd, bint exclusive, off_t start, off_t length):

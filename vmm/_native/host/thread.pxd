@@ -16,3 +16,8 @@ cdef int thread_start(Thread *thread, const char *name, thread_main main, void *
 # Waits for the end of a started thread; does nothing for one that never started. Never call it
 # with the GIL held when the thread's main may want the GIL.
 cdef void thread_join(Thread *thread) noexcept nogil
+# For a thread that may wait in a write: called by itself, lets thread_join_urging() end the wait.
+cdef void thread_heed_urging() noexcept nogil
+# As thread_join(); a thread that has not ended after a tenth of a second is urged with a signal,
+# again and again: a system call that waits then returns EINTR, or what it has done so far.
+cdef void thread_join_urging(Thread *thread) noexcept nogil

@@ -16,8 +16,10 @@ cdef extern from *:
     #endif
     #include <errno.h>
     #include <pthread.h>
+    #include <signal.h>
     #include <stdlib.h>
     #include <string.h>
+    #include <time.h>
     typedef void (*vmm_thread_main)(void *);
     struct vmm_thread_box { vmm_thread_main main; void *arg; };
     static void *vmm_thread_enter(void *raw) {
@@ -41,7 +43,33 @@ cdef extern from *:
         return 0;
     }
     static void vmm_thread_wait(unsigned long handle) { pthread_join((pthread_t)handle, NULL); }
+    /* The vCPUs' kick is SIGRTMIN; this is another one, with a handler that does nothing. */
+    #define VMM_URGE_SIGNAL (SIGRTMIN + 1)
+    #define VMM_URGE_NS 100000000L
+    static void vmm_urge_handler(int signal) { (void)signal; }
+    static void vmm_heed_urging(void) {
+        struct sigaction action = {0};
+        sigset_t set;
+        action.sa_handler = vmm_urge_handler;
+        sigfillset(&action.sa_mask);
+        sigaction(VMM_URGE_SIGNAL, &action, NULL);
+        sigemptyset(&set);
+        sigaddset(&set, VMM_URGE_SIGNAL);
+        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    }
+    static void vmm_thread_urge(unsigned long handle) {
+        struct timespec until;
+        for (;;) {
+            clock_gettime(CLOCK_REALTIME, &until);
+            until.tv_nsec += VMM_URGE_NS;
+            if (until.tv_nsec >= 1000000000L) { until.tv_sec++; until.tv_nsec -= 1000000000L; }
+            if (pthread_timedjoin_np((pthread_t)handle, NULL, &until) != ETIMEDOUT) return;
+            pthread_kill((pthread_t)handle, VMM_URGE_SIGNAL);
+        }
+    }
     """
+    void vmm_heed_urging() nogil
+    void vmm_thread_urge(pthread_t handle) nogil
     int vmm_thread_create(pthread_t *handle, const char *name, thread_main main, void *arg) nogil
     void vmm_thread_wait(pthread_t handle) nogil
 
@@ -62,4 +90,14 @@ cdef int thread_start(Thread *thread, const char *name, thread_main main, void *
 cdef void thread_join(Thread *thread) noexcept nogil:
     if thread.started:
         vmm_thread_wait(thread.handle)
+        thread.started = False
+
+
+cdef void thread_heed_urging() noexcept nogil:
+    vmm_heed_urging()
+
+
+cdef void thread_join_urging(Thread *thread) noexcept nogil:
+    if thread.started:
+        vmm_thread_urge(thread.handle)
         thread.started = False
