@@ -9,7 +9,7 @@ import stat
 import struct
 
 from vmm._native.host.posix import punch_hole
-from vmm.errors import HostError
+from vmm.errors import ConfigError, HostError, VmmError
 from vmm.host.image_lock import lock_image
 from vmm.host.serial import default_serial, exact_serial
 from vmm.log.hub import get_logger
@@ -36,6 +36,7 @@ IMPOSSIBLE_RANGE = struct.pack("QQ", 1, SECTOR)
 PAGE = 4096
 # With these the kernel says that a file system or device never can.
 UNABLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOTTY)
+HOST_LACKS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Disk:
@@ -121,14 +122,14 @@ def open_image(path: str, read_only: bool) -> int:
     try:
         kind = os.stat(path).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-            raise HostError(f"{path} is neither a file nor a block device", "give a raw disk image")
+            raise ConfigError([f"{path} is neither a file nor a block device"])
         fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as error:
-        raise cannot_open(path, read_only, error.strerror) from error
+        raise cannot_open(path, read_only, error) from error
     # Opening a device for writing goes well although it refuses each write.
     if not read_only and stat.S_ISBLK(kind) and _ask(fd, BLKROGET):
         os.close(fd)
-        raise cannot_open(path, read_only, "the device is read-only")
+        raise cannot_open(path, read_only, OSError(errno.EROFS, "the device is read-only"))
     return fd
 
 
@@ -137,13 +138,13 @@ def _ask(fd: int, request: int) -> int:
     return int(struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))[0])
 
 
-def cannot_open(path: str, read_only: bool, why: str | None) -> HostError:
-    """The error for an image that does not open."""
+def cannot_open(path: str, read_only: bool, error: OSError) -> VmmError:
+    """The error for an image that does not open: the setting's fault, unless the host lacks."""
     wanted = "reading" if read_only else "reading and writing"
-    return HostError(
-        f"cannot open the disk image {path} for {wanted}: {why}",
-        "check the path and its permissions",
-    )
+    text = f"cannot open the disk image {path} for {wanted}: {error.strerror}"
+    if error.errno in HOST_LACKS:
+        return HostError(text, "raise the limit (ulimit -a), or see the kernel's log")
+    return ConfigError([f"{text} (check the path and its permissions)"])
 
 
 def too_small(path: str, size: int) -> HostError:
