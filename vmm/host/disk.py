@@ -121,14 +121,14 @@ def open_image(path: str, read_only: bool) -> int:
     try:
         kind = os.stat(path).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-            raise ConfigError([f"{path} is neither a file nor a block device (give a raw image)"])
+            raise ConfigError([f"{path} is neither a file nor a block device"])
         fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as error:
-        raise cannot_open(path, read_only, error.strerror, error.errno in HOST_LACKS) from error
+        raise cannot_open(path, read_only, error) from error
     # Opening a device for writing goes well although it refuses each write.
     if not read_only and stat.S_ISBLK(kind) and _ask(fd, BLKROGET):
         os.close(fd)
-        raise cannot_open(path, read_only, "the device is read-only")
+        raise cannot_open(path, read_only, OSError(errno.EROFS, "the device is read-only"))
     return fd
 
 
@@ -137,11 +137,11 @@ def _ask(fd: int, request: int) -> int:
     return int(struct.unpack("I", fcntl.ioctl(fd, request, bytes(4)))[0])
 
 
-def cannot_open(path: str, read_only: bool, why: str | None, host_lacks: bool = False) -> VmmError:
+def cannot_open(path: str, read_only: bool, error: OSError) -> VmmError:
     """The error for an image that does not open: the setting's fault, unless the host lacks."""
     wanted = "reading" if read_only else "reading and writing"
-    text = f"cannot open the disk image {path} for {wanted}: {why}"
-    if host_lacks:
+    text = f"cannot open the disk image {path} for {wanted}: {error.strerror}"
+    if error.errno in HOST_LACKS:
         return HostError(text, "raise the limit (ulimit -a), or see the kernel's log")
     return ConfigError([f"{text} (check the path and its permissions)"])
 

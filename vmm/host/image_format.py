@@ -52,9 +52,14 @@ def foreign_format(path: str) -> str | None:
 
 def conversion(path: str, name: str) -> str:
     """The command that makes a raw image of it, beside it."""
-    from shlex import quote
-
     target = os.path.splitext(path)[0] + ".raw"
     if os.path.lexists(target):
         target = path + ".raw"
-    return f"qemu-img convert -f {name} -O raw {quote(path)} {quote(target)}"
+    return f"qemu-img convert -f {name} -O raw {_quoted(path)} {_quoted(target)}"
+
+
+def _quoted(word: str) -> str:
+    """As a shell reads it back."""
+    if all(char.isalnum() or char in "@%+=:,./-_" for char in word) and word.isascii():
+        return word
+    return "'" + word.replace("'", "'\"'\"'") + "'"

@@ -12,6 +12,7 @@ from vmm.errors import SETTING_PREFIX as PREFIX
 from vmm.errors import ConfigError
 from vmm.host.files import HOST, KVM_PATH
 from vmm.host.finding import Finding, problem, refuse
+from vmm.host.image_format import conversion, foreign_format
 from vmm.host.roles import FIELDS, file_roles
 from vmm.layout import PCI_SLOTS
 from vmm.light.printable import size_text
@@ -124,8 +125,6 @@ def _image(told: str, image: ImageSpec, write: bool) -> Finding:
 
 def _raw_image(told: str, path: str) -> Finding:
     """The content is not that of another format; whoever knows better has said format=raw."""
-    from vmm.host.image_format import conversion, foreign_format
-
     try:
         format_name = foreign_format(path)
     except OSError as error:

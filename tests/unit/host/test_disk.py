@@ -143,12 +143,12 @@ def test_raw_images(tmp_path, content):
 
 
 def test_the_conversion_can_be_typed_as_it_is(tmp_path):
-    path = str(tmp_path / "my disk.qcow2")
+    path = str(tmp_path / "my disk's.qcow2")
     words = shlex.split(conversion(path, "qcow2"))
     assert words == [
-        "qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, str(tmp_path / "my disk.raw"),
+        "qemu-img", "convert", "-f", "qcow2", "-O", "raw", path, str(tmp_path / "my disk's.raw"),
     ]  # fmt: skip
-    (tmp_path / "my disk.raw").write_bytes(b"precious")
+    (tmp_path / "my disk's.raw").write_bytes(b"precious")
     assert shlex.split(conversion(path, "qcow2"))[-1] == f"{path}.raw"
 
 

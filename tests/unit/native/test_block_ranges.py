@@ -79,7 +79,7 @@ def test_a_discard_that_is_not_offered(engine, tmpfs_image):
 def test_zeroing_much_ends_with_the_worker(engine):
     """Hours of writing on a slow disk must not keep a reset waiting."""
     path = TMPFS / f"vllmd-test-{os.getpid()}.img"
-    size = 1 << 30
+    size = 4 << 30
     with open(path, "wb") as file:
         file.truncate(size)
     rig = Rig(engine, path, sectors=size // 512)

@@ -204,6 +204,8 @@ def test_debug(text, debug):
 def test_identity_needs_no_more_than_a_name_or_an_image():
     assert identity({PREFIX + "NAME": "vm"}) == ("vm", None)
     assert identity({PREFIX + "SYSTEM_IMAGE_FILEPATH": '"/a.img"'}) == (None, "/a.img")
+    image = {PREFIX + "SYSTEM_IMAGE_FILEPATH": "/a.img,format=raw,serial=x,/b.img"}
+    assert identity(image) == (None, "/a.img")
     assert identity({}) == (None, None)
     with pytest.raises(ConfigError):
         identity({PREFIX + "NAME": "../x"})
