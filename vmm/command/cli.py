@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
 import time
 
 from vmm import PROGRAM
-from vmm.errors import ConfigError, HostError, VmmError, setting_of
+from vmm.errors import HOST_LACKS, ConfigError, HostError, VmmError, setting_of
 from vmm.light.printable import escape
 from vmm.log.hub import get_logger, hub
 from vmm.settings.config import PREFIX, Config, read_environment
@@ -168,15 +169,20 @@ def start(timing: bool = False, environment: dict[str, str] | None = None) -> in
             import traceback
 
             log.debug("".join(traceback.format_exception(error)))
-        failure = HostError(
-            f"the host refuses: {error}",
-            "raise the limit that is named (ulimit -a; Limit*= in a unit), or see the kernel's log",
-        )
+        failure = HostError(f"the host refuses: {error}", _remedy(error))
         notifier.status(f"failed: {failure}")
         raise failure from error
     except VmmError as error:
         notifier.status(f"failed: {error}")
         raise
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in HOST_LACKS:
+        return "raise the limit that is named (ulimit -a; Limit*= in a unit), or free memory"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space on the file system of the runtime folder, the log or the console's file"
+    return "see the kernel's log"
 
 
 def run_instance(
