@@ -45,7 +45,7 @@ def man() -> str:
             lines += [".RS", *tagged(option.flag, option.meaning), ".RE"]
     lines += [".SH OPTIONS"]
     for option in usage.GENERAL:
-        lines += tagged(option.flag, option.meaning)
+        lines += tagged(option.form(), option.meaning)
     lines += [".SH ENVIRONMENT"]
     for setting in SETTINGS:
         default = "required" if setting.default == REQUIRED else f"default: {setting.default}"
@@ -59,7 +59,7 @@ def man() -> str:
 
 def completion() -> str:
     """The bash completion: verbs, their flags, and the names of instances."""
-    general = " ".join([option.flag.split(" ")[0] for option in usage.GENERAL])
+    general = " ".join([option.flag for option in usage.GENERAL])
     rows = []
     for verb in usage.VERBS:
         words = " ".join([*[option.flag for option in verb.options], usage.ENV_FILE, "--help"])

@@ -44,6 +44,10 @@ def main() -> int:
     except VmmError as error:
         report(error)
         return error.exit_code
+    except OSError as error:
+        failure = refused(error)
+        report(failure)
+        return failure.exit_code
     finally:
         # Files and journald get what they have not taken yet.
         hub.configure([], debug=False)
@@ -164,17 +168,21 @@ def start(timing: bool = False, environment: dict[str, str] | None = None) -> in
     except BrokenPipeError:
         raise  # nobody reads what is printed, which main() knows
     except OSError as error:
-        # What can be explained better has been; left are limits of descriptors, threads, memory.
-        if log.debugging:
-            import traceback
-
-            log.debug("".join(traceback.format_exception(error)))
-        failure = HostError(f"the host refuses: {error}", _remedy(error))
+        failure = refused(error)
         notifier.status(f"failed: {failure}")
         raise failure from error
     except VmmError as error:
         notifier.status(f"failed: {error}")
         raise
+
+
+def refused(error: OSError) -> HostError:
+    """What can be explained better has been; left are limits of descriptors, threads, memory."""
+    if log.debugging:
+        import traceback
+
+        log.debug("".join(traceback.format_exception(error)))
+    return HostError(f"the host refuses: {error}", _remedy(error))
 
 
 def _remedy(error: OSError) -> str:
