@@ -288,7 +288,8 @@ def find_instance(environment: dict[str, str], name: str | None) -> Instance:
     from vmm.settings.config import identity
 
     if name is not None:
-        identity({f"{PREFIX}NAME": name})  # refuses what cannot be a name
+        # Refuses what cannot be a name.
+        name = identity({f"{PREFIX}NAME": name})[0] or name
     else:
         name, image = identity(environment)
         if name is None and image is not None:
