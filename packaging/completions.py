@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.command import usage
-from vmm.command.usage import PROGRAM, Option, Verb
+from vmm.command.usage import PROGRAM, Verb
 
 FUNCTION = "_" + PROGRAM.replace("-", "_")
 # Folders of instances, with a lock in each: this user's, and the system service's.
@@ -20,19 +20,14 @@ INSTANCES = f"""\
 """
 
 
-def flag(option: Option) -> str:
-    """The flag without the name of its value."""
-    return option.flag.partition(" ")[0]
-
-
 def with_value() -> list[str]:
     """Flags of every verb that a file's path follows."""
-    return [flag(option) for option in usage.GENERAL if " " in option.flag]
+    return [option.flag for option in usage.GENERAL if option.value]
 
 
 def flags(verb: Verb) -> list[str]:
     """All that a verb takes."""
-    return [*[flag(option) for option in verb.options], *with_value(), "--help"]
+    return [*[option.flag for option in verb.options], *with_value(), "--help"]
 
 
 def bash() -> str:
@@ -42,7 +37,9 @@ def bash() -> str:
         names = f" $({FUNCTION}_instances)" if verb.named else ""
         paths = " paths=1" if verb.files else ""
         rows.append(f'        {verb.name}) words="{" ".join(flags(verb))}{names}"{paths} ;;')
-    verbs = " ".join([*[verb.name for verb in usage.VERBS], *map(flag, usage.GENERAL)])
+    verbs = " ".join(
+        [*[verb.name for verb in usage.VERBS], *[option.flag for option in usage.GENERAL]]
+    )
     cases = "\n".join(rows)
     before = "|".join(with_value()) or "--no-such"
     return f"""\
@@ -73,14 +70,14 @@ def zsh() -> str:
     """For zsh: the same, with meanings."""
     rows = []
     for verb in usage.VERBS:
-        words = [f"'{flag(option)}[{_zsh(option.meaning)}]'" for option in verb.options]
+        words = [f"'{option.flag}[{_zsh(option.meaning)}]'" for option in verb.options]
         words += [f"'{name}[more settings]:file:_files'" for name in with_value()]
         words += ["'--help[what it takes]'"]
         words += [f"'1:instance:{FUNCTION}_names'"] if verb.named else []
         words += ["'*:file:_files'"] if verb.files else []
         rows.append(f"        {verb.name}) _arguments {' '.join(words)} ;;")
     described = [f"'{verb.name}:{_zsh(verb.meaning)}'" for verb in usage.VERBS]
-    described += [f"'{flag(option)}:{_zsh(option.meaning)}'" for option in usage.GENERAL]
+    described += [f"'{option.flag}:{_zsh(option.meaning)}'" for option in usage.GENERAL]
     verbs, cases = "\n        ".join(described), "\n".join(rows)
     return f"""\
 #compdef {PROGRAM}
@@ -128,12 +125,12 @@ def fish() -> str:
         lines.append(f"{head} -n __fish_use_subcommand -a {verb.name} -d {_fish(verb.meaning)}")
         seen = f"{head} -n '__fish_seen_subcommand_from {verb.name}'"
         for option in verb.options:
-            lines.append(f"{seen} -l {flag(option)[2:]} -d {_fish(option.meaning)}")
+            lines.append(f"{seen} -l {option.flag[2:]} -d {_fish(option.meaning)}")
         lines += [f"{seen} -a '({FUNCTION}_instances)'"] if verb.named else []
         lines += [f"{seen} -F"] if verb.files else []
     for option in usage.GENERAL:
-        takes = " -r -F" if " " in option.flag else ""
-        lines.append(f"{head} -l {flag(option)[2:]}{takes} -d {_fish(option.meaning)}")
+        takes = " -r -F" if option.value else ""
+        lines.append(f"{head} -l {option.flag[2:]}{takes} -d {_fish(option.meaning)}")
     return "\n".join(lines) + "\n"
 
 

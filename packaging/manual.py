@@ -85,7 +85,7 @@ def man() -> str:
         lines += [f".B {roff(program)}", roff(verb.form()), ".br"]
     lines += [".SH DESCRIPTION", *map(roff, text.DESCRIPTION)]
     lines += verbs()
-    lines += section("OPTIONS", tuple([(each.flag, each.meaning) for each in usage.GENERAL]))
+    lines += section("OPTIONS", tuple([(each.form(), each.meaning) for each in usage.GENERAL]))
     lines += environment()
     lines += section("KEYS", text.KEYS) + section("SIGNALS", text.SIGNALS)
     lines += section("FILES", text.FILES) + section("EXIT STATUS", usage.EXIT_CODES)
@@ -100,6 +100,7 @@ WRITERS = {
     "zsh": completions.zsh,
     "fish": completions.fish,
 }
+
 
 if __name__ == "__main__":
     sys.stdout.write(WRITERS[sys.argv[1]]())

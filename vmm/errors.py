@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from errno import EIO, EMFILE, ENFILE, ENOMEM
+from errno import EAGAIN, EIO, EMFILE, ENFILE, ENOMEM
 
 SETTING_PREFIX = "VLLMD_HYPERVISOR_"
 # Why a file does not open that is there and ours: nobody's setting is to blame.
-HOST_LACKS = (EMFILE, ENFILE, ENOMEM, EIO)
+HOST_LACKS = (EMFILE, ENFILE, ENOMEM, EAGAIN, EIO)
 
 
 def setting_of(problem: str) -> str | None:

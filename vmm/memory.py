@@ -56,10 +56,14 @@ def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMem
         _place(memory, config, progress)
     except OSError as error:
         memory.close()
-        raise HostError(
-            f"cannot place guest RAM: {error}",
-            "check host_numa_node against `ls /sys/devices/system/node`, and free memory there",
-        ) from error
+        node = config.host_numa_node
+        remedy = "free memory, or leave prefault=on out of VLLMD_HYPERVISOR_MEMORY_CONFIG"
+        if node is not None:
+            remedy = (
+                f"check host_numa_node={node} against `ls /sys/devices/system/node`, and free "
+                "memory there"
+            )
+        raise HostError(f"cannot place guest RAM: {error}", remedy) from error
     return memory
 
 

@@ -74,15 +74,13 @@ def _check_tables(vcpus: int) -> None:
     build_acpi(AcpiSpec(apic_ids, (HIGH_MEMORY_GPA, HIGH_MEMORY_GPA), place))
 
 
-def descriptors(vcpus: int, disks: int) -> Finding:
+def descriptors(host: Host, vcpus: int, disks: int) -> Finding:
     """The limit of open files against what a machine has open before its guest runs."""
-    import resource
-
     queues = min(vcpus, DISK_QUEUES_MAX)
     need = DESCRIPTORS + 2 * vcpus + disks * (2 + 2 * queues)
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    limit = host.open_files_limit()
     told = f"{need} files will be open when the guest starts, and more for devices passed through"
-    if limit == resource.RLIM_INFINITY or limit >= need:
+    if limit is None or limit >= need:
         return Finding("descriptors", told)
     return problem(
         "descriptors", f"{told}; the limit is {limit} (Too many open files)",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
 import time
 
 from vmm import PROGRAM
-from vmm.errors import ConfigError, HostError, VmmError, setting_of
+from vmm.errors import HOST_LACKS, ConfigError, HostError, VmmError, setting_of
 from vmm.light.printable import escape
 from vmm.log.hub import get_logger, hub
 from vmm.settings.config import PREFIX, Config, read_environment
@@ -43,6 +44,10 @@ def main() -> int:
     except VmmError as error:
         report(error)
         return error.exit_code
+    except OSError as error:
+        failure = refused(error)
+        report(failure)
+        return failure.exit_code
     finally:
         # Files and journald get what they have not taken yet.
         hub.configure([], debug=False)
@@ -177,20 +182,29 @@ def start(timing: bool = False, environment: dict[str, str] | None = None) -> in
     except BrokenPipeError:
         raise  # nobody reads what is printed, which main() knows
     except OSError as error:
-        # What can be explained better has been; left are limits of descriptors, threads, memory.
-        if log.debugging:
-            import traceback
-
-            log.debug("".join(traceback.format_exception(error)))
-        failure = HostError(
-            f"the host refuses: {error}",
-            "raise the limit that is named (ulimit -a; Limit*= in a unit), or see the kernel's log",
-        )
+        failure = refused(error)
         notifier.status(f"failed: {failure}")
         raise failure from error
     except VmmError as error:
         notifier.status(f"failed: {error}")
         raise
+
+
+def refused(error: OSError) -> HostError:
+    """What can be explained better has been; left are limits of descriptors, threads, memory."""
+    if log.debugging:
+        import traceback
+
+        log.debug("".join(traceback.format_exception(error)))
+    return HostError(f"the host refuses: {error}", _remedy(error))
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in HOST_LACKS:
+        return "raise the limit that is named (ulimit -a; Limit*= in a unit), or free memory"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free space on the file system of the runtime folder, the log or the console's file"
+    return "see the kernel's log"
 
 
 def run_instance(
@@ -291,7 +305,8 @@ def find_instance(environment: dict[str, str], name: str | None) -> Instance:
     from vmm.settings.config import identity
 
     if name is not None:
-        identity({f"{PREFIX}NAME": name})  # refuses what cannot be a name
+        # Refuses what cannot be a name.
+        name = identity({f"{PREFIX}NAME": name})[0] or name
     else:
         name, image = identity(environment)
         if name is None and image is not None:

@@ -17,14 +17,19 @@ COLUMNS = 79
 
 
 class Option(Record):
-    """A flag of a verb. It takes no value."""
+    """A flag; ``value`` names what follows it, empty for nothing."""
 
-    __slots__ = ("flag", "meaning")
+    __slots__ = ("flag", "meaning", "value")
     flag: str
     meaning: str
+    value: str
 
-    def __init__(self, flag: str, meaning: str) -> None:
-        self._set(flag=flag, meaning=meaning)
+    def __init__(self, flag: str, meaning: str, value: str = "") -> None:
+        self._set(flag=flag, meaning=meaning, value=value)
+
+    def form(self) -> str:
+        """As it is typed."""
+        return f"{self.flag} {self.value}".rstrip()
 
 
 class Verb(Record):
@@ -84,7 +89,7 @@ VERBS = (
 )
 ENV_FILE = "--env-file"
 GENERAL = (
-    Option(f"{ENV_FILE} FILE", "more settings, from FILE; the environment wins"),
+    Option(ENV_FILE, "more settings, from FILE; the environment wins", "FILE"),
     Option("--help", "show this, or with a verb what it takes"),
     Option("--version", "show the version, and what it was built with"),
 )
@@ -197,14 +202,14 @@ def help_text(verb_name: str | None = None) -> str:
         if verb.named:
             rows.append(f"  {NAME:10} the instance (else found from the environment)")
         rows += [f"  {option.flag:10} {option.meaning}" for option in verb.options]
-        rows.append(f"  {GENERAL[0].flag} {GENERAL[0].meaning}")
+        rows.append(f"  {GENERAL[0].form()} {GENERAL[0].meaning}")
         return "\n".join(rows)
     rows = [f"{PROGRAM}: {SUMMARY}", ""]
     for each in VERBS:
         form = f"  {each.form():29}"
         row = f"{form}  {each.meaning}"
         rows += [row] if len(row) <= COLUMNS else [form, f"{'':33}{each.meaning}"]
-    rows += [f"  {option.flag:30} {option.meaning}" for option in GENERAL]
+    rows += [f"  {option.form():30} {option.meaning}" for option in GENERAL]
     rows += ["", f"Settings are variables, {PREFIX}...; `env` shows all. Required:"]
     rows.append("  " + ", ".join([each.name for each in SETTINGS if each.default == REQUIRED]))
     rows.append("Exit codes:")

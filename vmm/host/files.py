@@ -98,8 +98,15 @@ class Host:
 
     def locked_memory_limits(self) -> tuple[int | None, int | None]:
         """RLIMIT_MEMLOCK, soft and hard, in bytes; None for no limit."""
+        return self._limits("Max locked memory")
+
+    def open_files_limit(self) -> int | None:
+        """RLIMIT_NOFILE, the soft one; None for no limit."""
+        return self._limits("Max open files")[0]
+
+    def _limits(self, name: str) -> tuple[int | None, int | None]:
         for line in (self.text("/proc/self/limits") or "").split("\n"):
-            if line.startswith("Max locked memory"):
+            if line.startswith(name):
                 soft, hard = line.split()[3:5]
                 return _limit(soft), _limit(hard)
         return None, None

@@ -145,7 +145,7 @@ class Instance:
         """The error for a folder that cannot be made or used."""
         return HostError(
             f"cannot use the instance folder {self.directory}: {why}",
-            "check XDG_RUNTIME_DIR and its permissions",
+            "check its disk and its permissions, or set XDG_RUNTIME_DIR to another folder",
         )
 
     def check_folder(self) -> None:

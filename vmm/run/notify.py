@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from vmm.settings.parse import is_decimal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,6 +16,8 @@ MIB = 1 << 20
 STATUS_MAX = 1000
 # What one step of a long start may take before the next is told: 4 GiB of RAM pinned.
 STEP_SECONDS = 60
+# Longer than a year is no watchdog.
+WATCHDOG_DIGITS_MAX = 13
 # What the VMM needs to take a machine apart after the guest's own time is over.
 CLOSE_SECONDS = 10
 
@@ -36,9 +40,8 @@ class Notifier:
         usec = environment.get("WATCHDOG_USEC", "")
         pid = environment.get("WATCHDOG_PID", "")
         mine = not pid or pid == str(os.getpid())
-        return cls(
-            environment.get("NOTIFY_SOCKET", ""), int(usec) if mine and usec.isdecimal() else 0
-        )
+        good = mine and is_decimal(usec, WATCHDOG_DIGITS_MAX)
+        return cls(environment.get("NOTIFY_SOCKET", ""), int(usec) if good else 0)
 
     def send(self, **fields: object) -> None:
         """Send ``NAME=value`` lines; a manager that does not listen is no error."""

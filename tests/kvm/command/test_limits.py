@@ -46,6 +46,16 @@ def test_too_few_descriptors(tmp_path):
     assert command.run("start")[0] == 0
 
 
+def test_too_few_descriptors_to_check(tmp_path):
+    """The code that a start has, whatever check itself could not look at."""
+    command = Command(tmp_path)
+    for limit in range(6, 32, 9):
+        for verb in ("check", "env", "status"):
+            code, text = command.run(verb, under=after(f"ulimit -n {limit}"))
+            assert "Traceback" not in text, (limit, verb, text)
+            assert code == 38 or verb != "check", (limit, text)
+
+
 def test_the_guest_outlives_requests_that_find_no_descriptor(tmp_path):
     """All that are left are taken away; a client is told so, or turned away, and may come again."""
     command = Command(tmp_path, HALT)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import COMMAND, HALT, PREFIX, Command, finish
+from tests.support.elf_builder import build_elf
 
 LOCALES = (
     {}, {"LC_ALL": "C"}, {"LC_ALL": "C.UTF-8"}, {"LC_ALL": "en_US.UTF-8"},
@@ -139,3 +140,26 @@ def test_settings_from_a_file(tmp_path):
 def test_an_error_begins_with_its_variable(tmp_path, settings, variable):
     text = Command(tmp_path, **settings).run("start")[1]
     assert f"error command.cli: {PREFIX}{variable}" in text or f"error: {PREFIX}{variable}" in text
+
+
+@pytest.mark.parametrize("name", ["vm\r", " vm", '"vm"', "vm\n"])
+def test_a_name_on_the_command_line_is_freed_as_a_setting_is(tmp_path, name):
+    command = Command(tmp_path)
+    assert command.run("start")[0] == 0
+    code, text = command.run("status", name)
+    assert code == 3
+    assert text.startswith("vm: stopped, started ")
+
+
+def test_status_of_a_running_guest_whose_image_is_no_utf8(tmp_path):
+    command = byte_named(tmp_path)
+    (tmp_path / "guest.elf").write_bytes(build_elf(HALT))
+    command.set(LOG_FILEPATH="/dev/stdout", DEBUG="1")
+    command.env["PYTHONIOENCODING"] = "ascii:strict"
+    process = command.start()
+    code, text = command.run("status")
+    assert code == 0, text
+    assert "/disk-\\xff\\xe4.img" in text
+    assert json.loads(command.run("status", "--json")[1])["state"] == "running"
+    command.run("stop", "--now")
+    assert "Traceback" not in finish(process)[1]

@@ -238,3 +238,9 @@ def test_a_guest_has_a_stream_of_its_own_in_the_journal(tmp_path, monkeypatch):
             given.recv(1)
         given.close()
         own.close()
+
+
+@pytest.mark.parametrize("usec", ["9" * 5000, "9" * 20, "²", "٣", "-1", "1e6", " "])
+def test_a_watchdog_that_is_none(usec):
+    found = Notifier.from_env({"NOTIFY_SOCKET": "/none", "WATCHDOG_USEC": usec})
+    assert found.watchdog_seconds == 0
