@@ -46,6 +46,9 @@ def man() -> str:
     lines += [".SH OPTIONS"]
     for option in usage.GENERAL:
         lines += tagged(option.flag, option.meaning)
+    lines += [".SH KEYS", roff("Where stdin is a terminal; all others are the guest's.")]
+    for key, meaning in usage.KEYS:
+        lines += tagged(key, f"{meaning}.")
     lines += [".SH ENVIRONMENT"]
     for setting in SETTINGS:
         default = "required" if setting.default == REQUIRED else f"default: {setting.default}"

@@ -121,8 +121,12 @@ def image_locks(system: Sequence[str], config: Sequence[str], stop: Stop) -> lis
     """Nobody else has the images in use, as far as they open; who has is told by pid."""
     findings = []
     for path, read_only in [*[(p, False) for p in system], *[(p, True) for p in config]]:
+        # Read-only: whoever has opened a block device for writing makes udev look into it anew.
         try:
-            fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+            kind = os.stat(path).st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
             continue  # the image's own finding tells
         try:
@@ -145,8 +149,7 @@ def _image_lock(path: str, fd: int, read_only: bool, stop: Stop) -> Finding:
             advice=error.remedy, code=error.exit_code,
         )  # fmt: skip
     size = os.lseek(fd, 0, os.SEEK_END)
-    kind = os.fstat(fd).st_mode
-    if size < SECTOR and (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
+    if size < SECTOR:
         return of_error("image-lock", too_small(path, size), path)
     return Finding("image-lock", f"{path} is not in use by others", path)
 

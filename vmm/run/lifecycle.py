@@ -123,7 +123,7 @@ class Lifecycle:
         """Have the terminal raw whenever this job has it; a shell's `fg` sends no signal."""
         if self._terminal_timer is not None:
             self._terminal_timer.cancel()
-        if not all([console.take_terminal() for console in self.consoles]):
+        if [console for console in self.consoles if not console.take_terminal()]:
             self._terminal_timer = self._loop.call_later(TERMINAL_SECONDS, self._take_terminal)
 
     def _boot(self) -> None:

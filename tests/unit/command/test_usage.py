@@ -67,12 +67,22 @@ def test_help_fits_a_screen_and_names_all():
         assert verb.form() in usage.help_text(verb.name)
 
 
+def test_help_of_start_lists_the_keys():
+    text = usage.help_text("start")
+    for key, meaning in usage.KEYS:
+        assert key in text
+        assert meaning in text
+
+
 def test_the_man_page_has_everything():
     text = generated("man").replace("\\-", "-")
     for verb in usage.VERBS:
         assert verb.form() in text
     for setting in SETTINGS:
         assert PREFIX + setting.name in text
+    for key, meaning in usage.KEYS:
+        assert key in text
+        assert meaning.replace("'", "\\(aq") in text
     if shutil.which("man"):
         told = subprocess.run(
             ["man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", "-Z", "-"],
