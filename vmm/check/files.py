@@ -75,8 +75,8 @@ def create_error(path: str, make_folders: bool = False) -> int:
     return 0 if os.access(folder, os.W_OK | os.X_OK) else errno.EACCES
 
 
-def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
-    """Files and sockets of (name, console end) can be made."""
+def consoles(ends: Sequence[tuple[str, Endpoint]], others: Sequence[str] = ()) -> list[Finding]:
+    """Files and sockets of (name, console end) can be made; ``others`` are files in use."""
     from vmm.log.stream import unread_fifo
 
     findings = []
@@ -84,7 +84,7 @@ def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
     for name, end in ends:
         told = f"{name} is {end.kind}{f' {end.path}' if end.path else ''}"
         try:
-            _console(end, sockets)
+            _console(end, sockets, others)
         except VmmError as failure:
             findings.append(of_error("console", failure))
             continue
@@ -95,13 +95,15 @@ def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
     return findings
 
 
-def _console(end: Endpoint, sockets: list[str]) -> None:
+def _console(end: Endpoint, sockets: list[str], others: Sequence[str]) -> None:
     """VmmError when a console's end cannot be made; ``sockets`` collects those seen so far."""
-    from vmm.host.console import cannot_open_file
+    from vmm.host.console import cannot_open_file, cannot_rotate, overwritten
     from vmm.host.console_socket import cannot_listen, check_socket_path
 
     if end.kind == "file" and (why := output_error(end.path)):
         raise cannot_open_file(end.path, why)
+    if taken := overwritten(end, others):
+        raise cannot_rotate(end.path, taken)
     if end.kind == "socket":
         check_socket_path(end.path)
         twice = os.path.realpath(end.path) in sockets

@@ -106,7 +106,7 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     system, config = values.get("system_images", ()), values.get("config_images", ())
     stages.append(files.image_locks(system, config, stop))
     ends = [(end, values[end]) for end in ("console", "serial") if end in values]
-    stages.append(files.consoles(ends))
+    stages.append(files.consoles(ends, _files(values)))
     if "kernel_path" in values and not _has_problem(stages[2], "kernel-file"):
         path = values["kernel_path"]
         stages.append(files.kernel(path, values.get("initramfs_path")))
@@ -119,6 +119,15 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         bdfs = [device.bdf for device in devices]
         stages.append(kvm.device_nodes(host, bdfs, node))
     return Report(name, host.user(), host.uid, stages)
+
+
+def _files(values: dict[str, Any]) -> list[str]:
+    """Every file that the settings name, as far as they are good."""
+    paths = [values.get("kernel_path"), values.get("initramfs_path")]
+    paths += [values[end].path for end in ("console", "serial") if end in values]
+    for field in ("system_images", "config_images", "log_destinations"):
+        paths += values.get(field, ())
+    return [path for path in paths if path]
 
 
 def _has_problem(findings: list[Finding], name: str) -> bool:

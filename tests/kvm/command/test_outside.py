@@ -212,6 +212,17 @@ def test_check_and_start_refuse_the_same_places(tmp_path, kind):
         assert ("it is a socket" in text) == (kind == "socket")
 
 
+def test_a_full_console_file_replaces_no_image(tmp_path):
+    command = Command(tmp_path, CONSOLE=f"file={tmp_path / 'c'},keep=3")
+    image = tmp_path / "c.3"
+    (tmp_path / "system.img").rename(image)
+    command.set(SYSTEM_IMAGE_FILEPATH=image)
+    for verb in ("check", "start"):
+        code, text = command.run(verb)
+        assert code == 38
+        assert f"would be renamed over {image}" in text
+
+
 def test_a_start_and_a_check_leave_a_console_s_client_alone(tmp_path):
     path = tmp_path / "s"
     command = Command(tmp_path, ECHO, SERIAL=f"socket={path}", LOG_FILEPATH=tmp_path / "log")
