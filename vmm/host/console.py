@@ -11,6 +11,7 @@ import time
 from vmm._native.console.byteport import BytePort
 from vmm.errors import HostError
 from vmm.light.teardown import close_all
+from vmm.log.hub import get_logger
 from vmm.log.stream import is_terminal, open_anew, open_output
 
 TYPE_CHECKING = False
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from vmm.host.terminal import Terminal
     from vmm.settings.config import Config
     from vmm.settings.parse import Endpoint
+
+log = get_logger(__name__)
 
 TTY = "tty"
 NULL = "null"
@@ -82,6 +85,7 @@ class HostConsole:
         self.terminal: Terminal | None = None
         # What the terminal's user is told at the start.
         self.told: list[str] = []
+        self._told_loss = 0
         self._fds: list[int] = []
         self._socket: Any = None
         self._socket_file = (0, 0)
@@ -161,7 +165,16 @@ class HostConsole:
         steps: list[Callable[[], object]] = [self.port.close]
         if self.terminal is not None:
             steps.append(self.terminal.close)
-        close_all([*steps, self._close_fds, self._close_socket])
+        close_all([*steps, self._tell_loss, self._close_fds, self._close_socket])
+
+    def _tell_loss(self) -> None:
+        # A socket or a pseudo-terminal may well have had no reader at all.
+        lost, self._told_loss = self.port.dropped - self._told_loss, self.port.dropped
+        if lost and self.kind in (TTY, FILE):
+            log.warning(
+                f"{lost} bytes of the guest's output to {self.path or 'the terminal'} were lost: "
+                "nobody took them in time"
+            )
 
     def _close_fds(self) -> None:
         fds, self._fds = self._fds, []

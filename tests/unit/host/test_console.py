@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import pty
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from vmm._native.console.byteport import BytePort
 from vmm.host.console import HostConsole, overwritten
 from vmm.host.terminal import serial_has_input
+from vmm.log.hub import hub
 from vmm.log.stream import open_anew
 from vmm.settings.parse import Endpoint
 
@@ -41,6 +43,23 @@ def test_flush_does_not_wait_for_a_reader_that_sleeps(tmp_path):
     assert console.port.waiting > 0
     os.close(reader)
     console.close()
+
+
+def test_what_nobody_took_is_told(tmp_path, monkeypatch):
+    told = []
+    sink = SimpleNamespace(write=lambda level, name, message, fields: told.append(message))
+    monkeypatch.setattr(hub, "sinks", [sink])
+    os.mkfifo(tmp_path / "pipe")
+    console = HostConsole("file", str(tmp_path / "pipe"))
+    console.start("console")
+    for _ in range(4):
+        console.port.guest_write(b"x" * (128 << 10))
+    console.close()
+    console.close()
+    assert told == [
+        f"{console.port.dropped} bytes of the guest's output to {tmp_path}/pipe were lost: "
+        "nobody took them in time"
+    ]
 
 
 @pytest.mark.parametrize("keep", [0, 2])
