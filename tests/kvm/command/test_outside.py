@@ -26,7 +26,7 @@ def flood(extra: int = 0) -> bytes:
 
 # Time for the terminal to go away, then a clean end.
 BYE = (
-    Program().out_string(0x3F8, b"up\n").raw("b900000100 e2fe").out_string(0x3F8, b"bye\n")
+    Program().out_string(0x3F8, b"up\n").raw("b900100000 e2fe").out_string(0x3F8, b"bye\n")
 ).power_off()
 
 
@@ -94,12 +94,15 @@ def test_a_pipe_that_nobody_reads(tmp_path):
     process.stdout.close()
 
 
-def test_a_terminal_that_is_gone_does_not_change_the_guest_s_end(tmp_path):
+@pytest.mark.parametrize("controlling", [False, True])
+def test_a_terminal_that_is_gone_does_not_change_the_guest_s_end(tmp_path, controlling):
+    """With the controlling terminal comes SIGHUP, which is a reload."""
     command = Command(tmp_path, BYE, CONSOLE="tty")
-    with OnTerminal(command) as terminal:
+    words = ("setsid", "--ctty", COMMAND, "start") if controlling else ()
+    with OnTerminal(command, *words, session=not controlling) as terminal:
         terminal.until(b"up")
         terminal.hang_up()
-        assert terminal.process.wait(30) == 0
+        assert terminal.process.wait(60) == 0
     code, text = command.run("status")
     assert code == 3
     assert "the guest powered itself off (code 0)" in text
@@ -131,33 +134,39 @@ def test_two_consoles_on_a_terminal(tmp_path):
         assert terminal.process.wait(20) == 37
 
 
+class Shell(OnTerminal):
+    """An interactive shell, whose jobs have process groups of their own."""
+
+    def __init__(self, command: Command) -> None:
+        command.env["PS1"] = "$ "
+        super().__init__(
+            command, "setsid", "--ctty", "--wait", "bash", "--norc", "-i", session=False
+        )
+
+    def __exit__(self, *exception: object) -> None:
+        self.command.run("stop", "--now")
+        super().__exit__(*exception)
+
+
 def test_a_job_in_the_background(tmp_path):
     """It runs on, the shell has the terminal, and after `fg` the guest has it."""
-    command = Command(tmp_path, ECHO, LOG_FILEPATH=tmp_path / "log")
-    command.env["PS1"] = "$ "
-    pid, master = pty.fork()
-    if pid == 0:
-        os.execve("/bin/bash", ["bash", "--norc", "-i"], command.env)
-    terminal = OnTerminal.__new__(OnTerminal)
-    terminal.master, terminal.text = master, b""
-    terminal.until(b"$ ")
-    terminal.type(f"stty tostop; {COMMAND} start &\n".encode())
-    assert b"in the background" in terminal.until(b"\nup")
-    terminal.type(b"jobs; echo 'mi'ne\n")
-    assert b"Running" in terminal.until(b"mine")
-    terminal.type(b"fg\n")
-    terminal.until(b"start")
-    time.sleep(1.5)
-    terminal.type(b"guest.")
-    terminal.until(b"guest.")
-    terminal.type(b"\x01x\x01x")
-    terminal.until(b"$ ")
-    terminal.type(b"echo code=$?\n")
-    terminal.until(b"code=37")
-    terminal.type(b"stty -a; exit\n")
-    assert b" icanon" in terminal.until(b"echoke")
-    os.close(master)
-    os.waitpid(pid, 0)
+    with Shell(Command(tmp_path, ECHO, LOG_FILEPATH=tmp_path / "log")) as terminal:
+        terminal.until(b"$ ")
+        terminal.type(f"stty tostop; {COMMAND} start &\n".encode())
+        assert b"in the background" in terminal.until(b"\nup")
+        terminal.type(b"jobs; echo 'mi'ne\n")
+        assert b"Running" in terminal.until(b"mine")
+        terminal.type(b"fg\n")
+        terminal.until(b"start")
+        time.sleep(1.5)
+        terminal.type(b"guest.")
+        terminal.until(b"guest.")
+        terminal.type(b"\x01x\x01x")
+        terminal.until(b"$ ")
+        terminal.type(b"echo code=$?\n")
+        terminal.until(b"code=37")
+        terminal.type(b"stty -a; exit\n")
+        assert b" icanon" in terminal.until(b"echoke")
 
 
 @pytest.mark.parametrize("setting", ["LOG_FILEPATH", "CONSOLE"])
@@ -230,20 +239,22 @@ def test_a_start_and_a_check_leave_a_console_s_client_alone(tmp_path):
     deadline = time.monotonic() + 10
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    with socket.socket(socket.AF_UNIX) as link:
-        link.connect(str(path))
-        link.settimeout(10)
-        (tmp_path / "b").mkdir()
-        other = Command(tmp_path / "b", SERIAL=f"socket={path}")
-        for verb in ("check", "start"):
-            code, text = other.run(verb)
-            assert code == 38
-            assert "already in use" in text
-        link.sendall(b"ping.")
-        text = b""
-        while not text.endswith(b"ping."):
-            data = link.recv(100)
-            assert data, text
-            text += data
-    command.run("stop", "--now")
+    try:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(path))
+            link.settimeout(10)
+            (tmp_path / "b").mkdir()
+            other = Command(tmp_path / "b", SERIAL=f"socket={path}")
+            for verb in ("check", "start"):
+                code, text = other.run(verb)
+                assert code == 38
+                assert "already in use" in text
+            link.sendall(b"ping.")
+            text = b""
+            while not text.endswith(b"ping."):
+                data = link.recv(100)
+                assert data, text
+                text += data
+    finally:
+        command.run("stop", "--now")
     assert first.wait(20) == 37
