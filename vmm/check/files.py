@@ -72,15 +72,15 @@ def _daemon_error(destination: str) -> str:
     return ""
 
 
-def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
-    """Files and sockets of (name, console end) can be made."""
+def consoles(ends: Sequence[tuple[str, Endpoint]], others: Sequence[str] = ()) -> list[Finding]:
+    """Files and sockets of (name, console end) can be made; ``others`` are files in use."""
     from vmm.log.stream import unread_fifo
 
     findings = []
     sockets: list[str] = []
     for name, end in ends:
         try:
-            _check_console(end, sockets)
+            _check_console(end, sockets, others)
         except VmmError as error:
             findings.append(of_error("console", about(name.upper(), error), name))
             continue
@@ -92,15 +92,17 @@ def consoles(ends: Sequence[tuple[str, Endpoint]]) -> list[Finding]:
     return findings
 
 
-def _check_console(end: Endpoint, sockets: list[str]) -> None:
+def _check_console(end: Endpoint, sockets: list[str], others: Sequence[str]) -> None:
     """Raises what a start would raise. ``sockets``: those that it would have made before."""
-    from vmm.host.console import cannot_open_file
+    from vmm.host.console import cannot_open_file, cannot_rotate, overwritten
     from vmm.host.console_socket import cannot_listen, check_socket_path
 
     if end.kind == "pty" and not os.access(PTY_MAKER, os.R_OK | os.W_OK):
         raise HostError(f"no pseudo-terminals: {PTY_MAKER} cannot be opened", "mount devpts")
     if end.kind == "file" and (why := _output_error(end.path)):
         raise cannot_open_file(end.path, why)
+    if taken := overwritten(end, others):
+        raise cannot_rotate(end.path, taken)
     if end.kind == "socket":
         check_socket_path(end.path)
         real = os.path.realpath(end.path)
@@ -119,7 +121,7 @@ def image_lock(image: ImageSpec, read_only: bool, stop: Stop) -> list[Finding]:
     if not usable or not _is_image(os.stat(path).st_mode):
         return []  # told by the image's own finding
     try:
-        fd = open_image(path, read_only)
+        fd = open_image(path, read_only, probe=True)
     except VmmError as error:
         return [of_error("image-lock", error, path)]
     try:

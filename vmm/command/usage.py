@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vmm import PROGRAM
 from vmm.errors import UsageError
+from vmm.host.terminal import KEYS
 from vmm.light.printable import brief, quote
 from vmm.light.record import Record
 from vmm.settings.config import PREFIX, REQUIRED, SETTINGS
@@ -203,6 +204,9 @@ def help_text(verb_name: str | None = None) -> str:
             rows.append(f"  {NAME:10} the instance (else found from the environment)")
         rows += [f"  {option.flag:10} {option.meaning}" for option in verb.options]
         rows.append(f"  {GENERAL[0].form()} {GENERAL[0].meaning}")
+        if verb.name == "start":
+            rows.append("Keys, where stdin is a terminal (all others are the guest's):")
+            rows += [f"  {key:14} {meaning}" for key, meaning in KEYS]
         return "\n".join(rows)
     rows = [f"{PROGRAM}: {SUMMARY}", ""]
     for each in VERBS:

@@ -5,34 +5,25 @@ It lives as long as the process, so that a guest's reboot keeps its console.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 
-from vmm._native.console import terminal
 from vmm._native.console.byteport import BytePort
 from vmm.errors import HostError, about
-from vmm.host.console_socket import listen
-from vmm.host.terminal import (
-    BACKGROUND_TOLD,
-    HVC0,
-    KEYS_TOLD,
-    TTYS0,
-    Terminal,
-    help_text,
-    input_told,
-    serial_has_input,
-)
 from vmm.light.teardown import close_all
+from vmm.log.hub import get_logger
 from vmm.log.stream import is_terminal, open_anew, open_output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
+    from vmm.host.terminal import Terminal
     from vmm.settings.config import Config
     from vmm.settings.parse import Endpoint
+
+log = get_logger(__name__)
 
 TTY = "tty"
 NULL = "null"
@@ -62,6 +53,8 @@ def open_consoles(config: Config, escape_fd: int) -> list[HostConsole]:
         console.close()
         raise
     if shared:
+        from vmm.host.terminal import HVC0, TTYS0, input_told, serial_has_input
+
         first = serial_has_input(config.cmdline)
         told = [f"[{input_told(name)}]\n".encode() for name in (HVC0, TTYS0)]
         console.port.share_input(serial.port, first, *told)
@@ -97,6 +90,7 @@ class HostConsole:
         self.terminal: Terminal | None = None
         # What the terminal's user is told at the start.
         self.told: list[str] = []
+        self._told_loss = 0
         self._fds: list[int] = []
         self._socket: Any = None
         self._socket_file = (0, 0)
@@ -104,6 +98,8 @@ class HostConsole:
         if kind == TTY:
             out_fd = self._open_stdout()
             if typed and is_terminal(0):
+                from vmm.host.terminal import Terminal
+
                 self.terminal = Terminal()
                 in_fd = self.terminal.fd
         elif kind == FILE:
@@ -114,8 +110,8 @@ class HostConsole:
             listen_fd = self._listen(path)
         self.port = BytePort(in_fd, out_fd, listen_fd)
         if self.terminal is not None:
-            self.port.set_keys(escape_fd, help_text(), self.terminal.notice_fd)
-            self.told.append(KEYS_TOLD)
+            self.port.set_keys(escape_fd, self.terminal.help_text, self.terminal.notice_fd)
+            self.told.append(self.terminal.keys_told)
         if kind == FILE and end is not None and end.max_bytes:
             self.port.limit_file(os.fsencode(os.path.realpath(path)), end.max_bytes, end.keep)
 
@@ -133,7 +129,7 @@ class HostConsole:
         """Switch the terminal to raw mode, tell its user the keys, and start pumping."""
         if self.terminal is not None:
             if not self.take_terminal():
-                self.told.append(BACKGROUND_TOLD)
+                self.told.append(self.terminal.background_told)
             self.port.tell(f"[{'; '.join(self.told)}]\n".encode())
         self.port.start(name)
 
@@ -174,7 +170,16 @@ class HostConsole:
         steps: list[Callable[[], object]] = [self.port.close]
         if self.terminal is not None:
             steps.append(self.terminal.close)
-        close_all([*steps, self._close_fds, self._close_socket])
+        close_all([*steps, self._tell_loss, self._close_fds, self._close_socket])
+
+    def _tell_loss(self) -> None:
+        # A socket or a pseudo-terminal may well have had no reader at all.
+        lost, self._told_loss = self.port.dropped - self._told_loss, self.port.dropped
+        if lost and self.kind in (TTY, FILE):
+            log.warning(
+                f"{lost} bytes of the guest's output to {self.path or 'the terminal'} were lost: "
+                "nobody took them in time"
+            )
 
     def _close_fds(self) -> None:
         fds, self._fds = self._fds, []
@@ -196,6 +201,8 @@ class HostConsole:
         return {**facts, "refused": self.port.refused} if self.kind == SOCKET else facts
 
     def _open_pty(self) -> int:
+        from vmm._native.console import terminal
+
         master, slave = os.openpty()
         # The slave stays open here: without any reader the master would report a hang-up.
         self._keep(master)
@@ -204,10 +211,12 @@ class HostConsole:
         # devpts lets the group tty write to terminals; this one leads into a guest.
         os.fchmod(slave, 0o600)
         terminal.set_raw(slave)
-        fcntl.fcntl(master, fcntl.F_SETFL, fcntl.fcntl(master, fcntl.F_GETFL) | os.O_NONBLOCK)
+        os.set_blocking(master, False)
         return master
 
     def _listen(self, path: str) -> int:
+        from vmm.host.console_socket import listen
+
         self._socket = listen(path)
         self._socket_file = _identity(path)
         fd: int = self._socket.fileno()
@@ -267,13 +276,13 @@ def cannot_open_file(path: str, why: str | None) -> HostError:
 def refuse_overwriting(config: Config) -> None:
     """HostError when a full console file would be renamed over a file that the VM needs."""
     for end in (config.console, config.serial):
-        if end.kind == FILE and (taken := overwritten(end, _files_of(config))):
+        if end.kind == FILE and (taken := overwritten(end, files_of(config))):
             raise cannot_rotate(end.path, taken)
 
 
-def overwritten(end: Endpoint, files: list[str]) -> str:
+def overwritten(end: Endpoint, files: Sequence[str]) -> str:
     """Which of ``files`` a console's file would be renamed to when it is full; "" for none."""
-    if not end.max_bytes or not end.keep:
+    if end.kind != FILE or not (end.max_bytes and end.keep):
         return ""
     path = os.path.realpath(end.path)
     names = [f"{path}.new", *[f"{path}.{n}" for n in range(1, end.keep + 1)]]
@@ -283,7 +292,8 @@ def overwritten(end: Endpoint, files: list[str]) -> str:
     return ""
 
 
-def _files_of(config: Config) -> list[str]:
+def files_of(config: Config) -> list[str]:
+    """Every file that the settings name."""
     others = [end.path for end in (config.console, config.serial) if end.path]
     others += [image.path for image in (*config.system_images, *config.config_images)]
     paths = [config.kernel_path, config.initramfs_path or "", *others, *config.log_destinations]

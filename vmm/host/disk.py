@@ -116,13 +116,18 @@ class Disk:
             self.fd = -1
 
 
-def open_image(path: str, read_only: bool) -> int:
-    """A descriptor of an image that may be used so; VmmError says why it may not."""
+def open_image(path: str, read_only: bool, probe: bool = False) -> int:
+    """A descriptor of an image that may be used so; VmmError says why it may not.
+
+    ``probe``: it is only looked at, and not opened for writing: udev would look into a block
+    device anew afterwards.
+    """
+    mode = os.O_RDONLY if read_only or probe else os.O_RDWR
     try:
         kind = os.stat(path).st_mode
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
             raise ConfigError([f"{path} is neither a file nor a block device"])
-        fd = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+        fd = os.open(path, mode | os.O_NONBLOCK * probe | os.O_CLOEXEC)
     except OSError as error:
         raise cannot_open(path, read_only, error) from error
     # Opening a device for writing goes well although it refuses each write.

@@ -16,11 +16,6 @@ KEYS = (
 )
 HVC0 = "the console (hvc0)"
 TTYS0 = "the serial port (ttyS0)"
-KEYS_TOLD = "Ctrl-A x presses the guest's power button, Ctrl-A h lists all keys"
-BACKGROUND_TOLD = (
-    "this job is in the background: what is typed reaches the guest once it is in the foreground "
-    "(fg)"
-)
 
 
 class Terminal:
@@ -30,12 +25,24 @@ class Terminal:
     take() to close(), except while another job has the terminal.
     """
 
+    keys_told = "Ctrl-A x presses the guest's power button, Ctrl-A h lists all keys"
+    background_told = (
+        "this job is in the background: what is typed reaches the guest once it is in the "
+        "foreground (fg)"
+    )
+
     def __init__(self) -> None:
         own = open_anew(0, os.O_RDWR)
         self.fd = 0 if own < 0 else own
         self._own = own
         self._saved: bytes | None = None
         self._hooked = False
+
+    @property
+    def help_text(self) -> bytes:
+        """What Ctrl-A h shows."""
+        rows = [f"  {key:14} {meaning}" for key, meaning in KEYS]
+        return "\n".join(["", *rows, ""]).encode()
 
     @property
     def notice_fd(self) -> int:
@@ -74,12 +81,6 @@ class Terminal:
         if self._own >= 0:
             os.close(self._own)
             self._own = self.fd = -1
-
-
-def help_text() -> bytes:
-    """What Ctrl-A h shows."""
-    rows = [f"  {key:14} {meaning}" for key, meaning in KEYS]
-    return "\n".join(["", *rows, ""]).encode()
 
 
 def input_told(name: str) -> str:

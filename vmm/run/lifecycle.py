@@ -125,8 +125,7 @@ class Lifecycle:
         """Have the terminal raw whenever this job has it; a shell's `fg` sends no signal."""
         if self._terminal_timer is not None:
             self._terminal_timer.cancel()
-        taken = [console.take_terminal() for console in self.consoles]
-        if not all(taken):
+        if [console for console in self.consoles if not console.take_terminal()]:
             self._terminal_timer = self._loop.call_later(TERMINAL_SECONDS, self._take_terminal)
 
     def _boot(self) -> None:

@@ -51,7 +51,10 @@ class Notifier:
 
         text = "\n".join([f"{name}={_one_line(value)}" for name, value in fields.items()])
         kind = _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC | _socket.SOCK_NONBLOCK
-        link = _socket.socket(_socket.AF_UNIX, kind)
+        try:
+            link = _socket.socket(_socket.AF_UNIX, kind)
+        except OSError:
+            return  # no descriptors left
         try:
             link.sendto(text.encode(errors="replace"), self._address)
         except OSError:

@@ -72,3 +72,10 @@ def test_help_fits_a_screen_and_names_all():
         assert verb.form() in text
         assert verb.meaning in text
         assert verb.form() in usage.help_text(verb.name)
+
+
+def test_help_of_start_lists_the_keys():
+    text = usage.help_text("start")
+    for key, meaning in usage.KEYS:
+        assert key in text
+        assert meaning in text

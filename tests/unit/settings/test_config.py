@@ -136,6 +136,11 @@ def test_bad_cpu_counts(text):
         ("CMDLINE", "x" * 65536, "at most 65535"),
         ("CONSOLE", "vga", "is not tty"),
         ("CONSOLE", "file=", "is not tty"),
+        ("CONSOLE", "file=/a,b", "quote a path's comma"),
+        ("CONSOLE", "file=/a,max=1K", "at least 64K"),
+        ("CONSOLE", "file=/a,max=1M,max=2M", "twice"),
+        ("CONSOLE", "file=/a,keep=100", "from 0 to 99"),
+        ("SERIAL", "socket=/a,max=1M", "a socket takes no options"),
         ("SERIAL", "tty=/dev/tty1", "is not tty"),
         ("STOP_TIMEOUT_SECONDS", "soon", "number of seconds"),
         ("STOP_TIMEOUT_SECONDS", "-1", "number of seconds"),
@@ -243,3 +248,16 @@ def test_quoted_lists_come_back(items):
 def test_sizes_never_crash(text):
     with contextlib.suppress(BadValue):
         assert parse_size(text) >= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "max_bytes", "keep"),
+    [
+        ("file=/a", "/a", 64 << 20, 1),
+        ("file=/a,max=1M", "/a", 1 << 20, 1),
+        ('file="/a,b.log", keep=3, max=0', "/a,b.log", 0, 3),
+    ],
+)
+def test_the_limits_of_a_console_s_file(text, path, max_bytes, keep):
+    end = config(SERIAL=text).serial
+    assert (end.path, end.max_bytes, end.keep) == (path, max_bytes, keep)
