@@ -5,6 +5,8 @@ Source: ACPI 6.5, 4.8.3.7 (sleep control), 4.8.3.6 (reset register), 5.6.9 (GED)
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 from vmm._native.kvm import bus
 
 TYPE_CHECKING = False
@@ -34,20 +36,26 @@ class AcpiRegisters:
 
 
 class Ged:
-    """The byte of pending events; reading clears it."""
+    """The byte of pending events; reading clears it. ``_lock`` holds the byte.
+
+    The control thread presses the button while vCPUs read: no press may be lost between them.
+    """
 
     def __init__(self, line: IrqLine) -> None:
+        self._lock = allocate_lock()
         self._line = line
         self._pending = 0
 
     def power_button(self) -> None:
         """Press the button; any thread."""
-        self._pending |= POWER_BUTTON
+        with self._lock:
+            self._pending |= POWER_BUTTON
         self._line.pulse()
 
     def read(self, offset: int, size: int) -> int:
         """Pending events, which are forgotten."""
-        value, self._pending = self._pending, 0
+        with self._lock:
+            value, self._pending = self._pending, 0
         return value
 
     def write(self, offset: int, value: int, size: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 from vmm.log.hub import get_logger
 
 log = get_logger(__name__)
@@ -12,9 +14,10 @@ LINE_MAX = 256
 
 
 class FirmwareDebugPort:
-    """Port 0x402: lines of text, shown in the debug log."""
+    """Port 0x402: lines of text, shown in the debug log. ``_lock`` holds the line."""
 
     def __init__(self) -> None:
+        self._lock = allocate_lock()
         self._line = bytearray()
 
     def read(self, offset: int, size: int) -> int:
@@ -25,9 +28,12 @@ class FirmwareDebugPort:
         """One character; a line is logged when it ends or gets too long."""
         if size != 1:
             return
-        if value != ord("\n"):
-            self._line.append(value)
-        if value == ord("\n") or len(self._line) >= LINE_MAX:
-            if log.debugging:
-                log.debug(f"firmware: {self._line.decode('latin-1').rstrip()}")
+        with self._lock:
+            if value != ord("\n"):
+                self._line.append(value)
+                if len(self._line) < LINE_MAX:
+                    return
+            line = bytes(self._line)
             self._line.clear()
+        if log.debugging:
+            log.debug(f"firmware: {line.decode('latin-1').rstrip()}")

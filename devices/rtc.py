@@ -46,6 +46,8 @@ def bcd(value: int) -> int:
 class Rtc:
     """The clock (UTC, BCD, 24 hours) and 128 bytes of CMOS; ``now_ns`` is the time source.
 
+    Without a lock: each access looks at the index once and changes one byte. A guest that shares
+    the two ports between vCPUs has a lock of its own.
     Writing 0 to register 0x0f resets the machine only through the raw index 0x8f: firmware
     clears register 0x0f through the plain index in every boot.
     """
@@ -65,9 +67,10 @@ class Rtc:
         """The index as written, or the selected register."""
         if size != 1:
             return (1 << 8 * size) - 1
+        index = self._index
         if offset == INDEX:
-            return self._index
-        register = self._index & REGISTER_MASK
+            return index
+        register = index & REGISTER_MASK
         if register == STATUS_A:
             busy = self._now_ns() % 1_000_000_000 >= UPDATE_START_NS
             return STATUS_A_DIVIDER | (UPDATE_IN_PROGRESS if busy else 0)
@@ -99,10 +102,11 @@ class Rtc:
         """Select a register, or write it; the clock itself cannot be set."""
         if size != 1:
             return bus.CONTINUE
+        index = self._index
         if offset == INDEX:
             self._index = value
-        elif self._index == SHUTDOWN_STATUS_RAW and value == 0:
+        elif index == SHUTDOWN_STATUS_RAW and value == 0:
             return bus.RESET
         else:
-            self._ram[self._index & REGISTER_MASK] = value
+            self._ram[index & REGISTER_MASK] = value
         return bus.CONTINUE

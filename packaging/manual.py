@@ -87,11 +87,16 @@ def man() -> str:
     lines += verbs()
     lines += section("OPTIONS", tuple([(each.form(), each.meaning) for each in usage.GENERAL]))
     lines += environment()
-    lines += section("KEYS", text.KEYS) + section("SIGNALS", text.SIGNALS)
+    lines += section("KEYS", keys()) + section("SIGNALS", text.SIGNALS)
     lines += section("FILES", text.FILES) + section("EXIT STATUS", usage.EXIT_CODES)
     lines += [*examples(), ".SH LIMITS"]
     lines += [line for paragraph in text.LIMITS for line in (".PP", roff(paragraph))]
     return "\n".join([*lines, ".SH SEE ALSO", roff(text.SEE_ALSO)]) + "\n"
+
+
+def keys() -> tuple[tuple[str, str], ...]:
+    """The keys, each with its meaning as a sentence."""
+    return tuple([(key, f"{meaning[0].upper()}{meaning[1:]}.") for key, meaning in usage.KEYS])
 
 
 WRITERS = {

@@ -35,16 +35,6 @@ MEMORY_KEYS = {
     "host_numa_node": (f"0 to {NODE_MAX}", "take RAM from this node of the host's only"),
 }  # fmt: skip
 
-KEYS = (
-    ("Ctrl-A x", "Press the guest's power button."),
-    (
-        "Ctrl-A c",
-        "Switch what is typed to the guest's other console, where both are on the terminal.",
-    ),
-    ("Ctrl-A h", "List these keys."),
-    ("Ctrl-A Ctrl-A", "Send one Ctrl-A."),
-)
-
 SIGNALS = (
     ("SIGTERM, SIGINT", "Press the guest's power button, again every second until the guest is off "
      "or STOP_TIMEOUT_SECONDS have passed; then, or at a second signal later on, kill the guest."),

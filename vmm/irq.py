@@ -7,16 +7,19 @@ Source: Documentation/virt/kvm/api.rst, 4.52 (KVM_SET_GSI_ROUTING), 4.75 (KVM_IR
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from _thread import allocate_lock
 
-from vmm.errors import HostError
 from vmm.layout import GSI_MAX, IOAPIC_PINS, MSI_GSI_FIRST
+from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm._native.kvm.vm import VmFd
+
+log = get_logger(__name__)
 
 # An MSI address whose bit 4 is clear carries destination id bits 8..14 in its bits 5..11
 # (KVM_FEATURE_MSI_EXT_DEST_ID); KVM takes them in address_hi, bits 8..14.
@@ -34,6 +37,15 @@ def _drain(fd: int) -> None:
         os.eventfd_read(fd)
     except BlockingIOError:
         return
+
+
+def _message(address: int, data: int) -> tuple[int, int, int]:
+    """Address and data as KVM's table has them."""
+    low, high = address & 0xFFFFFFFF, address >> 32
+    if not low & 0x10 and not high:
+        high = (low >> _EXT_DEST_SHIFT & _EXT_DEST_MASK) << _DEST_HI_SHIFT
+        low &= ~(_EXT_DEST_MASK << _EXT_DEST_SHIFT)
+    return low, high, data
 
 
 class IrqLine:
@@ -66,9 +78,15 @@ class LevelLine:
     def __init__(self, router: IrqRouter, gsi: int) -> None:
         self._router = router
         self.gsi = gsi
-        self.fd = _eventfd()
-        self.resample_fd = _eventfd()
         self.connected = False
+        self.fd = self.resample_fd = -1
+        try:
+            self.fd = _eventfd()
+            self.resample_fd = _eventfd()
+        except OSError:
+            # A guest may ask for it again and again while the host has no descriptors left.
+            self.close()
+            raise
 
     def connect(self) -> None:
         """From now on ``fd`` raises the line; idempotent."""
@@ -89,17 +107,19 @@ class LevelLine:
 
     def close(self) -> None:
         """Close both eventfds; KVM drops its ends by itself."""
-        if self.fd >= 0:
-            self.connected = False
-            os.close(self.fd)
-            os.close(self.resample_fd)
-            self.fd = -1
+        self.connected = False
+        for fd in (self.fd, self.resample_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.resample_fd = -1
 
 
 class MsiVector:
     """One MSI-X vector. While masked, an interrupt written to ``fd`` waits in the eventfd.
 
     KVM looks at the eventfd when the irqfd is assigned, so what waited is injected on unmask().
+    ``gsi`` and ``unmasked`` change under the router's lock, by calls that the owner's lock lets
+    through one at a time; ``fd`` stays till close(), and any thread may write it.
     """
 
     def __init__(self, router: IrqRouter) -> None:
@@ -109,7 +129,10 @@ class MsiVector:
         self.unmasked = False
 
     def unmask(self, address: int, data: int) -> None:
-        """Route to ``address``/``data`` (64 and 32 bits of the MSI-X entry) and connect."""
+        """Route to ``address``/``data`` (64 and 32 bits of the MSI-X entry) and connect.
+
+        Where KVM refuses that, it is told and the vector stays masked, or becomes so.
+        """
         self._router.route(self, address, data)
 
     def mask(self) -> None:
@@ -138,7 +161,11 @@ class MsiVector:
 
 
 class IrqRouter:
-    """Owner of the GSIs of one VM. Callable from the control thread and from vCPU threads."""
+    """Owner of the GSIs of one VM. Callable from the control thread and from vCPU threads.
+
+    ``_lock`` holds the routes, the free GSIs and the state of each MsiVector. It is the last one
+    that is taken: a device's locks come before it, none after it.
+    """
 
     def __init__(self, vm: VmFd) -> None:
         self.vm = vm
@@ -179,33 +206,54 @@ class IrqRouter:
     def route(self, vector: MsiVector, address: int, data: int) -> None:
         """Point the vector's GSI at a message, then connect its irqfd.
 
-        In this order: an irqfd without its route would lose interrupts.
+        In this order: an irqfd without its route would lose interrupts. What KVM refuses leaves
+        no trace in the table: it is set as a whole, and every later vector would be refused.
         """
         with self._lock:
-            if vector.gsi is None:
-                if not self._free:
-                    raise HostError(
-                        f"no GSI left for an MSI vector: KVM routes at most {GSI_MAX}",
-                        "use fewer devices or fewer queues",
-                    )
-                vector.gsi = self._free.pop()
-            low, high = address & 0xFFFFFFFF, address >> 32
-            if not low & 0x10 and not high:
-                high = (low >> _EXT_DEST_SHIFT & _EXT_DEST_MASK) << _DEST_HI_SHIFT
-                low &= ~(_EXT_DEST_MASK << _EXT_DEST_SHIFT)
-            if self._routes.get(vector.gsi) != (low, high, data):
-                self._routes[vector.gsi] = (low, high, data)
+            try:
+                self._connect(vector, *_message(address, data))
+            except OSError as error:
+                self._disconnect(vector)
+                why = str(error)
+            else:
+                return
+        log.warning(f"an MSI vector stays masked: address {address:#x}, data {data:#x}: {why}")
+
+    def _connect(self, vector: MsiVector, low: int, high: int, data: int) -> None:
+        if vector.gsi is None:
+            if not self._free:
+                raise OSError(errno.ENOSPC, f"no GSI is left, KVM routes at most {GSI_MAX}")
+            vector.gsi = self._free.pop()
+        old = self._routes.get(vector.gsi)
+        if old != (low, high, data):
+            self._routes[vector.gsi] = (low, high, data)
+            try:
                 self._commit()
-            if not vector.unmasked:
-                self.vm.irqfd(vector.fd, vector.gsi)
-                vector.unmasked = True
+            except OSError:
+                self._put_back(vector, vector.gsi, old)
+                raise
+        if not vector.unmasked:
+            self.vm.irqfd(vector.fd, vector.gsi)
+            vector.unmasked = True
+
+    def _put_back(self, vector: MsiVector, gsi: int, old: tuple[int, int, int] | None) -> None:
+        """The table as KVM still has it."""
+        if old is not None:
+            self._routes[gsi] = old
+            return
+        del self._routes[gsi]
+        self._free.append(gsi)
+        vector.gsi = None
 
     def unroute(self, vector: MsiVector) -> None:
         """Disconnect the irqfd; the route stays, so that unmasking again costs no table."""
         with self._lock:
-            if vector.unmasked and vector.gsi is not None:
-                self.vm.irqfd(vector.fd, vector.gsi, assign=False)
-                vector.unmasked = False
+            self._disconnect(vector)
+
+    def _disconnect(self, vector: MsiVector) -> None:
+        if vector.unmasked and vector.gsi is not None:
+            self.vm.irqfd(vector.fd, vector.gsi, assign=False)
+            vector.unmasked = False
 
     def release(self, vector: MsiVector) -> None:
         """Take back the vector's GSI."""

@@ -7,6 +7,7 @@ import time
 
 from devices.acpi_pm import AcpiRegisters, Ged
 from devices.debugcon import FirmwareDebugPort
+from devices.failure import on_bus_error
 from devices.i8042 import I8042
 from devices.pci.root import PciRoot
 from devices.pci.windows import BarWindows
@@ -250,8 +251,8 @@ class Machine:
         self.progress = progress
         self.vfio_kernel = vfio_kernel
         self.outcome_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.pio = Bus("ports")
-        self.mmio = Bus("MMIO")
+        self.pio = Bus("ports", on_bus_error)
+        self.mmio = Bus("MMIO", on_bus_error)
         self.vcpus: list[Vcpu] = []
         self.virtio: list[VirtioPciFunction] = []
         self.passthrough: Passthrough | None = None

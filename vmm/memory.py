@@ -48,10 +48,7 @@ def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMem
             thp=config.thp,
         )
     except OSError as error:
-        raise HostError(
-            f"cannot map {config.size / GIB:.2f} GiB of guest RAM: {error}",
-            "lower size in VLLMD_HYPERVISOR_MEMORY_CONFIG, or provide the huge pages it asks for",
-        ) from error
+        raise _cannot_map(config, error) from error
     try:
         _place(memory, config, progress)
     except OSError as error:
@@ -67,10 +64,25 @@ def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMem
     return memory
 
 
+def _cannot_map(config: MemoryConfig, error: OSError) -> HostError:
+    told = f"cannot map {config.size / GIB:.2f} GiB of guest RAM"
+    if not config.hugepages:
+        return HostError(
+            f"{told}: {error}", "lower size in VLLMD_HYPERVISOR_MEMORY_CONFIG, or free memory"
+        )
+    size = config.hugepage_size
+    return HostError(
+        f"{told} in {config.size // size} huge pages of {size >> 10} KiB: {error}",
+        "others use or have reserved the host's: raise "
+        f"/sys/kernel/mm/hugepages/hugepages-{size >> 10}kB/nr_hugepages",
+    )
+
+
 def _place(memory: GuestMemory, config: MemoryConfig, progress: Progress) -> None:
     if config.host_numa_node is not None:
         memory.bind_node(config.host_numa_node)
-    if config.prefault:
+    # The kernel reserves huge pages of the host, not of a node: those have to be taken.
+    if config.prefault or (config.hugepages and config.host_numa_node is not None):
         threads = min(
             os.cpu_count() or 1,
             PREFAULT_THREADS_MAX,

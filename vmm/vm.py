@@ -20,7 +20,10 @@ XAPIC_ID_MAX = 254
 
 
 class Doorbells:
-    """Registers eventfds that the kernel signals when the guest writes a queue's address."""
+    """Registers eventfds that the kernel signals when the guest writes a queue's address.
+
+    Without state of its own; any thread may call.
+    """
 
     def __init__(self, vm: VmFd) -> None:
         self._vm = vm
@@ -35,7 +38,10 @@ class Doorbells:
 
 
 class DeviceSlots:
-    """Memory slots for device memory. They come and go while the guest runs (a BAR moves)."""
+    """Memory slots for device memory. They come and go while the guest runs (a BAR moves).
+
+    The PCI bus's lock (PciRoot) holds them while it does.
+    """
 
     def __init__(self, vm: VmFd, first: int) -> None:
         self._vm = vm
@@ -45,15 +51,19 @@ class DeviceSlots:
 
     def map(self, gpa: int, size: int, hva: int) -> int:
         """Let the guest reach ``size`` bytes of this process's memory at ``gpa``; its slot."""
-        slot = self._free.pop() if self._free else self._next
+        slot = self._free[-1] if self._free else self._next
         self._vm.set_user_memory_region(slot, gpa, size, hva)
-        self._next = max(self._next, slot + 1)
+        if self._free:
+            self._free.pop()
+        else:
+            self._next += 1
         self._ranges[slot] = gpa
         return slot
 
     def unmap(self, slot: int) -> None:
         """Take it away again."""
-        self._vm.set_user_memory_region(slot, self._ranges.pop(slot), 0, 0)
+        self._vm.set_user_memory_region(slot, self._ranges[slot], 0, 0)
+        del self._ranges[slot]
         self._free.append(slot)
 
 

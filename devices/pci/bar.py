@@ -20,7 +20,9 @@ ROM_INDEX = 8
 class Bar:
     """One memory BAR of ``size`` bytes (a power of two) in register ``index`` (two if 64-bit).
 
-    ``value`` is what the registers hold; ``mapped`` is where the range answers now, or None.
+    ``value`` is what the registers hold; ``mapped`` is where the range answers now, or None;
+    ``refused`` is where it could not go, as last told. All change under the bus's lock (PciRoot);
+    ``mapped`` may be read without it.
     """
 
     space = "memory"
@@ -46,6 +48,7 @@ class Bar:
         self.value = 0
         self.probing = [False, False]
         self.mapped: int | None = None
+        self.refused: int | None = None
 
     def read(self, half: int) -> int:
         """The register's 32 bits: address and flags, or the size mask after a probe."""

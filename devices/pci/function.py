@@ -12,23 +12,17 @@ from devices.pci.config_space import (
     ROM_BAR,
     ConfigSpace,
 )
-from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
     class BarMapper(Protocol):
-        """Puts a BAR's range on the bus; given by the bus the function sits on."""
+        """Puts ranges on the bus; given by the bus the function sits on."""
 
-        def map_bar(self, function: PciFunction, bar: Bar, address: int) -> bool:
-            """True when the range answers at ``address`` now."""
+        def settle(self, changed: PciFunction) -> None:
+            """Bring every range where its register says, as far as that is possible now."""
 
-        def unmap_bar(self, function: PciFunction, bar: Bar) -> None:
-            """The range answers nowhere any more."""
-
-
-log = get_logger(__name__)
 
 _BAR_END = BAR0 + 4 * BAR_COUNT
 
@@ -39,7 +33,12 @@ def is_bar(offset: int) -> bool:
 
 
 class PciFunction:
-    """Base of every function. Accesses come from vCPU threads, with the GIL held."""
+    """Base of every function.
+
+    Configuration space and BARs belong to the bus's lock (PciRoot): config_read(), config_write()
+    and bar_moved() run under it, on vCPU threads. What a subclass has besides needs its own lock,
+    which may be taken under the bus's and never the other way round.
+    """
 
     def __init__(self, name: str, config: ConfigSpace) -> None:
         self.name = name
@@ -61,7 +60,13 @@ class PciFunction:
         raise NotImplementedError(f"{self.name} has no BAR {bar.index}")
 
     def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
-        """Called after a BAR's range moved, appeared (old None) or went (new None)."""
+        """Called after a BAR's range moved, appeared (old None) or went (new None).
+
+        Under the bus's lock and no other.
+        """
+
+    def failed(self) -> None:
+        """Something of this function raised on a vCPU's thread; no lock is held, or the bus's."""
 
     def status(self) -> dict[str, object]:
         """Facts for `status`."""
@@ -106,38 +111,9 @@ class PciFunction:
             mask = ((1 << 8 * size) - 1) << shift
             value = bar.read(half) & ~mask | value << shift
         bar.write(half, value)
-        # A 64-bit address is complete with its upper half.
-        if not bar.wide or half == 1:
-            self.update_bars()
+        self.update_bars()
 
     def update_bars(self) -> None:
         """Make the bus agree with the registers."""
-        command = self.config.get(COMMAND, 2)
-        for bar in self.bars:
-            if not bar.settled:
-                continue
-            wanted = bar.value if bar.answers(command) else None
-            if wanted != bar.mapped:
-                self._remap(bar, wanted)
-
-    def _remap(self, bar: Bar, wanted: int | None) -> None:
-        if self.mapper is None:
-            return
-        old = bar.mapped
-        if wanted is None:
-            self.mapper.unmap_bar(self, bar)
-            bar.mapped = None
-        elif self.mapper.map_bar(self, bar, wanted):
-            bar.mapped = wanted
-        elif old is not None:
-            # Refused: the register goes back, and the range stays where it was.
-            bar.value = old
-            return
-        if bar.mapped != old:
-            if log.debugging:
-                log.debug(f"{self.name}: BAR {bar.index}: {_at(old)} -> {_at(bar.mapped)}")
-            self.bar_moved(bar, old, bar.mapped)
-
-
-def _at(address: int | None) -> str:
-    return "off" if address is None else f"{address:#x}"
+        if self.mapper is not None:
+            self.mapper.settle(self)

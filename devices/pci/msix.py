@@ -22,7 +22,7 @@ ENTRY_MASKED = 1
 
 
 class Msix:
-    """The vectors of one function. Accesses come from vCPU threads, with the GIL held."""
+    """The vectors of one function. Its owner's lock holds all of it; vCPU threads call."""
 
     def __init__(self, vectors: list[MsiVector]) -> None:
         self.vectors = vectors

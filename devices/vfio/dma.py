@@ -29,7 +29,8 @@ PROGRESS_SECONDS = 2.0
 
 
 class DmaDomain:
-    """One set of DMA mappings for all devices of a VM. Control thread only, but for device memory.
+    """One set of DMA mappings for all devices of a VM. Control thread only, but for device memory,
+    which comes and goes under the bus's lock (PciRoot).
 
     close() comes after the devices are closed. ``progress`` is called before each piece of RAM is
     pinned, which may take long.

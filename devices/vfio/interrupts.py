@@ -36,7 +36,10 @@ VFIO_INDEX = {"intx": vfio.INTX, "msi": vfio.MSI, "msix": vfio.MSIX}
 
 
 class Overlay:
-    """Bytes of configuration space that are ours, laid over the device's."""
+    """Bytes of configuration space that are ours, laid over the device's.
+
+    The bus's lock (PciRoot) holds them.
+    """
 
     def __init__(self, size: int) -> None:
         self._data = bytearray(size)
@@ -62,7 +65,13 @@ class Overlay:
 
 
 class Interrupts:
-    """All interrupts of one device; one kind is on at a time, as VFIO has it."""
+    """All interrupts of one device; one kind is on at a time, as VFIO has it.
+
+    ``_lock`` holds the table, our bytes of the two capabilities and which kind is on. It is taken
+    under the bus's lock (PciRoot) for configuration space, and alone for the table; the router's
+    comes under it. The control thread switches them on before the guest runs, off after it, and
+    calls status() without a lock.
+    """
 
     def __init__(
         self,
@@ -86,7 +95,6 @@ class Interrupts:
         self.kind = "none"
         # How many messages the host gives for the kind that is on.
         self._connected = 0
-        # Configuration space and the table are written by several vCPUs.
         self._lock = allocate_lock()
         self._used: list[str] = []
         self._msi_size = 0

@@ -49,11 +49,14 @@ PCIE_ID = 0x10
 # Extended capabilities that speak of more functions or other BARs than the guest has.
 HIDDEN = {0x0E: "ARI", 0x10: "SR-IOV", 0x15: "Resizable BAR"}
 CHAIN_MAX = 64
-FAILURES_TOLD = 5
 
 
 class PassthroughFunction(PciFunction):
-    """One device. Built and closed on the control thread; accesses come from vCPU threads."""
+    """One device. Built and closed on the control thread; accesses come from vCPU threads.
+
+    The bus's lock (PciRoot) holds configuration space, BARs and regions; read() and write() come
+    without it and belong to the lock of ``interrupts``. status() takes none.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,6 @@ class PassthroughFunction(PciFunction):
         self.host = host
         self.bdf = bdf = host.bdf
         self.device = device
-        self._failures = 0
         self._slots = slots
         self._peers = peers
         flags, _, _ = device.get_info()
@@ -178,11 +180,7 @@ class PassthroughFunction(PciFunction):
         try:
             self._write_config(offset, value, size)
         except OSError as error:
-            self._failures += 1
-            if self._failures <= FAILURES_TOLD:
-                log.warning(
-                    f"{self.bdf}: {size} bytes at {offset:#x} of its configuration: {error}"
-                )
+            log.warning(f"{self.bdf}: {size} bytes at {offset:#x} of its configuration: {error}")
 
     def _write_config(self, offset: int, value: int, size: int) -> None:
         if is_bar(offset):

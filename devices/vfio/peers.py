@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-FAILURES_TOLD = 5
-
 
 class PeerToPeer:
-    """The sharing of device memory in one domain; safe from vCPU threads under the PCI lock."""
+    """The sharing of device memory in one domain.
+
+    share() and withdraw() come under the bus's lock (PciRoot); state() needs none.
+    """
 
     def __init__(self, domain: DmaDomain | None, off: str = "") -> None:
         self._domain = domain
@@ -26,7 +27,6 @@ class PeerToPeer:
         self._off = off if domain is not None else "no domain"
         self._failed: dict[str, str] = {}
         self._shared: set[str] = set()
-        self._told = 0
 
     @property
     def offered(self) -> bool:
@@ -41,9 +41,7 @@ class PeerToPeer:
             self._domain.map_device_memory(hva, gpa, size)
         except OSError as error:
             self._failed[name] = str(error)
-            self._told += 1
-            if self._told <= FAILURES_TOLD:
-                log.info(f"{name} at {gpa:#x} is out of other devices' reach: {error}")
+            log.info(f"{name} at {gpa:#x} is out of other devices' reach: {error}")
             return False
         self._failed.pop(name, None)
         self._shared.add(name)
@@ -58,7 +56,9 @@ class PeerToPeer:
         """``on``, or ``off:`` with the reason, for the regions with these names."""
         if self._off:
             return f"off: {self._off}"
-        failed = [f"{name}: {self._failed[name]}" for name in names if name in self._failed]
+        # A vCPU may change it meanwhile.
+        known = dict(self._failed)
+        failed = [f"{name}: {known[name]}" for name in names if name in known]
         if failed:
             return f"off: {'; '.join(failed)}"
         if not self._shared.intersection(names):

@@ -31,7 +31,10 @@ PREFETCHABLE = 8
 
 
 class Region:
-    """One BAR's memory: where it is in the device's file, and what of it is mapped."""
+    """One BAR's memory: where it is in the device's file, and what of it is mapped.
+
+    The bus's lock (PciRoot) holds it while the guest runs.
+    """
 
     def __init__(self, name: str, offset: int, mappings: list[tuple[int, DeviceMapping]]) -> None:
         self.name = name
@@ -64,12 +67,13 @@ class Region:
 
     def withdraw(self, slots: DeviceSlots, peers: PeerToPeer) -> None:
         """Out of the other devices' reach, then out of the guest's."""
-        for gpa, size in self._shared:
-            peers.withdraw(gpa, size)
-        self._shared = []
-        for slot in self._slots:
-            slots.unmap(slot)
-        self._slots = []
+        # One by one: what the kernel refuses to take away is still there, and tried again.
+        while self._shared:
+            peers.withdraw(*self._shared[-1])
+            self._shared.pop()
+        while self._slots:
+            slots.unmap(self._slots[-1])
+            self._slots.pop()
 
     def close(self, slots: DeviceSlots, peers: PeerToPeer) -> None:
         """Unmap everything; idempotent."""

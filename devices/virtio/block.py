@@ -40,7 +40,10 @@ def worker_class() -> type[BlkWorker]:
 
 
 class Block(VirtioDevice):
-    """A disk with ``queues`` request queues, each served by a native thread."""
+    """A disk with ``queues`` request queues, each served by a native thread.
+
+    ``_workers`` is replaced as a whole, so that any thread may look at it.
+    """
 
     device_type = 2
     # Mass storage, other.
@@ -53,7 +56,7 @@ class Block(VirtioDevice):
         self.disk = disk
         self.queue_sizes = (QUEUE_SIZE,) * queues
         self._memory = memory
-        self._workers: list[BlkWorker] = []
+        self._workers: tuple[BlkWorker, ...] = ()
         self._writeback = 1
         self.features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | F_CONFIG_WCE
         self.features |= F_INDIRECT_DESC | F_EVENT_IDX
@@ -117,6 +120,7 @@ class Block(VirtioDevice):
         self._accepted = features
         opened = [queue.open(self._memory, features) for queue in queues]
         disk = self.disk
+        workers = []
         for config, queue in zip(queues, opened, strict=True):
             worker = kind(
                 queue, disk.fd, disk.capacity, disk.read_only, disk.is_block_device, disk.serial,
@@ -125,15 +129,16 @@ class Block(VirtioDevice):
             # A driver that knows of neither FLUSH nor the cache mode never flushes (5.2.6.2).
             worker.writeback = self._writeback if features & (F_FLUSH | F_CONFIG_WCE) else 0
             worker.can_discard = disk.can_discard
-            self._workers.append(worker)
-        for index, worker in enumerate(self._workers):
+            workers.append(worker)
+        self._workers = tuple(workers)
+        for index, worker in enumerate(workers):
             worker.start(f"{self.name}-q{index}")
 
     def reset(self) -> None:
         """Stop the workers; requests in flight are finished."""
         for worker in self._workers:
             worker.stop()
-        self._workers.clear()
+        self._workers = ()
         self._accepted = 0
         self._set_writeback(1)
 
@@ -148,9 +153,10 @@ class Block(VirtioDevice):
     def status(self) -> dict[str, object]:
         """The image and the workers' counters."""
         totals: dict[str, int] = {}
-        for worker in self._workers:
+        workers = self._workers
+        for worker in workers:
             for key, value in worker.counters().items():
                 totals[key] = totals.get(key, 0) + value
-        engine = self._workers[0].engine if self._workers else None
+        engine = workers[0].engine if workers else None
         serial = self.disk.serial.decode("ascii")
         return {"disk": self.disk.path, "serial": serial, "engine": engine, **totals}

@@ -71,7 +71,8 @@ class Console(VirtioDevice):
 
     def broken(self) -> bool:
         """True when a queue's ring is malformed."""
-        return self._worker is not None and self._worker.broken != 0
+        worker = self._worker
+        return worker is not None and worker.broken != 0
 
     def status(self) -> dict[str, object]:
         """Bytes that no host reader took in time."""

@@ -69,8 +69,10 @@ class QueueConfig(Record):
 class VirtioDevice:
     """Base of the devices behind a transport.
 
-    activate(), reset() and the register calls come from vCPU threads with the GIL held;
-    close() and config changes from the control thread.
+    activate(), reset() and the register calls come from vCPU threads, one at a time: the lock of
+    the transport holds them. close() and config changes come from the control thread. status(),
+    activity() and broken() may be called by any thread without a lock: what they look at is
+    replaced as a whole.
     """
 
     name: str
@@ -93,7 +95,10 @@ class VirtioDevice:
         """A driver's write of device configuration; read-only unless a device says otherwise."""
 
     def activate(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
-        """Start working on the enabled queues; ValueError when one cannot be used."""
+        """Start working on the enabled queues.
+
+        ValueError when one cannot be used, OSError when the host lacks something; reset() follows.
+        """
         raise NotImplementedError(self.name)
 
     def reset(self) -> None:

@@ -54,6 +54,10 @@ CFG_COMMON, CFG_NOTIFY, CFG_ISR, CFG_DEVICE, CFG_PCI = 1, 2, 3, 4, 5
 class VirtioPciFunction(PciFunction):
     """One virtio device as a PCI function.
 
+    ``_lock`` holds the registers, the device's life (activate() and reset()), MSI-X and the
+    doorbells with ``_bell_base``, the address they follow. It is taken under the bus's lock
+    (PciRoot) or alone; the interrupt router's comes under it. status() takes none, since the
+    control thread must not wait for a reset that waits for a disk.
     The doorbell eventfds are blocking, as io_uring reads them; nobody else reads them.
     """
 
@@ -74,6 +78,7 @@ class VirtioPciFunction(PciFunction):
         self._doorbells = doorbells
         self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in device.queue_sizes]
         self._belled: list[tuple[int, int]] = []
+        self._bell_base: int | None = None
         self._active = False
         self._lock = allocate_lock()
         self.bar = Bar(0, BAR_SIZE, wide=not device.low_bar)
@@ -111,9 +116,11 @@ class VirtioPciFunction(PciFunction):
 
     def bar_moved(self, bar: Bar, old: int | None, new: int | None) -> None:
         """Doorbells follow the BAR."""
-        if self._active:
+        with self._lock:
             self._detach_bells()
-            self._attach_bells()
+            self._bell_base = new
+            if self._active:
+                self._attach_bells()
 
     # --- configuration space ---
 
@@ -204,10 +211,11 @@ class VirtioPciFunction(PciFunction):
             self.device.activate(
                 self.common.accepted, queues, self._call_fd(self.common.config_vector)
             )
-        except ValueError as error:
-            log.warning(f"{self.name}: the driver's queues cannot be used: {error}")
-            self.common.status |= NEEDS_RESET
-            self._raise_config()
+        except (ValueError, OSError, MemoryError) as error:
+            # A driver's nonsense, or a host without descriptors, threads or memory to spare.
+            log.warning(f"{self.name}: the driver cannot use it: {error}")
+            self.device.reset()
+            self._needs_reset()
             return
         self._active = True
         self._attach_bells()
@@ -220,20 +228,34 @@ class VirtioPciFunction(PciFunction):
             _drain(fd)
         self.common.reset()
 
+    def failed(self) -> None:
+        """Something raised: the driver is told that only a reset helps (virtio 1.2, 2.1.2)."""
+        with self._lock:
+            self._needs_reset()
+
+    def _needs_reset(self) -> None:
+        if self.common.status:
+            self.common.status |= NEEDS_RESET
+            self._raise_config()
+
     def _attach_bells(self) -> None:
-        base = self.bar.mapped
+        base = self._bell_base
         if base is None:
             return
         for index, fd in enumerate(self._kick_fds):
             if self.common.queues[index].enabled:
                 gpa = base + NOTIFY + index * NOTIFY_MULTIPLIER
-                self._doorbells.attach(gpa, fd)
+                try:
+                    self._doorbells.attach(gpa, fd)
+                except OSError as error:
+                    # Each ring of the bell is an exit then, see _kick().
+                    log.warning(f"{self.name}: no doorbell at {gpa:#x}: {error}")
+                    continue
                 self._belled.append((gpa, fd))
 
     def _detach_bells(self) -> None:
-        for gpa, fd in self._belled:
-            self._doorbells.detach(gpa, fd)
-        self._belled.clear()
+        while self._belled:
+            self._doorbells.detach(*self._belled.pop())
 
     def _call_fd(self, vector: int) -> int:
         return -1 if vector == NO_VECTOR else self.msix.vectors[vector].fd

@@ -42,4 +42,5 @@ class Rng(VirtioDevice):
 
     def broken(self) -> bool:
         """True when the ring is malformed."""
-        return self._worker is not None and self._worker.broken != 0
+        worker = self._worker
+        return worker is not None and worker.broken != 0

@@ -90,23 +90,6 @@ def test_a_spinning_guest_can_be_stopped(tmp_path):
         assert not tiny.machine.vcpus[0].loop.running
 
 
-def test_a_device_that_raises_ends_the_guest_with_its_trace(tmp_path):
-    class Broken:
-        def read(self, offset: int, size: int) -> int:
-            raise ZeroDivisionError("a bug in a device")
-
-        def write(self, offset: int, value: int, size: int) -> None:
-            return None
-
-    program = Program()
-    program.read_port(0x700)
-    with TinyMachine(tmp_path, program.power_off()) as tiny:
-        tiny.machine.pio.attach(0x700, 1, Broken(), "broken")
-        outcome = tiny.run()
-    assert outcome.kind == "error"
-    assert "a bug in a device" in outcome.report
-
-
 @pytest.mark.parametrize("count", [2, 5, 64])
 def test_many_vcpus_are_built_and_stopped(tmp_path, count):
     with TinyMachine(tmp_path, Program().power_off(), CPU_COUNT=count) as tiny:

@@ -9,10 +9,10 @@ from tests.support.tiny_machine import TinyMachine, results
 from vmm.layout import ECAM_GPA, MMIO32_GPA
 
 ENABLE = 1 << 31
-CONSOLE, DISK = 1, 2
+CONSOLE, DISK, RNG = 1, 2, 4
 LOW_A, LOW_B = MMIO32_GPA + 0x100000, MMIO32_GPA + 0x900000
 BAR_SIZE = 0x80000
-NUM_QUEUES = 0x12
+NUM_QUEUES, DEVICE_STATUS = 0x12, 0x14
 
 
 def select(program: Program, slot: int, register: int) -> None:
@@ -119,6 +119,41 @@ def test_bars_do_not_overlap(tmp_path):
     move(program, CONSOLE, LOW_A)
     queues = program.read(LOW_A + NUM_QUEUES, 2)
     assert results(tmp_path, program)[queues] == 1
+
+
+@pytest.mark.parametrize("upper_first", [True, False])
+@pytest.mark.parametrize("slot", [CONSOLE, RNG])
+def test_a_64_bit_bar_moves_with_decoding_on(tmp_path, slot, upper_first):
+    program = Program()
+    halves = [(0x10, LOW_A), (0x14, 0)]
+    for register, value in reversed(halves) if upper_first else halves:
+        cf8_write(program, slot, register, value)
+    low, high = cf8(program, slot, 0x10), cf8(program, slot, 0x14)
+    queues = program.read(LOW_A + NUM_QUEUES, 2)
+    found = results(tmp_path, program)
+    assert found[low] & ~0xF | found[high] << 32 == LOW_A
+    assert found[queues] == {CONSOLE: 2, RNG: 1}[slot]
+
+
+def test_a_bar_follows_when_another_leaves_its_place(tmp_path):
+    program = Program()
+    move(program, DISK, LOW_A)
+    move(program, RNG, LOW_A)
+    kept = cf8(program, RNG, 0x10)
+    move(program, CONSOLE, LOW_B)
+    before = program.read(LOW_A + DEVICE_STATUS, 4)
+    move(program, DISK, LOW_B)  # the console is there
+    program.write(LOW_A + DEVICE_STATUS, 1, 1)
+    cf8_write(program, CONSOLE, 4, 0, 2)
+    identity = [program.read(gpa + NUM_QUEUES, 2) for gpa in (LOW_A, LOW_B)]
+    with TinyMachine(tmp_path, program.power_off(), CPU_COUNT=2) as tiny:
+        assert tiny.run().kind == "shutdown"
+        found = tiny.results(program)
+        where = [tiny.machine.virtio[slot - 1].bar.mapped for slot in (CONSOLE, DISK, RNG)]
+    assert where == [None, LOW_B, LOW_A]
+    assert found[kept] & ~0xF == LOW_A
+    assert found[before] == 0
+    assert [found[n] for n in identity] == [1, 2]
 
 
 def test_device_reset_again_and_again(tmp_path):

@@ -145,8 +145,9 @@ class FileSink(FdSink):
         except OSError as error:
             self.write(WARNING_LEVEL, __name__, f"cannot reopen {self.path}: {error.strerror}")
             return
-        os.close(self._fd)
-        self._fd = fd
+        # Under the same number: other threads write to it at any time.
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
         self._rest = b""
 
 

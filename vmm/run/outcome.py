@@ -40,7 +40,7 @@ def outcome_of(machine: Machine) -> Outcome:
         if kind == bus.CRASH:
             return Outcome("crash", vcpu.loop.stop_detail(), vcpu.report(machine.memory))
         if kind == bus.ERROR:
-            return _error(vcpu, machine)
+            return Outcome("error", vcpu.loop.stop_detail(), vcpu.report(machine.memory))
     return Outcome("error", "the vCPUs stopped without a reason")
 
 
@@ -49,13 +49,3 @@ def _reset(vcpu: Vcpu, machine: Machine) -> Outcome:
         return Outcome("reset", "the guest triple-faulted", vcpu.report(machine.memory))
     _, port, _, _, value = vcpu.loop.last_exits()[-1]
     return Outcome("reset", f"the guest reset the machine ({value:#x} to port {port:#x})")
-
-
-def _error(vcpu: Vcpu, machine: Machine) -> Outcome:
-    error = machine.pio.error or machine.mmio.error
-    if error is None:
-        return Outcome("error", vcpu.loop.stop_detail(), vcpu.report(machine.memory))
-    import traceback
-
-    text = "".join(traceback.format_exception(error))
-    return Outcome("error", f"a device failed: {error!r}", text + vcpu.report(machine.memory))

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy  # noqa: F401  (its thread pool must exist before threads are counted)
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vmm.memory
 from vmm._native.memory.guestmem import GuestMemory
+from vmm.errors import HostError
+from vmm.memory import allocate
+from vmm.settings.memory import parse_memory
 
 MIB = 1 << 20
 LOW = (0, 2 * MIB)
@@ -110,3 +116,48 @@ def test_bad_region_tables(regions):
 def test_too_much_is_an_error_with_the_call_named():
     with pytest.raises(OSError, match="mmap of guest RAM"):
         GuestMemory([(0, 1 << 50)])
+
+
+HUGE = 2 * MIB
+
+
+def free_huge_pages() -> int:
+    """How many pages of 2 MiB are neither used nor promised."""
+    folder = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+    if not folder.exists():
+        pytest.skip("this kernel has no huge pages of 2 MiB")
+    numbers = [int((folder / f"{name}_hugepages").read_text()) for name in ("free", "resv")]
+    return numbers[0] - numbers[1]
+
+
+def test_huge_pages_are_reserved_or_refused_at_once():
+    """Not at the first access, where there is nothing but SIGBUS left to tell it."""
+    with pytest.raises(OSError, match="mmap of guest RAM"):
+        GuestMemory([(0, HUGE * (free_huge_pages() + 1))], hugepage_size=HUGE)
+
+
+def test_the_error_of_missing_huge_pages_says_what_helps():
+    config = parse_memory(f"size={2 * (free_huge_pages() + 64)}M,hugepages=on")
+    with pytest.raises(HostError, match=r"huge pages of 2048 KiB.*raise .*2048kB/nr_hugepages"):
+        allocate(config)
+
+
+class Recorder:
+    """A GuestMemory that remembers what was asked of it."""
+
+    def __init__(self, regions, **how) -> None:
+        self.regions, self.asked = regions, [how]
+
+    def bind_node(self, node) -> None:
+        self.asked.append(("bind", node))
+
+    def prefault_range(self, gpa, size, threads) -> None:
+        self.asked.append(("prefault", gpa, size))
+
+
+def test_huge_pages_of_a_node_are_taken_at_once(monkeypatch):
+    monkeypatch.setattr(vmm.memory, "GuestMemory", Recorder)
+    config = parse_memory("size=64M,hugepages=on,host_numa_node=0")
+    assert allocate(config).asked[1:] == [("bind", 0), ("prefault", 0, 64 * MIB)]
+    config = parse_memory("size=64M,host_numa_node=0")
+    assert allocate(config).asked[1:] == [("bind", 0)]

@@ -42,6 +42,7 @@ cdef class BytePort:
     """
 
     def __cinit__(self, int in_fd=-1, int out_fd=-1, int listen_fd=-1):
+        self.wake_fd = -1
         self.output = <uint8_t *>malloc(OUTPUT_RING)
         self.input = <uint8_t *>malloc(INPUT_QUEUE)
         self.ring_lock = malloc(sizeof(pthread_mutex_t))

@@ -31,6 +31,7 @@ cdef class ConsoleWorker(Worker):
     """
 
     def __cinit__(self, BytePort port not None, receive, transmit, int config_call_fd):
+        self.input_fd = -1
         self.port = port
         self.receive_kick = self.transmit_kick = -1
         cdef int size = 1

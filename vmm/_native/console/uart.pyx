@@ -71,7 +71,10 @@ cdef void uart_input(void *opaque) noexcept nogil:
 
 
 cdef class Uart(BusTarget):
-    """The registers over ``port``; interrupts are written to the eventfd ``irq_fd`` (borrowed)."""
+    """The registers over ``port``; interrupts are written to the eventfd ``irq_fd`` (borrowed).
+
+    ``lock`` holds all registers, for vCPUs and for the port's thread; the port's own come under it.
+    """
 
     def __cinit__(self, BytePort port not None, int irq_fd):
         self.port = port

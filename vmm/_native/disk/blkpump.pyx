@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
 from vmm._native.linux.virtio_blk cimport *
-from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
+from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
 from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
 
 cdef extern from *:
@@ -114,7 +114,7 @@ cdef class BlkWorker(Worker):
         for i in range(count):
             if not self.segments[i].writable and have < HEADER:
                 take = min(<uint64_t>self.segments[i].length, HEADER - have)
-                memcpy(header + have, self.segments[i].hva, take)
+                fetch_bytes(header + have, self.segments[i].hva, take)
                 have += take
         if count and self.segments[count - 1].writable:
             # SAFETY: a segment has at least one byte, and all of it is guest RAM.
@@ -187,7 +187,7 @@ cdef class BlkWorker(Worker):
             return
         for i in range(request.count):
             take = request.iov[i].iov_len
-            memcpy(data + have, request.iov[i].iov_base, take)
+            fetch_bytes(data + have, request.iov[i].iov_base, take)
             have += take
         memcpy(&sector, data, 8)
         memcpy(&sectors, data + 8, 4)

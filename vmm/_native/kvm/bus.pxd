@@ -25,7 +25,8 @@ cdef class BusTarget:
 # serve some registers natively in a handler of its own and hand the rest to python_access().
 cdef class PythonTarget(BusTarget):
     cdef object device
-    cdef Bus bus                  # set by attach(); where an exception of the device is kept
+    cdef Bus bus                  # set by attach(), as is the name: who hears of an exception
+    cdef str name
 
 cdef int python_access(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
                        int is_write) noexcept nogil
@@ -49,12 +50,14 @@ cdef class Bus:
     cdef void *lock               # pthread_rwlock_t
     cdef dict owners              # start -> (target, name): keeps every opaque alive
     cdef list retired             # targets detached while a vCPU may still be inside them
-    cdef public object error      # first exception a Python target raised, else None
+    cdef object on_error          # hears what a Python target raised, on the vCPU's thread
+    cdef public object error      # without it: the first exception, else None
 
     # Sends one access; a miss leaves `data` untouched (all ones for a read). Any vCPU thread.
     cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,
                     int is_write) noexcept nogil
     cdef int script_access(self, uint64_t address, int size, uint8_t *data, uint64_t value,
                            int is_write) except -1
+    cdef int device_raised(self, PythonTarget target, error) noexcept
     cdef int insert(self, Entry entry) except -1
     cdef void remove(self, uint64_t start) noexcept

@@ -88,21 +88,23 @@ cdef int python_access_gil(PythonTarget target, uint64_t offset, uint8_t *data, 
         memcpy(data, &value, size)
         return OUTCOME_CONTINUE
     except BaseException as error:
-        # The vCPU leaves its loop; the control thread reports the first error with its traceback.
-        if target.bus.error is None:
-            target.bus.error = error
-        return OUTCOME_ERROR
+        return target.bus.device_raised(target, error)
 
 
 cdef class Bus:
     """One address space of devices (ports, or MMIO).
 
-    attach, detach and move may be called from any Python thread while vCPUs run. Overlap is an
-    error at once (ValueError names both). ``error`` is the first exception a device raised.
+    attach, detach and move may be called from any Python thread while vCPUs run: ``owners`` is
+    the GIL's, the table of entries has a lock of its own, which no device runs under. Overlap is an
+    error at once (ValueError names both).
+    ``on_error(device, name, error)`` hears what a Python device raised; the access that failed
+    reads as ones, or is dropped, and the guest goes on. Without it ``error`` is the first one, and
+    the guest does not.
     """
 
-    def __cinit__(self, str name):
+    def __cinit__(self, str name, on_error=None):
         self.name = name
+        self.on_error = on_error
         self.owners = {}
         self.retired = []
         self.lock = malloc(sizeof(pthread_rwlock_t))
@@ -155,6 +157,7 @@ cdef class Bus:
         native = target if isinstance(target, BusTarget) else PythonTarget(target)
         if isinstance(native, PythonTarget):
             (<PythonTarget>native).bus = self
+            (<PythonTarget>native).name = name
         if native.handler == NULL:
             raise TypeError(f"{self.name}: {name}: a BusTarget without a handler")
         self.owners[start] = (native, name, length)
@@ -168,14 +171,13 @@ cdef class Bus:
         self.remove(start)
 
     def move(self, old, new):
-        """Move the range at ``old`` to ``new``; on a clash it stays and ValueError is raised."""
+        """Move the range at ``old`` to ``new``; on a clash it stays and ValueError is raised.
+
+        It answers at both for a moment, so an access that comes meanwhile is not lost.
+        """
         target, name, length = self.owners[old]
+        self.attach(new, length, target, name)
         self.detach(old)
-        try:
-            self.attach(new, length, target, name)
-        except ValueError:
-            self.attach(old, length, target, name)
-            raise
 
     def ranges(self):
         """(start, length, name) of everything attached, ascending."""
@@ -205,6 +207,19 @@ cdef class Bus:
             error, self.error = self.error, None
             raise error
         return outcome
+
+    cdef int device_raised(self, PythonTarget target, error) noexcept:
+        # A bug of ours, or a host that lacks something: neither is a reason to end the guest.
+        if self.on_error is None:
+            if self.error is None:
+                self.error = error
+            return OUTCOME_ERROR
+        try:
+            self.on_error(target.device, target.name, error)
+        except BaseException:
+            # Nothing is left that could tell; the guest goes on all the same.
+            return OUTCOME_CONTINUE
+        return OUTCOME_CONTINUE
 
     cdef int insert(self, Entry entry) except -1:
         cdef Entry *grown

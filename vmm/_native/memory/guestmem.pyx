@@ -129,7 +129,7 @@ cdef class GuestMemory:
     cdef int map_region(self, uint64_t gpa, uint64_t size, int fd, uint64_t offset,
                         unsigned long hugepage_size) except -1:
         cdef size_t alignment = max(hugepage_size, <unsigned long>MAPPING_ALIGNMENT)
-        cdef int kind = MAP_PRIVATE | MAP_ANONYMOUS
+        cdef int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         cdef char *reserved
         cdef char *start
         cdef char *got
@@ -141,9 +141,9 @@ cdef class GuestMemory:
             check(-1, b"mmap of guest RAM")
         start = <char *>(((<uintptr_t>reserved) + alignment - 1) & ~(<uintptr_t>alignment - 1))
         if fd >= 0:
-            kind = MAP_SHARED
-        got = <char *>mmap(start, size, PROT_READ | PROT_WRITE,
-                           kind | MAP_FIXED | MAP_NORESERVE, fd, offset)
+            # Huge pages are reserved now: one that another VM took meanwhile is a SIGBUS later.
+            kind = MAP_SHARED if hugepage_size else MAP_SHARED | MAP_NORESERVE
+        got = <char *>mmap(start, size, PROT_READ | PROT_WRITE, kind | MAP_FIXED, fd, offset)
         if <void *>got == MAP_FAILED:
             code = errno
             munmap(reserved, size + alignment)

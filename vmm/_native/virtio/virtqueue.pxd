@@ -8,6 +8,28 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from vmm._native.memory.guestmem cimport GuestMemory
 
+# The only ways to copy from memory that the guest writes at the same time: each byte is loaded
+# exactly once, which memcpy() does not promise, so that what was checked is what is used.
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    #include <string.h>
+    static inline void fetch_bytes(void *to, const void *from, size_t length) {
+        const volatile unsigned char *bytes = (const volatile unsigned char *)from;
+        for (size_t i = 0; i < length; i++)
+            ((unsigned char *)to)[i] = bytes[i];
+    }
+    typedef uint64_t __attribute__((may_alias, aligned(1))) fetched_word;
+    static inline void fetch_16_bytes(void *to, const void *from) {
+        const volatile fetched_word *words = (const volatile fetched_word *)from;
+        uint64_t copy[2] = {words[0], words[1]};
+        memcpy(to, copy, sizeof copy);
+    }
+    """
+    void fetch_bytes(void *to, const void *source, size_t length) nogil
+    void fetch_16_bytes(void *to, const void *source) nogil
+
 cdef enum:
     QUEUE_SIZE_MAX = 32768
     # Why a ring is broken: negative results of pop().
@@ -52,5 +74,6 @@ cdef class VirtQueue:
     # Ask for doorbells again; True when chains arrived meanwhile, so that one must look once more.
     cdef bint enable_notify(self) noexcept nogil
     cdef void disable_notify(self) noexcept nogil
-    cdef int walk(self, Descriptor *table, uint32_t size, uint16_t first, Segment *segments,
-                  bint inside) noexcept nogil
+    # `one` has been fetched already; it stands in `table`, or leads there when that is indirect.
+    cdef int walk(self, Descriptor *table, uint32_t size, Descriptor one,
+                  Segment *segments) noexcept nogil

@@ -2,7 +2,6 @@
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 
 from cpython.buffer cimport PyBUF_WRITE
 from cpython.memoryview cimport PyMemoryView_FromMemory
@@ -78,7 +77,9 @@ cdef class VirtQueue:
         first = vq_load(&self.avail[RING + (self.next_avail & (self.size - 1))])
         if first >= self.size:
             return BROKEN_DESCRIPTOR_INDEX
-        one = self.table[first]
+        # SAFETY: first < size, and the whole table was checked to be inside guest RAM. Each
+        # descriptor is fetched once, so that the driver cannot change it between check and use.
+        fetch_16_bytes(&one, &self.table[first])
         if one.flags & DESC_INDIRECT:
             # virtio 1.2, 2.7.5.3: the table replaces the chain; it may not be empty or nested.
             # Linux never chains to an indirect descriptor, so one stands alone here.
@@ -89,31 +90,27 @@ cdef class VirtQueue:
             table = self.memory.hva(one.address, one.length)
             if table == NULL:
                 return BROKEN_ADDRESS
-            count = self.walk(<Descriptor *>table, one.length // DESC_SIZE, 0, segments, True)
+            count = one.length // DESC_SIZE
+            # SAFETY: hva() has checked all of the table, which has one descriptor at least.
+            fetch_16_bytes(&one, table)
+            count = self.walk(<Descriptor *>table, count, one, segments)
         else:
-            count = self.walk(self.table, self.size, first, segments, False)
+            count = self.walk(self.table, self.size, one, segments)
         if count < 0:
             return count
         head[0] = first
         self.next_avail += 1
         return count + 1
 
-    cdef int walk(self, Descriptor *table, uint32_t size, uint16_t first, Segment *segments,
-                  bint inside) noexcept nogil:
-        cdef Descriptor one
+    cdef int walk(self, Descriptor *table, uint32_t size, Descriptor one,
+                  Segment *segments) noexcept nogil:
         cdef int count = 0
         cdef uint32_t seen = 0
         cdef bint writable = False
-        cdef uint16_t index = first
         while True:
-            if index >= size:
-                return BROKEN_DESCRIPTOR_INDEX
             if seen == self.size:
                 return BROKEN_CHAIN_TOO_LONG
             seen += 1
-            # SAFETY: index < size, and the whole table was checked to be inside guest RAM. It is
-            # copied first, so that the driver cannot change it between check and use.
-            memcpy(&one, &table[index], DESC_SIZE)
             if one.flags & DESC_INDIRECT:
                 return BROKEN_INDIRECT
             if one.flags & DESC_WRITE:
@@ -130,7 +127,10 @@ cdef class VirtQueue:
                 count += 1
             if not one.flags & DESC_NEXT:
                 return count
-            index = one.next
+            if one.next >= size:
+                return BROKEN_DESCRIPTOR_INDEX
+            # SAFETY: as in pop(): inside a table that was checked as a whole, fetched once.
+            fetch_16_bytes(&one, &table[one.next])
 
     cdef void add_used(self, uint16_t head, uint32_t written) noexcept nogil:
         cdef uint32_t *entry = <uint32_t *>(

@@ -37,8 +37,8 @@ cdef class Worker:
     """One thread that serves the queues of a device. start() and stop() need the GIL."""
 
     def __cinit__(self, *args, **kwargs):
-        self.config_call_fd = -1
-        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Nothing here may fail: a subclass whose fields are not set yet would be taken apart.
+        self.config_call_fd = self.stop_fd = -1
 
     def __dealloc__(self):
         self.halt()
@@ -46,7 +46,8 @@ cdef class Worker:
             c_close(self.stop_fd)
 
     def start(self, str name):
-        """Start serving; the name is seen in ps -L."""
+        """Start serving, once; the name is seen in ps -L. OSError without descriptor or thread."""
+        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         cdef bytes encoded = name.encode()
         cdef int rc = thread_start(&self.thread, encoded, worker_main, <void *>self)
         if rc:
