@@ -70,9 +70,11 @@ def completion() -> str:
     return f"""\
 # bash completion for {usage.PROGRAM}
 _vllmd_hypervisor_instances() {{
-    local base=${{XDG_RUNTIME_DIR:-/run}}/{usage.PROGRAM} folder
-    for folder in "$base"/*/; do
-        [ -e "$folder/lock" ] && basename "$folder"
+    local base folder
+    for base in "$XDG_RUNTIME_DIR" /run /run/vllmd /run/user/*; do
+        for folder in "$base/{usage.PROGRAM}"/*/; do
+            [ -e "$folder/lock" ] && basename "$folder"
+        done
     done
 }}
 _vllmd_hypervisor() {{

@@ -1,4 +1,4 @@
-"""The command line: start, stop, status, check, env. The only module that prints."""
+"""The command line: start, check, env, and the verbs about instances."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import time
 from vmm import PROGRAM
 from vmm.errors import ConfigError, HostError, VmmError, setting_of
 from vmm.log.hub import get_logger, hub
-from vmm.settings.config import PREFIX, Config, read_environment
+from vmm.settings.config import Config, read_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from vmm.run.instance import Instance
     from vmm.run.notify import Notifier
 
 log = get_logger(__name__)
@@ -181,6 +180,7 @@ def run_instance(
     instance = Instance(name, environment)
     instance.acquire()
     phases.mark("instance")
+    ran = False
     try:
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
         if timing:
@@ -188,8 +188,11 @@ def run_instance(
         try:
             return life.run()
         finally:
+            ran = life.ran
             life.close()
     finally:
+        if not ran:
+            instance.discard()
         instance.release()
 
 
@@ -224,43 +227,9 @@ def run_verb(argv: list[str]) -> int:
         return show_settings(environment, as_json)
     if asked.verb == "check":
         return check(environment, as_json)
-    from vmm.command import client
+    from vmm.command.instances import run_on_instances
 
-    if asked.verb == "stop":
-        code, text = client.stop(find_instance(environment, asked.name), "--now" in asked.flags)
-        print(text)
-        return code
-    code, facts = client.status(find_instance(environment, asked.name))
-    if as_json:
-        print_json(facts)
-    else:
-        print(client.describe(facts))
-    return code
-
-
-def find_instance(environment: dict[str, str], name: str | None) -> Instance:
-    """The instance meant: by name, by the environment, or the only one there is."""
-    from vmm.run.instance import Instance, instance_names, name_from_image, runtime_directory
-    from vmm.settings.config import identity
-
-    if name is not None:
-        identity({f"{PREFIX}NAME": name})  # refuses what cannot be a name
-    else:
-        name, image = identity(environment)
-        if name is None and image is not None:
-            name = name_from_image(image)
-    if name is None:
-        known = instance_names(runtime_directory(environment))
-        if len(known) != 1:
-            listed = f"; known: {', '.join(known)}" if known else ""
-            raise ConfigError(
-                [
-                    f"which instance? give its name, or set {PREFIX}NAME or "
-                    f"{PREFIX}SYSTEM_IMAGE_FILEPATH{listed}"
-                ]
-            )
-        name = known[0]
-    return Instance(name, environment)
+    return run_on_instances(asked, environment)
 
 
 def gather_settings(environment: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -332,6 +301,6 @@ def check(environment: dict[str, str], as_json: bool) -> int:
 
 def print_json(facts: dict[str, Any]) -> None:
     """JSON on stdout."""
-    import json
+    from vmm.light.jsontext import dumps
 
-    print(json.dumps(facts, indent=2))
+    print(dumps(facts, 2))

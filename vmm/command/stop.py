@@ -1,0 +1,167 @@
+"""`stop`: the power button by whichever way there is, the guest's full time, and force at last."""
+
+from __future__ import annotations
+
+import _signal
+import sys
+import time
+
+from vmm import PROGRAM
+from vmm.command.facts import UNEXPLAINED, last_exit, number
+from vmm.errors import VmmError
+from vmm.light.visible import visible
+from vmm.run.folder import wait_unlocked
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.run.folder import Folder, Process
+
+EXIT_KILLED = 37
+# A starting instance has no control socket yet.
+SOCKET_WAIT_SECONDS = 10.0
+# So long an instance may take to answer before it is asked by a signal.
+ANSWER_SECONDS = 3.0
+# How much longer than the guest's own time a stop waits before it kills a VMM that hangs.
+GRACE_SECONDS = 5.0
+STOP_TIMEOUT_DEFAULT = 25.0
+STOP_TIMEOUT_MAX = 86400.0
+TOLD_EACH_SECONDS = 3.0
+# SIGKILL works at once, unless the kernel itself waits for something.
+KILL_SECONDS = 10.0
+
+
+def stop(folder: Folder, now: bool = False) -> tuple[int, str]:
+    """Stop an instance and wait for its end: (exit code, what happened)."""
+    if not folder.running:
+        return 0, f"{folder.name}: not running"
+    process = folder.process()
+    stopping = Stopping(folder, process)
+    try:
+        return stopping.run(now)
+    finally:
+        if process is not None:
+            process.close()
+
+
+class Stopping:
+    """One `stop`, from the request to the end of the process. It tells on stderr how far it is."""
+
+    def __init__(self, folder: Folder, process: Process | None) -> None:
+        self.folder = folder
+        self.process = process
+        self._owner = folder.owner()
+
+    def run(self, now: bool) -> tuple[int, str]:
+        """(exit code, what happened)."""
+        if self.process is None:
+            self.tell(self.folder.unseen)
+        timeout = self.request(now)
+        if not self.wait(timeout, GRACE_SECONDS):
+            return self.kill(timeout + GRACE_SECONDS, now)
+        return self.result(now)
+
+    def request(self, now: bool) -> float:
+        """Ask for the end; returns the seconds that the guest gets."""
+        why = self._ask(now)
+        if isinstance(why, float):
+            return why
+        timeout = self._timeout(self.folder.state().get("stop_timeout_s"))
+        if self.process is None:
+            self.tell(f"{why}, and no signal can be sent to it from here")
+            return timeout
+        if now:
+            self.tell(f"{why}: killing process {self.process.pid}")
+            self.process.send(_signal.SIGKILL)
+            return KILL_SECONDS
+        if self.folder.state().get("state") == "stopping":
+            # It has been asked before: a second signal would kill the guest.
+            self.tell(f"{why}; the guest is shutting down already")
+            return timeout
+        self.tell(f"{why}: process {self.process.pid} is asked by SIGTERM")
+        self.process.send(_signal.SIGTERM)
+        return timeout
+
+    def _ask(self, now: bool) -> float | str:
+        """By the control socket: the seconds that the guest gets, or why that did not work."""
+        deadline = time.monotonic() + SOCKET_WAIT_SECONDS
+        if self.process is not None and self.process.suspended:
+            return f"process {self.process.pid} is stopped by a signal, and does not answer"
+        while True:
+            try:
+                answer = self.folder.ask({"command": "stop", "now": now}, ANSWER_SECONDS)
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                # One that has told its state had a socket.
+                gone = self.folder.state() or not self.folder.running
+                if gone or time.monotonic() > deadline:
+                    return f"its control socket does not work ({visible(error.strerror or error)})"
+                time.sleep(0.05)
+            except OSError as error:
+                return f"it does not answer ({visible(error.strerror or error)})"
+            else:
+                if "error" in answer:
+                    return f"it refuses: {visible(answer['error'], 200)}"
+                return 0.0 if now else self._timeout(answer.get("timeout_s"))
+
+    def _timeout(self, said: object) -> float:
+        return number(said, 0.0, STOP_TIMEOUT_MAX, STOP_TIMEOUT_DEFAULT)
+
+    def wait(self, timeout: float, grace: float) -> bool:
+        """True when it ended within this time; tells each few seconds."""
+        began = time.monotonic()
+        while True:
+            waited = time.monotonic() - began
+            left = timeout + grace - waited
+            if self._ended(min(left, TOLD_EACH_SECONDS)):
+                return True
+            waited = time.monotonic() - began
+            if waited >= timeout + grace:
+                return False
+            self.tell(self._progress(waited, timeout))
+
+    def _progress(self, waited: float, timeout: float) -> str:
+        text = f"waiting for the guest to shut down, {waited:.0f} of {timeout:g} s"
+        if waited > timeout:
+            text = f"the guest's {timeout:g} s are over, waiting for the VMM to end"
+        if self.process is not None and self.process.suspended:
+            pid = self.process.pid
+            text += f"; process {pid} is stopped by a signal: `kill -CONT {pid}` lets it go on"
+        return text
+
+    def _ended(self, seconds: float) -> bool:
+        if self.process is not None:
+            return self.process.wait(seconds)
+        return wait_unlocked(self.folder, seconds)
+
+    def kill(self, waited: float, now: bool) -> tuple[int, str]:
+        """It did not end in time."""
+        name = self.folder.name
+        if self.process is None:
+            raise VmmError(
+                f"{name}: still runs after {waited:g} s, and cannot be killed from here: "
+                f"{self.folder.unseen}",
+                "stop it where it runs",
+            )
+        self.process.send(_signal.SIGKILL)
+        pid = self.process.pid
+        if not self.process.wait(KILL_SECONDS):
+            raise VmmError(
+                f"{name}: process {pid} has not ended {KILL_SECONDS:g} s after SIGKILL",
+                "the kernel holds it: see its log (dmesg)",
+            )
+        text = f"{name}: process {pid} did not end within {waited:g} s and was killed"
+        return 0 if now else EXIT_KILLED, text
+
+    def result(self, now: bool) -> tuple[int, str]:
+        """It ended: how, by its own last word."""
+        state = self.folder.state() if self.folder.owner() == self._owner else {}
+        last = last_exit(state)
+        if last is None or last["code"] is None:
+            if now:
+                return 0, f"{self.folder.name}: killed"
+            return EXIT_KILLED, f"{self.folder.name}: {UNEXPLAINED}"
+        code = 0 if now else last["code"]
+        return code, f"{self.folder.name}: stopped: {last['reason']}"
+
+    def tell(self, text: str) -> None:
+        """A line on stderr."""
+        print(f"{PROGRAM}: {self.folder.name}: {visible(text)}", file=sys.stderr, flush=True)
