@@ -7,6 +7,7 @@ import sys
 from vmm import PROGRAM
 from vmm.errors import UnknownInstanceError, UsageError
 from vmm.light.jsontext import dumps
+from vmm.light.visible import visible
 from vmm.run.places import Places
 
 TYPE_CHECKING = False
@@ -94,6 +95,9 @@ def show_list(places: Places, as_json: bool) -> int:
         show({"schema_version": SCHEMA_VERSION, "instances": found, "hidden": places.hidden})
         return 0
     print(table(found))
+    for each in found:
+        if each["error"]:
+            print(f"{PROGRAM}: {visible(each['name'])}: {each['error']}", file=sys.stderr)
     for place in places.hidden:
         print(f"{PROGRAM}: no permission to look into {place} (root may)", file=sys.stderr)
     return 0

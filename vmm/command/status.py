@@ -33,12 +33,10 @@ def status(folder: Folder, seconds: float = STATUS_SECONDS) -> tuple[int, dict[s
     if process is not None:
         facts["pid"] = process.pid
         who = f"process {process.pid}"
-    suspended = process is not None and process.suspended
-    if process is not None:
+        held = process.held()
         process.close()
-    if suspended:
-        told = f"{who} is stopped by a signal; `kill -CONT {facts['pid']}` lets it go on"
-        return EXIT_UNKNOWN, {**facts, "error": told}
+        if held:
+            return EXIT_UNKNOWN, {**facts, "error": f"{who} {held}"}
     try:
         answer = folder.ask({"command": "status"}, seconds)
     except FileNotFoundError:

@@ -14,7 +14,8 @@ from vmm.run.folder import wait_unlocked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmm.run.folder import Folder, Process
+    from vmm.run.folder import Folder
+    from vmm.run.process import Process
 
 EXIT_KILLED = 37
 # A starting instance has no control socket yet.
@@ -56,9 +57,8 @@ class Stopping:
         if self.process is None:
             self.tell(self.folder.unseen)
         timeout = self.request(now)
-        if not self.wait(timeout, GRACE_SECONDS):
-            return self.kill(timeout + GRACE_SECONDS, now)
-        return self.result(now)
+        waited = self.wait(timeout)
+        return self.result(now) if waited is None else self.kill(waited, now)
 
     def request(self, now: bool) -> float:
         """Ask for the end; returns the seconds that the guest gets."""
@@ -84,8 +84,8 @@ class Stopping:
     def _ask(self, now: bool) -> float | str:
         """By the control socket: the seconds that the guest gets, or why that did not work."""
         deadline = time.monotonic() + SOCKET_WAIT_SECONDS
-        if self.process is not None and self.process.suspended:
-            return f"process {self.process.pid} is stopped by a signal, and does not answer"
+        if self._held():
+            return self._held()
         while True:
             try:
                 answer = self.folder.ask({"command": "stop", "now": now}, ANSWER_SECONDS)
@@ -105,27 +105,32 @@ class Stopping:
     def _timeout(self, said: object) -> float:
         return number(said, 0.0, STOP_TIMEOUT_MAX, STOP_TIMEOUT_DEFAULT)
 
-    def wait(self, timeout: float, grace: float) -> bool:
-        """True when it ended within this time; tells each few seconds."""
+    def wait(self, timeout: float) -> float | None:
+        """None when it ended in time, else how long that was; tells each few seconds."""
         began = time.monotonic()
-        while True:
+        waited = 0.0
+        while not self._ended(min(self._limit(timeout) - waited, TOLD_EACH_SECONDS)):
             waited = time.monotonic() - began
-            left = timeout + grace - waited
-            if self._ended(min(left, TOLD_EACH_SECONDS)):
-                return True
-            waited = time.monotonic() - began
-            if waited >= timeout + grace:
-                return False
+            limit = self._limit(timeout)
+            if waited >= limit:
+                return limit
             self.tell(self._progress(waited, timeout))
+        return None
+
+    def _limit(self, timeout: float) -> float:
+        """With time to take the machine apart, which one that is suspended does not do."""
+        return timeout if self._held() else timeout + GRACE_SECONDS
+
+    def _held(self) -> str:
+        """What keeps the process from doing anything."""
+        held = self.process.held() if self.process is not None else ""
+        return f"process {self.process.pid} {held}" if self.process is not None and held else ""
 
     def _progress(self, waited: float, timeout: float) -> str:
         text = f"waiting for the guest to shut down, {waited:.0f} of {timeout:g} s"
         if waited > timeout:
             text = f"the guest's {timeout:g} s are over, waiting for the VMM to end"
-        if self.process is not None and self.process.suspended:
-            pid = self.process.pid
-            text += f"; process {pid} is stopped by a signal: `kill -CONT {pid}` lets it go on"
-        return text
+        return f"{text}; {self._held()}" if self._held() else text
 
     def _ended(self, seconds: float) -> bool:
         if self.process is not None:
@@ -141,14 +146,16 @@ class Stopping:
                 f"{self.folder.unseen}",
                 "stop it where it runs",
             )
+        pid, unit = self.process.pid, self.process.unit()
         self.process.send(_signal.SIGKILL)
-        pid = self.process.pid
         if not self.process.wait(KILL_SECONDS):
             raise VmmError(
                 f"{name}: process {pid} has not ended {KILL_SECONDS:g} s after SIGKILL",
                 "the kernel holds it: see its log (dmesg)",
             )
         text = f"{name}: process {pid} did not end within {waited:g} s and was killed"
+        if unit:
+            text += f"; its service may be started again: systemctl stop {visible(unit, 100)}"
         return 0 if now else EXIT_KILLED, text
 
     def result(self, now: bool) -> tuple[int, str]:
@@ -156,6 +163,8 @@ class Stopping:
         state = self.folder.state() if self.folder.owner() == self._owner else {}
         last = last_exit(state)
         if last is None or last["code"] is None:
+            if self.folder.gone:
+                return 0, f"{self.folder.name}: its start failed"
             if now:
                 return 0, f"{self.folder.name}: killed"
             return EXIT_KILLED, f"{self.folder.name}: {UNEXPLAINED}"

@@ -103,7 +103,8 @@ class ControlServer:
             link.detach()
         pid, uid, _gid = UCRED.unpack(credentials)
         if uid not in (0, os.geteuid()):
-            log.warning(f"control connection of process {pid} (user {uid}) refused")
+            who = f"process {pid}" if pid else "a process of another pid namespace"
+            log.warning(f"control connection of {who} (user {uid}) refused")
             os.close(fd)
             return
         if len(self._connections) >= CONNECTIONS_MAX:

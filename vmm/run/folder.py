@@ -9,7 +9,6 @@ instance runs, in whichever pid namespace.
 from __future__ import annotations
 
 import os
-import select
 import time
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
@@ -26,14 +25,16 @@ from vmm.run.instance import (
     Holder,
     open_plain,
     parse_holder,
-    process_start_time,
     read_plain,
     remove_files,
 )
+from vmm.run.process import open_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from vmm.run.process import Process
 
 FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 WHO_SECONDS = 2.0
@@ -112,10 +113,10 @@ class Folder:
 
     def _find_process(self) -> tuple[Holder | None, Process | None]:
         owner = self.owner()
-        found = _process(owner.pid, self.uid, owner.start_time) if owner is not None else None
+        found = open_process(owner.pid, self.uid, owner.start_time) if owner is not None else None
         if found is None:
             try:
-                found = _process(peer_pid(self.fd, CONTROL, self.uid, WHO_SECONDS), self.uid)
+                found = open_process(peer_pid(self.fd, CONTROL, self.uid, WHO_SECONDS), self.uid)
             except OSError:
                 found = None
         return owner, found
@@ -143,65 +144,15 @@ class Folder:
         finally:
             os.close(fd)
 
+    @property
+    def gone(self) -> bool:
+        """It was removed meanwhile: forgotten, or by a start that failed."""
+        return os.fstat(self._lock).st_nlink == 0
+
     def close(self) -> None:
         """Give the descriptors back."""
         os.close(self._lock)
         os.close(self.fd)
-
-
-class Process:
-    """A process by a descriptor, so that no other that gets its pid later is meant. close() it."""
-
-    def __init__(self, pid: int, pidfd: int) -> None:
-        self.pid = pid
-        self._pidfd = pidfd
-
-    def send(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
-        import _signal
-
-        try:
-            _signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            return
-
-    def wait(self, seconds: float) -> bool:
-        """True when it ended in time."""
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(max(0.0, seconds) * 1000))
-
-    @property
-    def suspended(self) -> bool:
-        """SIGSTOP, or a debugger, holds it (proc(5), /proc/PID/stat)."""
-        return _field("stat", self.pid, ")")[:1] in (["T"], ["t"])
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self._pidfd)
-
-
-def _process(pid: int, uid: int, start_time: int | None = None) -> Process | None:
-    """A living process of that user (all of its ids), and of that start time."""
-    try:
-        process = Process(pid, os.pidfd_open(pid))
-    except (OSError, OverflowError):
-        return None
-    # Whatever /proc says is of this process only if it still lives afterwards.
-    same = start_time in (None, process_start_time(pid))
-    if same and _field("status", pid, "\nUid:")[:4] == [str(uid)] * 4 and not process.wait(0):
-        return process
-    process.close()
-    return None
-
-
-def _field(file: str, pid: int, after: str) -> list[str]:
-    """The words that follow the last ``after`` in a file of /proc/PID."""
-    try:
-        with open(f"/proc/{pid}/{file}", encoding="ascii", errors="replace") as opened:
-            return opened.read().rpartition(after)[2].split()
-    except OSError:
-        return []
 
 
 def wait_unlocked(folder: Folder, seconds: float) -> bool:

@@ -225,6 +225,8 @@ class Instance:
             fd = open_plain(self._lock_path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self._unusable(error.strerror) from error
         try:
             return read_holder(fd) if ofd_conflict(fd, True, 0, 0) else None
         finally:

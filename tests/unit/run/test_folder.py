@@ -54,7 +54,7 @@ def test_a_running_one(folder):
     assert folder.running
     process = folder.process()
     assert process.pid == os.getpid()
-    assert not process.suspended
+    assert process.held() == ""
     assert not process.wait(0)
     process.close()
     assert folder.unseen == ""
@@ -156,7 +156,7 @@ def test_nothing_but_plain_files_is_opened(folder, instance, tmp_path, name, kin
         return
     with pytest.raises(OSError, match="."):
         Folder(folder.place, "vm")
-    with pytest.raises(OSError, match="."):
+    with pytest.raises(HostError, match="cannot use the instance folder"):
         instance.holder()
 
 
