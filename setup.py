@@ -132,7 +132,7 @@ class EditableWheel(editable_wheel):
     def finalize_options(self) -> None:
         """Let setuptools look at the tree."""
         self.distribution.packages = TREE
-        self.distribution.package_dir = {}
+        self.distribution.package_dir = {"": "."}
         super().finalize_options()
 
 

@@ -48,6 +48,12 @@ class UsageError(VmmError):
     exit_code = 2
 
 
+class UnknownInstanceError(VmmError):
+    """No instance of that name is known. Exit code 4."""
+
+    exit_code = 4
+
+
 class GuestError(VmmError):
     """The payload cannot be booted (a bad kernel, too little RAM for it). Exit code 2."""
 

@@ -131,7 +131,7 @@ def test_the_sdist_has_all_that_a_build_needs_and_no_more(sdist):
         str(path.relative_to(ROOT))
         for top in ("vmm", "devices", "packaging")
         for path in (ROOT / top).rglob("*")
-        if path.is_file() and path.suffix not in (".so", ".pyc", ".swp")
+        if path.is_file() and path.suffix not in (".so", ".pyc", ".swp", ".bundle")
     }
     assert tree - names == set()
     assert {"LICENSE", "README.md", "Makefile", "pyproject.toml", "vmm/_commit.py"} <= names

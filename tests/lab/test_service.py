@@ -50,6 +50,11 @@ def test_a_deaf_guest_is_killed_by_us(host, kind, own, managers):
     host.call(f"{SCENARIO}:deaf_guest_is_killed_by_us", kind=kind, own=own, managers=managers)
 
 
+@pytest.mark.parametrize("kind", ["system", "user"])
+def test_told_to_stop_it_stays_down(host, kind):
+    host.call(f"{SCENARIO}:told_to_stop_it_stays_down", kind=kind)
+
+
 def test_a_vmm_that_hangs_is_killed_by_us(host):
     host.call(f"{SCENARIO}:hung_vmm_is_killed_by_us")
 

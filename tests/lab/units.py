@@ -194,10 +194,8 @@ class Service:
 
     def command(self, *arguments: str) -> tuple[int, str]:
         """`vllmd-hypervisor` as its owner (as root for the system's): (exit code, output)."""
-        runtime = "XDG_RUNTIME_DIR=/run/vllmd"
-        prefix = self._as_user() if self.kind == "user" else ["env", runtime]
         done = subprocess.run(
-            [*prefix, str(INSTALLED), *arguments], stdout=subprocess.PIPE,
+            [*self._as_user(), str(INSTALLED), *arguments], stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
         return done.returncode, done.stdout

@@ -1,4 +1,4 @@
-"""The command line: start, stop, status, check, env, seed. The only module that prints."""
+"""The command line: start, check, env, seed, and the verbs about instances."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ import sys
 import time
 
 from vmm import PROGRAM
+from vmm.command.output import complain, drop_output, print_json, say, write_out
 from vmm.errors import HOST_LACKS, ConfigError, HostError, VmmError, setting_of
-from vmm.light.printable import escape
 from vmm.log.hub import get_logger, hub
-from vmm.settings.config import PREFIX, Config, read_environment
+from vmm.settings.config import Config, read_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from vmm.run.instance import Instance
     from vmm.run.notify import Notifier
 
 log = get_logger(__name__)
@@ -104,40 +103,6 @@ def stay_in_background() -> None:
     if os.isatty(0) or os.isatty(1) or os.isatty(2):
         _signal.signal(_signal.SIGTTIN, _signal.SIG_IGN)
         _signal.signal(_signal.SIGTTOU, _signal.SIG_IGN)
-
-
-def say(text: str) -> None:
-    """Print to stdout, whatever is in the text. Raises VmmError, or BrokenPipeError."""
-    if sys.stdout is not None:
-        # Under a locale with few characters the others are escaped as well.
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        write_out(escape(text) + "\n")
-
-
-def write_out(text: str = "") -> None:
-    """Write ``text`` and what has been printed before. Raises VmmError, or BrokenPipeError."""
-    try:
-        if sys.stdout is not None:
-            if text:
-                sys.stdout.write(text)  # which writes at once where PYTHONUNBUFFERED is set
-            sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        drop_output()
-        raise VmmError(f"stdout: the output cannot be written: {error.strerror}") from error
-
-
-def complain(lines: list[str]) -> None:
-    """Lines on stderr, past Python's buffer: what nobody takes in time is lost, no more."""
-    from vmm.log.stream import tell
-
-    tell(2, "".join([f"{PROGRAM}: {escape(line)}\n" for line in lines]))
-
-
-def drop_output() -> None:
-    """Let the rest go nowhere; the interpreter would try once more when it ends, and complain."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), 1)
 
 
 def report(error: VmmError) -> None:
@@ -236,6 +201,7 @@ def run_instance(
     instance = Instance(name, environment)
     instance.acquire()
     phases.mark("instance")
+    ran = False
     try:
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
         if timing:
@@ -243,8 +209,11 @@ def run_instance(
         try:
             return life.run()
         finally:
+            ran = life.ran
             life.close()
     finally:
+        if not ran:
+            instance.discard()
         instance.release()
 
 
@@ -285,44 +254,9 @@ def run_verb(argv: list[str]) -> int:
         return show_settings(environment, as_json)
     if asked.verb == "check":
         return check(environment, as_json)
-    from vmm.command import client
+    from vmm.command.instances import run_on_instances
 
-    if asked.verb == "stop":
-        code, text = client.stop(find_instance(environment, asked.name), "--now" in asked.flags)
-        say(text)
-        return code
-    code, facts = client.status(find_instance(environment, asked.name))
-    if as_json:
-        print_json(facts)
-    else:
-        say(client.describe(facts))
-    return code
-
-
-def find_instance(environment: dict[str, str], name: str | None) -> Instance:
-    """The instance meant: by name, by the environment, or the only one there is."""
-    from vmm.run.instance import Instance, instance_names, name_from_image, runtime_directory
-    from vmm.settings.config import identity
-
-    if name is not None:
-        # Refuses what cannot be a name.
-        name = identity({f"{PREFIX}NAME": name})[0] or name
-    else:
-        name, image = identity(environment)
-        if name is None and image is not None:
-            name = name_from_image(image)
-    if name is None:
-        known = instance_names(runtime_directory(environment))
-        if len(known) != 1:
-            listed = f"; known: {', '.join(known)}" if known else ""
-            raise ConfigError(
-                [
-                    f"which instance? give its name, or set {PREFIX}NAME or "
-                    f"{PREFIX}SYSTEM_IMAGE_FILEPATH{listed}"
-                ]
-            )
-        name = known[0]
-    return Instance(name, environment)
+    return run_on_instances(asked, environment)
 
 
 def gather_settings(environment: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
@@ -395,13 +329,5 @@ def seed(files: tuple[str, ...]) -> int:
     """`seed`: the last of the files is made of the others."""
     from vmm.seed.nocloud import write_seed
 
-    for warning in write_seed(list(files[:-1]), files[-1]):
-        print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    complain([f"warning: {warning}" for warning in write_seed(list(files[:-1]), files[-1])])
     return 0
-
-
-def print_json(facts: dict[str, Any]) -> None:
-    """JSON on stdout."""
-    import json
-
-    say(json.dumps(facts, indent=2))

@@ -80,6 +80,13 @@ VERBS = (
         options=(Option("--now", "do not wait for the guest: kill it"),),
     ),
     Verb("status", "tell how the VM does, or how it ended", named=True, options=(JSON,)),
+    Verb("list", "show all instances, running or ended", options=(JSON,)),
+    Verb(
+        "forget",
+        "remove what is left of an ended VM",
+        named=True,
+        options=(Option("--all", "of all that do not run"),),
+    ),
     Verb("check", "tell what a start lacks, and what cures it", options=(JSON,)),
     Verb("env", "show every setting, and where it came from", options=(JSON,)),
     Verb(
@@ -95,14 +102,15 @@ GENERAL = (
     Option("--version", "show the version, and what it was built with"),
 )
 EXIT_CODES = (
-    ("0", "the guest powered itself off; status: running; stop: stopped"),
+    ("0", "the guest powered itself off; status: running; stop: as told"),
     ("1", "the VMM failed"),
     ("2", "bad settings, or a kernel that cannot be booted"),
-    ("3, 4", "status: not running; not known"),
+    ("3, 4", "not running; not known"),
     ("33", "the guest crashed"),
     ("34", "a device failed"),
     ("35", "the guest panicked"),
-    ("37", "the guest did not shut down in time, and was killed"),
+    ("36", "the guest did nothing but reset"),
+    ("37", "the guest was killed: told so, or not down in time"),
     ("38", "this host cannot: no KVM, too little memory"),
     ("39", "the instance or an image is in use"),
 )

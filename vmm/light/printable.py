@@ -6,6 +6,7 @@ separators, marks that turn the direction of writing, and bytes that are no UTF-
 
 from __future__ import annotations
 
+LENGTH_MAX = 4096
 BRIEF_MAX = 120
 BRIEF_HEAD = 80
 # Where PEP 383 puts a byte that could not be decoded.
@@ -36,6 +37,13 @@ def brief(text: str) -> str:
     if len(text) > BRIEF_MAX:
         text = f"{text[:BRIEF_HEAD]}... ({len(text)} characters)"
     return escape(text, "")
+
+
+def visible(text: object, limit: int = LENGTH_MAX) -> str:
+    """What another side said, on one line, cut behind ``limit`` characters."""
+    full = str(text)
+    shown = escape(full[:limit], "")
+    return shown if len(full) <= limit else f"{shown}..."
 
 
 def quote(text: str) -> str:

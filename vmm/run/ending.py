@@ -14,12 +14,15 @@ log = get_logger(__name__)
 EXIT_CRASH = 33
 EXIT_DEVICE = 34
 EXIT_PANIC = 35
+EXIT_RESETS = 36
 EXIT_KILLED = 37
 # A machine that resets sooner than this after its start makes the next start wait, ever longer.
 EARLY_SECONDS = 2.0
 RESET_DELAYS = (0.0, 0.0, 0.1, 0.5, 1.0, 5.0)
 # So many triple faults right after the start in a row: this guest cannot run.
 EARLY_FAULTS_MAX = 3
+# So many resets of that kind, which take half a minute with the waits in between.
+EARLY_RESETS_MAX = 10
 
 
 class Ending:
@@ -54,18 +57,25 @@ class ResetPolicy:
         self._early_faults = 0
 
     def refuse(self, outcome: Outcome, lived: float) -> Ending | None:
-        """The end of a guest that does nothing but fault; None when it may start again."""
+        """The end of a guest that does nothing but fault or reset; None when it may start again.
+
+        One that lived longer once is counted anew.
+        """
         early = lived < EARLY_SECONDS
         self._early_resets = self._early_resets + 1 if early else 0
         self._early_faults = self._early_faults + 1 if early and outcome.report else 0
-        if self._early_faults < EARLY_FAULTS_MAX:
-            return None
-        log.error(
-            f"the guest cannot run: {outcome.reason} within {EARLY_SECONDS:.0f} s of its "
-            f"start, {self._early_faults} times in a row\n{outcome.report}"
-        )
-        return Ending(EXIT_CRASH, f"{outcome.reason}, right after each start")
+        if self._early_faults >= EARLY_FAULTS_MAX:
+            return _cannot_run(outcome, self._early_faults, EXIT_CRASH)
+        if self._early_resets >= EARLY_RESETS_MAX:
+            return _cannot_run(outcome, self._early_resets, EXIT_RESETS)
+        return None
 
     def delay(self) -> float:
         """Seconds to wait before the next start."""
         return RESET_DELAYS[min(self._early_resets, len(RESET_DELAYS) - 1)]
+
+
+def _cannot_run(outcome: Outcome, times: int, code: int) -> Ending:
+    within = f"within {EARLY_SECONDS:.0f} s of its start, {times} times in a row"
+    log.error(f"the guest cannot run: {outcome.reason} {within}\n{outcome.report}".rstrip())
+    return Ending(code, f"{outcome.reason}, right after each start, {times} times in a row")

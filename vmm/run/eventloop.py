@@ -32,9 +32,9 @@ class EventLoop:
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._timers: list[Timer] = []
 
-    def add(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call ``callback`` whenever ``fd`` is readable or hung up."""
-        self._epoll.register(fd, select.EPOLLIN)
+    def add(self, fd: int, callback: Callable[[], None], writable: bool = False) -> None:
+        """Call ``callback`` whenever ``fd`` is readable (or takes data) or hung up."""
+        self._epoll.register(fd, select.EPOLLOUT if writable else select.EPOLLIN)
         self._callbacks[fd] = callback
 
     def remove(self, fd: int) -> None:

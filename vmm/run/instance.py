@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from errno import EISDIR
+from errno import EINVAL, EISDIR
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
@@ -36,6 +36,11 @@ RUNTIME_USUAL = "/run/user/1000"
 SAFE = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 STATE_BYTES_MAX = 1 << 20
 LOCK_BYTES_MAX = 64
+LOCK = "lock"
+CONTROL = "control"
+STATE = "state.json"
+# Everything that an instance ever puts into its folder.
+FILES = (STATE, f"{STATE}.new", CONTROL, LOCK)
 
 
 class Holder(Record):
@@ -89,9 +94,29 @@ def runtime_directory(environment: Mapping[str, str]) -> str:
 def instance_names(directory: str) -> list[str]:
     """Every instance that has a folder."""
     try:
-        return sorted([entry.name for entry in os.scandir(directory) if entry.is_dir()])
+        entries = list(os.scandir(directory))
     except FileNotFoundError:
         return []
+    return sorted([entry.name for entry in entries if entry.is_dir(follow_symlinks=False)])
+
+
+def open_plain(path: str, flags: int = os.O_RDONLY, directory: int | None = None) -> int:
+    """A regular file, reached by no link; OSError for all else: a FIFO would hold us up."""
+    flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600, dir_fd=directory)
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(EINVAL, "not a regular file", path)
+
+
+def read_plain(path: str, limit: int, directory: int | None = None) -> bytes:
+    """The first ``limit`` bytes of such a file."""
+    fd = open_plain(path, directory=directory)
+    try:
+        return os.read(fd, limit)
+    finally:
+        os.close(fd)
 
 
 def process_start_time(pid: int) -> int:
@@ -110,28 +135,19 @@ class Instance:
         self.name = name
         self.root = runtime_directory(environment)
         self.directory = os.path.join(self.root, name)
-        self.socket_path = os.path.join(self.directory, "control")
-        self.state_path = os.path.join(self.directory, "state.json")
-        self._lock_path = os.path.join(self.directory, "lock")
+        self.socket_path = os.path.join(self.directory, CONTROL)
+        self.state_path = os.path.join(self.directory, STATE)
+        self._lock_path = os.path.join(self.directory, LOCK)
         self._lock_fd = -1
+        self._made = False
         length = len(os.fsencode(self.socket_path))
         if length > SOCKET_PATH_MAX:
             raise ConfigError([_too_long(name, self.socket_path, length, environment)])
 
     def acquire(self) -> None:
         """Take the lock; BusyError names the process that has it."""
-        try:
-            for directory in (self.root, self.directory):
-                _make_private(directory)
-            self._lock_fd = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise self.unusable(error.strerror) from error
-        try:
-            ofd_lock(self._lock_fd, True, 0, 0)
-        except BlockingIOError:
-            holder = self._read_holder(self._lock_fd)
-            self.release()
-            raise self.busy(holder) from None
+        while not self._locked():
+            pass  # the file was removed in between: the folder's last state is being forgotten
         content = f"{os.getpid()} {process_start_time(os.getpid())}\n"
         try:
             # Cut only what is longer: that waits for the journal of some file systems, up to 4 ms.
@@ -140,6 +156,40 @@ class Instance:
         except OSError as error:
             self.release()
             raise self.unusable(error.strerror) from error
+
+    def _locked(self) -> bool:
+        """The lock is ours; False when the file that we locked is nobody's lock any more."""
+        try:
+            _make_private(self.root)
+            self._made = _make_private(self.directory)
+            self._lock_fd = open_plain(self._lock_path, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError as error:
+            if not self._made and os.path.isdir(self.root):
+                return False
+            raise self.unusable(error.strerror) from error
+        except OSError as error:
+            self.discard()
+            raise self.unusable(error.strerror) from error
+        try:
+            ofd_lock(self._lock_fd, True, 0, 0)
+        except BlockingIOError:
+            holder = read_holder(self._lock_fd)
+            self.release()
+            raise self.busy(holder) from None
+        if os.fstat(self._lock_fd).st_nlink:
+            return True
+        self.release()
+        return False
+
+    def discard(self) -> None:
+        """Remove the folder of a start that failed, if that start made it; before release()."""
+        if self._made:
+            self._made = False
+            try:
+                remove_files(f"{self.directory}/")
+                os.rmdir(self.directory)
+            except OSError:
+                return  # why the start failed is what is told
 
     def unusable(self, why: str | None) -> HostError:
         """The error for a folder that cannot be made or used."""
@@ -183,30 +233,15 @@ class Instance:
     def holder(self) -> Holder | None:
         """The process that runs this instance, or None. For other processes than that one."""
         try:
-            fd = os.open(self._lock_path, os.O_RDWR | os.O_CLOEXEC)
+            fd = open_plain(self._lock_path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise self.unusable(error.strerror) from error
         try:
-            return self._read_holder(fd) if ofd_conflict(fd, True, 0, 0) else None
+            return read_holder(fd) if ofd_conflict(fd, True, 0, 0) else None
         finally:
             os.close(fd)
-
-    def last_owner(self) -> Holder | None:
-        """The process that held the lock last, alive or dead; None when there was none."""
-        try:
-            with open(self._lock_path, "rb") as file:
-                return _parse_holder(file.read(LOCK_BYTES_MAX))
-        except FileNotFoundError:
-            return None
-
-    def _read_holder(self, fd: int) -> Holder | None:
-        # The owner writes its pid right after taking the lock; a moment later it is there.
-        for _ in range(50):
-            holder = _parse_holder(os.pread(fd, LOCK_BYTES_MAX, 0))
-            if holder is not None:
-                return holder
-            time.sleep(0.01)
-        return None
 
     def write_state(self, state: dict[str, Any]) -> None:
         """Replace the state file in one step; OSError when the disk is full."""
@@ -217,14 +252,10 @@ class Instance:
 
     def read_state(self) -> dict[str, Any] | None:
         """What the last owner wrote; None when there is nothing that can be read."""
-        import json
-
         try:
-            with open(self.state_path, encoding="utf-8") as file:
-                found = json.loads(file.read(STATE_BYTES_MAX))
+            return jsontext.loads(read_plain(self.state_path, STATE_BYTES_MAX))
         except (OSError, ValueError):
             return None
-        return found if isinstance(found, dict) else None
 
 
 def _too_long(name: str, path: str, length: int, environment: Mapping[str, str]) -> str:
@@ -240,19 +271,45 @@ def _too_long(name: str, path: str, length: int, environment: Mapping[str, str])
     )
 
 
-def _parse_holder(content: bytes) -> Holder | None:
+def read_holder(fd: int) -> Holder | None:
+    """Who holds the lock, by what is written in it; None when that is not to be had."""
+    # The owner writes its pid right after taking the lock; a moment later it is there.
+    for _ in range(50):
+        holder = parse_holder(os.pread(fd, LOCK_BYTES_MAX, 0))
+        if holder is not None:
+            return holder
+        time.sleep(0.01)
+    return None
+
+
+def parse_holder(content: bytes) -> Holder | None:
+    """The holder that a lock file names."""
     fields = content.split()
     if len(fields) == 2 and fields[0].isdigit() and fields[1].isdigit():
         return Holder(int(fields[0]), int(fields[1]))
     return None
 
 
-def _make_private(directory: str) -> None:
-    """A folder of mode 0700 that belongs to us; refuse one that others could have prepared."""
+def remove_files(prefix: str = "", directory: int | None = None) -> None:
+    """Remove what an instance puts into its folder, the lock last. The caller holds the lock."""
+    for name in FILES:
+        try:
+            os.unlink(prefix + name, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+
+
+def _make_private(directory: str) -> bool:
+    """A folder of mode 0700 that belongs to us; True when it was made now.
+
+    One that others could have prepared is refused.
+    """
     try:
         os.mkdir(directory, 0o700)
     except FileExistsError:
         _check_private(directory)
+        return False
+    return True
 
 
 def _check_private(directory: str) -> None:

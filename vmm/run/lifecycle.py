@@ -21,7 +21,7 @@ from vmm.log.sinks import time_stamp
 from vmm.machine import build_machine
 from vmm.run.bootwatch import BootWatch
 from vmm.run.control import ControlServer
-from vmm.run.ending import EXIT_KILLED, Ending, ResetPolicy, ending_of
+from vmm.run.ending import EXIT_DEVICE, EXIT_KILLED, Ending, ResetPolicy, ending_of
 from vmm.run.eventloop import EventLoop
 from vmm.run.outcome import outcome_of
 from vmm.run.status import FAILED, RUNNING, STARTING, STOPPED, STOPPING, run_facts
@@ -50,6 +50,9 @@ SIGNALS = (
 BUTTON_SECONDS = 1.0
 # How soon a job that comes to the foreground has its terminal.
 TERMINAL_SECONDS = 0.5
+# What comes so soon after a request to stop is the same request: timeout(1) signals the process and
+# its group, a service manager the process that `stop` has just asked.
+SAME_REQUEST_SECONDS = 1.0
 # So long a reader of the consoles may take before the log goes on without them.
 FLUSH_SECONDS = 0.2
 
@@ -78,7 +81,10 @@ class Lifecycle:
         self._machine_facts: dict[str, Any] = {}
         self._resets = ResetPolicy()
         self.ending: Ending | None = None
+        # A guest has run: there is something to tell about it.
+        self.ran = False
         self._stop_reason = ""
+        self._stop_asked = 0.0
         self._failed_device = ""
         self._device_signals: list[int] = []
         self._button: Timer | None = None
@@ -152,6 +158,7 @@ class Lifecycle:
             debugtrail.tell_machine(machine)
             self._rates = debugtrail.ExitRates(machine, self._loop)
         machine.start()
+        self.ran = True
         if self.reboots == 0 and self.on_running is not None:
             self.on_running(machine)
         gc.enable()
@@ -285,6 +292,12 @@ class Lifecycle:
         self._loop.call_later(self.config.stop_timeout_seconds, self._on_stop_timeout)
         self._press_button()
         self._save()
+        self._stop_asked = time.monotonic()
+
+    def _same_request(self) -> bool:
+        """The guest has been asked to shut down a moment ago."""
+        asked = self.state == STOPPING
+        return asked and time.monotonic() - self._stop_asked < SAME_REQUEST_SECONDS
 
     def _press_button(self) -> None:
         if self.machine is not None and self.ending is None:
@@ -300,7 +313,7 @@ class Lifecycle:
     def _kill(self, reason: str) -> None:
         if self.ending is None:
             log.warning(reason)
-            self.ending = Ending(EXIT_KILLED, reason)
+            self.ending = Ending(EXIT_DEVICE if self._failed_device else EXIT_KILLED, reason)
 
     def _on_signal(self) -> None:
         for number in read_signalfd(self._signals):
@@ -313,7 +326,8 @@ class Lifecycle:
                     self.machine.resize(*self.consoles[0].size())
             else:
                 name = "SIGTERM" if number == _signal.SIGTERM else "SIGINT"
-                self.request_stop(f"{name} received")
+                if not self._same_request():
+                    self.request_stop(f"{name} received")
 
     def _reopen(self) -> None:
         # A reload is possible while the guest runs only.
@@ -345,7 +359,8 @@ class Lifecycle:
             return {"state": self.state, "timeout_s": self.config.stop_timeout_seconds}
         if command == "vcpus":
             return {"vcpus": self.machine.snapshots() if self.machine is not None else []}
-        return {"error": f"unknown command {command!r}; known: status, stop, vcpus"}
+        told = repr(command[:20]) if isinstance(command, str) else f"a {type(command).__name__}"
+        return {"error": f"unknown command {told}; known: status, stop, vcpus"}
 
     def status(self) -> dict[str, Any]:
         """Everything `status` shows."""

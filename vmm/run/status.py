@@ -59,6 +59,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "disks": [disk.status() for disk in run.disks],
         "consoles": [console.status() for console in run.consoles],
         "sockets": {"control": run.instance.socket_path},
+        "stop_timeout_s": config.stop_timeout_seconds,
         "reboots": run.reboots,
         "last_exit": _last_exit(run.ending),
     }

@@ -106,4 +106,4 @@ def test_which_instance(tmp_path):
     code, text = command.run("status")
     assert code == 2
     assert "which instance" in text
-    assert command.run("status", "unknown")[0] == 3
+    assert command.run("status", "unknown")[0] == 4

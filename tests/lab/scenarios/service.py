@@ -109,6 +109,18 @@ def deaf_guest_is_killed_by_us(kind: str, own: int, managers: int) -> None:
     expect(not MANAGER_KILLS.search(words), words)
 
 
+def told_to_stop_it_stays_down(kind: str) -> None:
+    """By our own verb, not the manager's: whatever force it took, it is not started again."""
+    for number, words in enumerate((("stop", "--now"), ("stop",))):
+        service = tiny(Service(kind, f"down{number}")).start()
+        wait_for("the guest", lambda s=service: s.command("status", s.name)[0] == 0)
+        code, told = service.command(*words, service.name)
+        expect(code == (0 if "--now" in words else 37), f"{code} {told}")
+        time.sleep(3)
+        facts = service.show()
+        expect((facts.state, facts.restarts) == ("failed", "0"), f"{facts}\n{service.told()}")
+
+
 def hung_vmm_is_killed_by_us() -> None:
     """Without a watchdog a process that does not answer is killed by our own `stop`."""
     service = tiny(Service("user", "hung", "simple"), NAME="hung").start()

@@ -73,6 +73,8 @@ def test_every_line_of_the_customer_s_unit_is_there(kind):
     text = (SYSTEMD / kind / UNIT).read_text()
     lines = ["Restart=on-failure", "TimeoutStopSec=30", "Slice=vllmd.slice"]
     lines += ["ExecStart=vllmd-hypervisor start", "ExecStop=vllmd-hypervisor stop"]
+    # Told to stop, it is not started again; nor when that would not help.
+    lines.append("RestartPreventExitStatus=2 36 37 38 39")
     if kind == "user":
         lines.append("EnvironmentFile=%h/.config/vllmd/hypervisor-%i.env")
     assert set(lines) <= set(text.splitlines())

@@ -1,13 +1,15 @@
-"""A host that wants a device back, or a device that fails: the guest is asked to shut down."""
+"""What asks the guest to shut down: signals, a host that wants a device back, one that fails."""
 
 from __future__ import annotations
 
+import _signal
 import os
 from types import SimpleNamespace
 
 import pytest
 
-from vmm.run.ending import EXIT_DEVICE
+from vmm.run import lifecycle
+from vmm.run.ending import EXIT_DEVICE, EXIT_KILLED
 from vmm.run.lifecycle import Lifecycle
 from vmm.run.notify import Notifier
 from vmm.run.outcome import Outcome
@@ -72,3 +74,38 @@ def test_it_fails(life, signal):
     assert life.ending.code == EXIT_DEVICE
     assert BDF in life.ending.reason
     life._loop.remove(signal)
+
+
+def test_it_fails_and_the_guest_does_not_hear(life):
+    life._on_device_error(BDF)
+    life._on_stop_timeout()
+    assert life.ending.code == EXIT_DEVICE
+
+
+def signals(life, monkeypatch, *numbers: int) -> None:
+    monkeypatch.setattr(lifecycle, "read_signalfd", lambda fd: numbers)
+    life._on_signal()
+
+
+def test_two_signals_at_once_are_one_request(life, monkeypatch):
+    signals(life, monkeypatch, _signal.SIGTERM, _signal.SIGINT)
+    signals(life, monkeypatch, _signal.SIGTERM)
+    assert life.state == STOPPING
+    assert life.ending is None
+    life._stop_asked -= 1.1
+    signals(life, monkeypatch, _signal.SIGTERM)
+    assert life.ending.code == EXIT_KILLED
+
+
+def test_a_signal_and_the_control_socket_are_one_request(life, monkeypatch):
+    assert life._on_request({"command": "stop"})["state"] == STOPPING
+    signals(life, monkeypatch, _signal.SIGTERM)
+    life._on_request({"command": "stop"})
+    assert life.ending is None
+    life._on_request({"command": "stop", "now": True})
+    assert life.ending.code == EXIT_KILLED
+
+
+@pytest.mark.parametrize("command", [None, [[]] * 9, {"a": 1}, 1.5, "x" * 4000])
+def test_commands_that_are_none(life, command):
+    assert len(life._on_request({"command": command})["error"]) < 100

@@ -1,21 +1,16 @@
-"""Event loop, instance folder, control socket, log sinks."""
+"""Event loop, instance folder, log sinks."""
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
-from tests.support.speed import patience
 from vmm.errors import BusyError, ConfigError, HostError
 from vmm.log.sinks import FdSink, FileSink, JournalSink, SyslogSink, open_sinks, stream_is_journal
-from vmm.run.control import ControlServer, ask
 from vmm.run.eventloop import EventLoop
 from vmm.run.instance import Instance, name_from_image, runtime_directory
 
@@ -136,61 +131,6 @@ def test_long_paths_and_odd_folders_are_refused():
         Instance("vm", {"XDG_RUNTIME_DIR": "/" + "x" * 100})
     with pytest.raises(ConfigError, match="not an absolute path"):
         runtime_directory({"XDG_RUNTIME_DIR": "relative"})
-
-
-@pytest.fixture
-def server(loop, tmp_path):
-    path = str(tmp_path / "control")
-    control = ControlServer(path, loop, lambda request: {"got": request})
-    stop: list[bool] = []
-    thread = threading.Thread(target=lambda: loop.run_until(lambda: bool(stop)))
-    wake = os.eventfd(0)
-    loop.add(wake, lambda: stop.append(True))
-    thread.start()
-    yield path
-    os.eventfd_write(wake, 1)
-    thread.join()
-    control.close()
-    os.close(wake)
-    assert not os.path.exists(path)
-
-
-def test_requests_and_answers(server):
-    assert ask(server, {"command": "status"}) == {"got": {"command": "status"}}
-
-
-@pytest.mark.parametrize("sent", [b"nonsense\n", b"[1]\n", b"\n", b"\xff\xfe\n"])
-def test_nonsense_gets_an_error(server, sent):
-    with socket.socket(socket.AF_UNIX) as link:
-        link.settimeout(5)
-        link.connect(server)
-        link.sendall(sent)
-        assert "error" in json.loads(link.makefile().readline())
-
-
-def test_silence_and_floods_do_not_block_others(server):
-    links = [socket.socket(socket.AF_UNIX) for _ in range(20)]
-    for link in links:
-        link.connect(server)
-    links[0].sendall(b"{")
-    flood = links[1]
-    flood.settimeout(5)
-    try:
-        flood.sendall(b"x" * 100_000)
-        assert flood.recv(1) == b""
-    except OSError:
-        pass
-    for link in links:
-        link.close()
-    # Until the server has seen that they are gone, one client more is one too many.
-    deadline = time.monotonic() + patience(5)
-    while True:
-        try:
-            answer = ask(server, {})
-            break
-        except ConnectionError:
-            assert time.monotonic() < deadline
-    assert answer == {"got": {}}
 
 
 def test_lines_of_a_stream(capfd):

@@ -1,0 +1,93 @@
+"""`status` as text, in the manner of systemctl. A fact of another type than it has is left out."""
+
+from __future__ import annotations
+
+from vmm.command.facts import last_exit
+from vmm.light.printable import visible
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+STOPPED_STATES = ("stopped", "failed")
+# So many of a kind are shown; --json has all.
+ROWS_MAX = 100
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """All lines about one instance, each fit to be printed."""
+    lines: list[str] = []
+    for rows in (_head, _reboots, _kernel, _memory, _disks, _consoles, _exits, _last, _error):
+        lines += _tried(rows, facts)
+    return "\n".join([visible(line) for line in lines])
+
+
+def _tried(rows: Callable[[dict[str, Any]], list[str]], facts: dict[str, Any]) -> list[str]:
+    try:
+        return rows(facts)
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError):
+        return [f"  {rows.__name__.strip('_'):>7}: not understood"]
+
+
+def _head(facts: dict[str, Any]) -> list[str]:
+    state = facts["state"]
+    head = f"{facts['name']}: {state}"
+    if facts.get("pid") and state not in STOPPED_STATES:
+        head += f", process {facts['pid']}"
+    if "started_at" in facts:
+        head += f", started {facts['started_at']}, up {facts['uptime_s']:.0f} s"
+    return [head]
+
+
+def _reboots(facts: dict[str, Any]) -> list[str]:
+    return [f"  reboots: {facts['reboots']}"] if facts.get("reboots") else []
+
+
+def _kernel(facts: dict[str, Any]) -> list[str]:
+    return [f"   kernel: {facts['kernel']}"] if "kernel" in facts else []
+
+
+def _memory(facts: dict[str, Any]) -> list[str]:
+    if "memory" not in facts:
+        return []
+    memory = facts["memory"]
+    huge = f", {memory['hugepage_size'] >> 10} KiB pages" if memory["hugepage_size"] else ""
+    shared = "shared" if memory["shared"] else "private"
+    size = f"{memory['size'] >> 20} MiB"
+    return [f"   memory: {size}, {shared}{huge}", f"    vCPUs: {len(facts['vcpus'])}"]
+
+
+def _disks(facts: dict[str, Any]) -> list[str]:
+    rows = []
+    for disk in facts.get("disks", [])[:ROWS_MAX]:
+        access = "read-only" if disk["read_only"] else "read-write"
+        rows.append(f"     disk: {disk['path']}, {disk['size'] >> 20} MiB, {access}")
+    return rows
+
+
+def _consoles(facts: dict[str, Any]) -> list[str]:
+    rows = []
+    for console in facts.get("consoles", [])[:ROWS_MAX]:
+        where = f" {console['path']}" if console["path"] else ""
+        rows.append(f"  console: {console['kind']}{where}")
+    return rows
+
+
+def _exits(facts: dict[str, Any]) -> list[str]:
+    if not facts.get("exits"):
+        return []
+    counts = [f"{name} {count}" for name, count in list(facts["exits"].items())[:ROWS_MAX]]
+    return [f"    exits: {', '.join(counts)}"]
+
+
+def _last(facts: dict[str, Any]) -> list[str]:
+    last = last_exit(facts)
+    if last is None:
+        return []
+    code = "" if last["code"] is None else f" (code {last['code']})"
+    return [f"     last: {last['reason']}{code} {last['time'] or ''}".rstrip()]
+
+
+def _error(facts: dict[str, Any]) -> list[str]:
+    return [f"    error: {facts['error']}"] if "error" in facts else []
