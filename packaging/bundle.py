@@ -29,8 +29,6 @@ ROOTS = (
     "vmm.run.lifecycle",
     "vmm.run.notify",
 )
-
-
 # The console script has these already.
 READ_BEFORE = {"vmm", "vmm.light", "vmm.light.bundle"}
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.bundled import copy_checkout, not_bundled, run, start_verbosely, write_bundle
+from tests.support.bundled import (
+    ROOT,
+    copy_checkout,
+    not_bundled,
+    run,
+    start_verbosely,
+    write_bundle,
+)
 from tests.support.elf_builder import build_elf
 from vmm.light import bundle
 
@@ -160,9 +168,12 @@ def test_somebody_elses_bundle_is_ignored(tmp_path):
             bundle.read(str(path), owner)
 
 
-def test_the_checksum_is_of_this_kind_of_code(monkeypatch):
+def test_the_checksum_is_of_this_kind_of_code_and_format(monkeypatch):
     mine = bundle.checksum(b"data")
-    monkeypatch.setattr(bundle, "MAGIC_NUMBER", b"\xa8\r\r\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(bundle, "MAGIC_NUMBER", b"\xa8\r\r\n")
+        assert bundle.checksum(b"data") != mine
+    monkeypatch.setattr(bundle, "FORMAT", bundle.FORMAT + 1)
     assert bundle.checksum(b"data") != mine
     assert sys.implementation.cache_tag in bundle.NAME
 
@@ -184,6 +195,14 @@ def test_a_wheels_bundle_follows_its_files(tree):
     edited = (moved / "vmm/light" / bundle.NAME).stat().st_mtime_ns + 2 * MINUTES
     os.utime(moved / "vmm/errors.py", ns=(edited, edited))
     assert run(moved, USE + SOURCE_OF) == "SourceFileLoader"
+
+
+def test_a_wheel_gets_one(tmp_path):
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "-d", str(tmp_path)], cwd=ROOT, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    assert run(tmp_path, USE + SOURCE_OF) == "Loader"
 
 
 def test_the_same_sources_make_the_same_bundle(tree):
