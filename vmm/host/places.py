@@ -48,6 +48,13 @@ def folder_error(folder: str, for_socket: bool = False) -> int:
     return errno.ENOSPC if system.f_files and not system.f_ffree else 0
 
 
+def full(folder: str) -> bool:
+    """Whether a byte that is written to a new file in ``folder`` finds no room."""
+    system = os.statvfs(folder)
+    free = system.f_bfree if os.geteuid() == 0 else system.f_bavail
+    return bool(system.f_blocks) and not free
+
+
 def file_system(path: str) -> str:
     """The type of the file system that ``path`` lies in, as proc(5) has it; empty if not known."""
     real = os.path.realpath(path)

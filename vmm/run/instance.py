@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from errno import EINVAL, EISDIR
+from errno import EINVAL, EISDIR, ENOSPC
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
@@ -200,7 +200,7 @@ class Instance:
 
     def check_folder(self) -> None:
         """HostError when acquire() could not make or use the folder. Makes nothing."""
-        from vmm.host.places import file_error, folder_error
+        from vmm.host.places import file_error, folder_error, full
 
         place = os.path.dirname(self.root)
         for directory in (self.root, self.directory):
@@ -213,6 +213,8 @@ class Instance:
             code = file_error(self._lock_path)
             if os.path.isdir(self.socket_path):
                 code = EISDIR
+        if not code and not os.path.exists(self._lock_path) and full(place):
+            code = ENOSPC
         if code:
             raise self.unusable(os.strerror(code))
 

@@ -277,6 +277,16 @@ def test_file_systems_that_take_nothing(tmp_path, options, word):
 
 
 @ROOT_ONLY
+def test_a_full_file_system(tmp_path):
+    command = Command(tmp_path)
+    (tmp_path / "run").mkdir()
+    command.env["XDG_RUNTIME_DIR"] = str(tmp_path / "run")
+    place = f"{tmp_path}/run"
+    fill = f"mount -t tmpfs -o size=64k tmpfs {place} && head -c 64k /dev/zero >{place}/x"
+    agree(command, 38, "No space left on device", ("unshare", "-m", *after(fill)))
+
+
+@ROOT_ONLY
 def test_a_kvm_that_is_none(tmp_path):
     under = ("unshare", "-m", *after("mount -B /dev/null /dev/kvm"))
     agree(Command(tmp_path), 38, "/dev/kvm is not KVM", under)
