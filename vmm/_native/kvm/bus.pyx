@@ -9,7 +9,6 @@ from cpython.ref cimport PyObject
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_rwlock_t:
         pass
-    int pthread_rwlock_init(pthread_rwlock_t *lock, void *attributes)
     int pthread_rwlock_destroy(pthread_rwlock_t *lock)
     int pthread_rwlock_rdlock(pthread_rwlock_t *lock)
     int pthread_rwlock_wrlock(pthread_rwlock_t *lock)
@@ -17,6 +16,15 @@ cdef extern from "<pthread.h>" nogil:
 
 cdef extern from *:
     """
+    #include <pthread.h>
+    /* A writer holds the GIL while it waits, so readers that never pause must not overtake it. */
+    static void vmm_rwlock_init(pthread_rwlock_t *lock) {
+        pthread_rwlockattr_t kind;
+        pthread_rwlockattr_init(&kind);
+        pthread_rwlockattr_setkind_np(&kind, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+        pthread_rwlock_init(lock, &kind);
+        pthread_rwlockattr_destroy(&kind);
+    }
     /* 0: not a thread of ours, 1: one without a Python thread state, 2: one with. */
     static __thread int vmm_own_thread;
     static __thread PyGILState_STATE vmm_gil;
@@ -37,6 +45,7 @@ cdef extern from *:
         vmm_own_thread = 0;
     }
     """
+    void vmm_rwlock_init(pthread_rwlock_t *lock)
     void vmm_own_thread_begins() nogil
     void vmm_keep_state() nogil
     void vmm_own_thread_ends() nogil
@@ -110,7 +119,7 @@ cdef class Bus:
         self.lock = malloc(sizeof(pthread_rwlock_t))
         if self.lock == NULL:
             raise MemoryError
-        pthread_rwlock_init(<pthread_rwlock_t *>self.lock, NULL)
+        vmm_rwlock_init(<pthread_rwlock_t *>self.lock)
 
     def __dealloc__(self):
         free(self.entries)
