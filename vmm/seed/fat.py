@@ -132,7 +132,8 @@ def _file_entries(name: str, number: int, cluster: int, size: int) -> bytes:
     parts = [name[at : at + LONG_NAME_PART] for at in range(0, len(name), LONG_NAME_PART)]
     entries = b""
     for order, part in reversed(list(enumerate(parts, 1))):
-        text = part.encode("utf-16-le")
+        # UTF-16 by hand: the static executable has no codec for it.
+        text = b"".join([bytes([byte, 0]) for byte in part.encode("ascii")])
         text = (text + b"\0\0" * (len(part) < LONG_NAME_PART)).ljust(2 * LONG_NAME_PART, b"\xff")
         last = LAST_LONG_ENTRY if order == len(parts) else 0
         entries += bytes([order | last]) + text[:10] + bytes([ATTR_LONG_NAME, 0, checksum])

@@ -21,6 +21,7 @@ UNIT = f"{NAME}@one.service"
 WANTED = Path(f"/etc/systemd/system/multi-user.target.wants/{UNIT}")
 LOGROTATE = Path(f"/etc/logrotate.d/{NAME}")
 IMAGES = Path("/var/lib/vllmd")
+SERIAL = IMAGES / "serial"
 SETTINGS = Path("/etc/vllmd/hypervisor-one.env")
 LOG = Path("/var/log/vllmd/one.log")
 
@@ -36,7 +37,7 @@ def configure() -> None:
     values = {
         "KERNEL_FILEPATH": IMAGES / "guest.elf", "SYSTEM_IMAGE_FILEPATH": IMAGES / "system.img",
         "CONFIG_IMAGE_FILEPATH": IMAGES / "seed.img", "CPU_COUNT": 1, "MEMORY_CONFIG": "size=16M",
-        "CONSOLE": "null", "SERIAL": f"file={IMAGES}/serial", "LOG_FILEPATH": LOG,
+        "CONSOLE": "null", "SERIAL": f"file={SERIAL}", "LOG_FILEPATH": LOG,
         "STOP_TIMEOUT_SECONDS": 1,
     }  # fmt: skip
     (IMAGES / "system.img").write_bytes(bytes(1 << 20))
@@ -74,7 +75,7 @@ def life(package: str) -> None:
     os.chmod("/dev/kvm", 0o660)
     configure()
     run("systemctl", "enable", "--now", UNIT)
-    wait_for("the guest", lambda: "up" in (IMAGES / "serial").read_text())
+    wait_for("the guest", lambda: SERIAL.exists() and "up" in SERIAL.read_text())
     pid = main_pid()
     expect(Path(f"/proc/{pid}/exe").resolve() == PROGRAM, pid)
     run("env", "XDG_RUNTIME_DIR=/run/vllmd", NAME, "status", "one")
