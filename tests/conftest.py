@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.support.process import open_descriptors, thread_count
@@ -33,6 +34,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "full: part of the longer matrix only")
     # Before there are worker processes, which get it by the environment.
     slowness()
+    # Hypothesis has a patience of its own, which knows nothing of this machine.
+    slow = [hypothesis.HealthCheck.too_slow]
+    hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=slow)
+    hypothesis.settings.load_profile("patient")
 
 
 def pytest_report_header() -> str:

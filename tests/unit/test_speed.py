@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hypothesis
 import pytest
 
 from tests.support import speed
@@ -44,3 +45,8 @@ def test_every_test_has_a_scaled_time_out(request):
     marker = request.node.get_closest_marker("timeout")
     usual = float(request.config.getini("timeout"))
     assert marker.args[0] == pytest.approx(speed.patience(usual))
+
+
+def test_hypothesis_has_no_clock_of_its_own():
+    assert hypothesis.settings().deadline is None
+    assert hypothesis.HealthCheck.too_slow in hypothesis.settings().suppress_health_check
