@@ -10,7 +10,7 @@ import pytest
 from devices import pvpanic
 from devices.virtio import block, console
 from vmm.boot import params
-from vmm.boot.bzimage import SETUP_HEADER_OFFSET
+from vmm.boot.bzimage import CMDLINE_SIZE, SETUP_HEADER_OFFSET
 
 BOOT = "struct boot_params"
 BLK = "struct virtio_blk_config"
@@ -25,7 +25,7 @@ EXPECTED = {
     f"offsetof({BOOT}, hdr.ramdisk_image)": params.RAMDISK_IMAGE,
     f"offsetof({BOOT}, hdr.ramdisk_size)": params.RAMDISK_SIZE,
     f"offsetof({BOOT}, hdr.cmd_line_ptr)": params.CMD_LINE_PTR,
-    f"offsetof({BOOT}, hdr.cmdline_size)": params.CMDLINE_SIZE,
+    f"offsetof({BOOT}, hdr.cmdline_size)": CMDLINE_SIZE,
     f"sizeof({BOOT})": params.ZERO_PAGE_SIZE,
     "sizeof(struct boot_e820_entry)": 20,
     f"offsetof({BLK}, wce)": block.WRITEBACK,

@@ -103,10 +103,11 @@ def test_more_vectors_than_gsis(kvm, router, monkeypatch):
 
 def test_a_line_that_is_refused_keeps_no_descriptors(kvm, router):
     kvm.irqfd_error = errno.EBUSY
+    line = router.level_line(16)
     before = os.listdir("/proc/self/fd")
     for _ in range(5):
         with pytest.raises(OSError, match="KVM_IRQFD"):
-            router.level_line(16)
+            line.connect()
     assert os.listdir("/proc/self/fd") == before
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from vmm import PROGRAM
 from vmm.errors import UsageError
-from vmm.host.terminal import KEYS
+from vmm.host.keys import KEYS
 from vmm.light.printable import brief, quote
 from vmm.light.record import Record
 from vmm.settings.config import PREFIX, REQUIRED, SETTINGS
@@ -109,10 +109,10 @@ EXIT_CODES = (
     ("33", "the guest crashed"),
     ("34", "a device failed"),
     ("35", "the guest panicked"),
-    ("36", "the guest did nothing but reset"),
-    ("37", "the guest was killed: told so, or not down in time"),
+    ("36", "it did nothing but reset"),
+    ("37", "it was killed"),
     ("38", "this host cannot: no KVM, too little memory"),
-    ("39", "the instance or an image is in use"),
+    ("39", "instance or image in use"),
 )
 
 

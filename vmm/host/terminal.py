@@ -5,15 +5,9 @@ from __future__ import annotations
 import os
 
 from vmm._native.console import terminal
+from vmm.host.keys import KEYS
 from vmm.log.stream import is_terminal, open_anew
 
-# What its user types to us. Everything else is the guest's.
-KEYS = (
-    ("Ctrl-A x", "press the guest's power button; a second time: kill the guest"),
-    ("Ctrl-A c", "type to the other console, where two of them are on the terminal"),
-    ("Ctrl-A h", "list the keys"),
-    ("Ctrl-A Ctrl-A", "send one Ctrl-A to the guest"),
-)
 HVC0 = "the console (hvc0)"
 TTYS0 = "the serial port (ttyS0)"
 

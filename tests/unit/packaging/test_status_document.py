@@ -14,8 +14,8 @@ from tests.support.status_document import ROOT, documented
 SOURCES = [
     ("vmm/run/status.py", "run_facts"),
     ("vmm/run/status.py", "_last_exit"),
-    ("vmm/command/client.py", "status"),
-    ("vmm/command/client.py", "_dead_status"),
+    ("vmm/command/status.py", "status"),
+    ("vmm/command/status.py", "_dead_status"),
     ("vmm/machine.py", "status"),
     ("vmm/memory.py", "memory_status"),
     ("vmm/vcpu.py", "status"),

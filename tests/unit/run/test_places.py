@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,12 @@ from vmm.run.places import NAMES_MAX, Places
 
 
 @pytest.fixture
-def run(tmp_path):
-    for base in ("vllmd", f"user/{os.geteuid()}", "user/77", "own"):
-        (tmp_path / base).mkdir(parents=True)
-    return tmp_path
+def run():
+    # A socket's path has 107 bytes at most, of which pytest's folders would take too many.
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        for base in ("vllmd", f"user/{os.geteuid()}", "user/77", "own"):
+            (Path(name) / base).mkdir(parents=True)
+        yield Path(name)
 
 
 def make(base, name: str) -> Instance:

@@ -6,9 +6,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport strlen
 from posix.unistd cimport close as c_close, read as c_read
 
-from vmm._native.console.keys cimport (
-    KEY_HELP, KEY_STOP, KEY_SWITCH, KeyAction, sort_keys,
-)
+from vmm._native.console.keys cimport KEY_HELP, KEY_STOP, KEY_SWITCH, KeyAction, sort_keys
 from vmm._native.console.portio cimport (
     ACCEPT_REST_MS, POLLIN, POLLOUT, READ_REST_MS, SOCK_CLOEXEC, SOCK_NONBLOCK, WRITE_REST_MAX_MS,
     WRITE_REST_MS, accept4, poll, pollfd, pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
