@@ -72,7 +72,8 @@ def name_meant(environment: Mapping[str, str], name: str | None) -> str | None:
     from vmm.settings.config import PREFIX, identity
 
     if name:
-        identity({f"{PREFIX}NAME": name})  # refuses what cannot be a name
+        # Refuses what cannot be a name, and takes off what a setting is freed of, too.
+        name = identity({f"{PREFIX}NAME": name})[0] or name
     elif name is None:
         from vmm.run.instance import name_from_image
 

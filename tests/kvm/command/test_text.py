@@ -58,7 +58,7 @@ def test_its_bytes_are_shown(tmp_path):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("verb", ["env", "check", "--help", "--version", "status"])
+@pytest.mark.parametrize("verb", ["env", "check", "--help", "--version", "list"])
 def test_a_full_disk_under_stdout(tmp_path, verb, unbuffered):
     command = Command(tmp_path)
     command.env["PYTHONUNBUFFERED"] = unbuffered
