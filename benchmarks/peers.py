@@ -60,6 +60,7 @@ def ours(name: str, program: str, kernel: Path, folder: Path, mib: int, vcpus: i
         "LOG_FILEPATH": folder / "log",
     }
     env = {f"VLLMD_HYPERVISOR_{key}": str(value) for key, value in values.items()}
+    env["XDG_RUNTIME_DIR"] = str(folder)
     return Vmm(name, [program, "start"], env)
 
 

@@ -1,28 +1,17 @@
-"""Checks of the host that `start` leaves to the parts that need them: KVM, RAM, devices in use."""
+"""KVM: its version and capabilities, whether it executes kernels, whether so many vCPUs fit."""
 
 from __future__ import annotations
 
-import errno
 import os
 
-from vmm.errors import BusyError, HostError
+from vmm.errors import HostError
 from vmm.host import nodes
-from vmm.host.finding import Finding, of_error, problem, warning
-from vmm.host.pci import SYS_DEVICES
-from vmm.host.preflight import MIB, SYS_NODES, free_bytes
-from vmm.layout import DISK_QUEUES_MAX
+from vmm.host.finding import Finding, of_error, warning
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from vmm.check.files import Stop
     from vmm.host.files import Host
-    from vmm.settings.memory import MemoryConfig
 
-# What a VMM has open: standard streams, KVM, its lock, sockets, event loop, lines, consoles.
-DESCRIPTORS = 24
-DESCRIPTORS_USUAL = 1024
 NATIVE_ADVICE = "use a host whose KVM drives the processor's own virtualisation"
 
 
@@ -74,108 +63,8 @@ def _check_tables(vcpus: int) -> None:
     build_acpi(AcpiSpec(apic_ids, (HIGH_MEMORY_GPA, HIGH_MEMORY_GPA), place))
 
 
-def descriptors(host: Host, vcpus: int, disks: int) -> Finding:
-    """The limit of open files against what a machine has open before its guest runs."""
-    queues = min(vcpus, DISK_QUEUES_MAX)
-    need = DESCRIPTORS + 2 * vcpus + disks * (2 + 2 * queues)
-    limit = host.open_files_limit()
-    told = f"{need} files will be open when the guest starts, and more for devices passed through"
-    if limit is None or limit >= need:
-        return Finding("descriptors", told)
-    return problem(
-        "descriptors", f"{told}; the limit is {limit} (Too many open files)",
-        cure=[f"ulimit -n {max(need * 2, DESCRIPTORS_USUAL)}"], as_root=False,
-        advice="for a service: LimitNOFILE= in its unit",
-    )  # fmt: skip
-
-
-def guest_ram(config: MemoryConfig) -> list[Finding]:
-    """The address space for guest RAM, on its node: mapped as a start does it, and given back.
-
-    Nothing of it is touched, and no huge page taken.
-    """
-    from vmm.memory import allocate
-
-    if config.hugepages:
-        return []
-    try:
-        allocate(config.replace(prefault=False)).close()
-    except HostError as error:
-        return [of_error("memory", error)]
-    return []
-
-
 def _vcpus(count: int, processors: int) -> Finding:
     told = f"CPU_COUNT={count}, of {processors} processors"
     if count <= processors:
         return Finding("vcpus", told)
     return warning("vcpus", f"{told}: they will wait for each other", advice="lower CPU_COUNT")
-
-
-def memory_nodes(host: Host) -> list[Finding]:
-    """Available memory and huge pages of each NUMA node."""
-    findings = []
-    nodes = [name[4:] for name in host.names(SYS_NODES) if name[:4] == "node"]
-    for number in sorted([int(name) for name in nodes if name.isdigit()]):
-        available = free_bytes(host, number)
-        told = [f"node {number}: {'?' if available is None else available // MIB}M available"]
-        folder = f"{SYS_NODES}/node{number}/hugepages"
-        for size in host.names(folder):
-            free = host.number(f"{folder}/{size}/free_hugepages")
-            total = host.number(f"{folder}/{size}/nr_hugepages")
-            told.append(f"{free} of {total} huge pages of {size.removeprefix('hugepages-')} free")
-        findings.append(Finding("numa-node", "; ".join(told), str(number)))
-    return findings
-
-
-def device_nodes(host: Host, bdfs: Iterable[str], node: int | None) -> list[Finding]:
-    """Devices whose NUMA node guest RAM (bound to ``node``, if any) may not be on."""
-    if len([name for name in host.names(SYS_NODES) if name[4:].isdigit()]) < 2:
-        return []
-    findings = []
-    for bdf in bdfs:
-        own = host.text(f"{SYS_DEVICES}/{bdf}/numa_node")
-        if own is None or not own.isdigit():
-            continue  # -1: the firmware does not tell
-        where = "any node" if node is None else f"node {node}"
-        told = f"{bdf} is on node {own}, guest RAM on {where}"
-        if own == str(node):
-            findings.append(Finding("device-node", told, bdf))
-        else:
-            advice = f"host_numa_node={own} in VLLMD_HYPERVISOR_MEMORY_CONFIG"
-            findings.append(warning("device-node", told, bdf, advice=advice))
-    return findings
-
-
-def groups_in_use(host: Host, groups: Iterable[int], stop: Stop) -> list[Finding]:
-    """IOMMU groups that another process has: only one may open them."""
-    findings = []
-    for group in groups:
-        path = f"/dev/vfio/{group}"
-        if not host.exists(path) or not host.usable(path):
-            continue  # told by the node's own finding
-        if host.open_error(path) == errno.EBUSY:
-            commands, as_root = stop(openers(host, path))
-            findings.append(
-                problem(
-                    "vfio-group", f"{path} is in use by another process", path, cure=commands,
-                    as_root=as_root, advice="stop the other VM first", code=BusyError.exit_code,
-                )
-            )  # fmt: skip
-        else:
-            findings.append(Finding("vfio-group", f"{path} is not in use by others", path))
-    return findings
-
-
-def openers(host: Host, path: str) -> list[int]:
-    """Processes that have a file open, as far as this user may see them."""
-    found = []
-    for pid in [int(name) for name in host.names("/proc") if name.isdigit()]:
-        for fd in host.names(f"/proc/{pid}/fd"):
-            try:
-                if os.readlink(f"{host.root}/proc/{pid}/fd/{fd}") == path:
-                    found.append(pid)
-                    break
-            except OSError:
-                continue
-    return found

@@ -8,7 +8,7 @@ device file may not be opened) is left out; why is told by another finding.
 from __future__ import annotations
 
 from vmm import __version__
-from vmm.check import files, kvm
+from vmm.check import devices, files, kvm, resources
 from vmm.errors import ConfigError, VmmError
 from vmm.host import pci, preflight, vfio
 from vmm.host.files import HOST
@@ -125,17 +125,17 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         initramfs, cmdline = values.get("initramfs_path"), values.get("cmdline")
         stages.append(files.kernel(values["kernel_path"], initramfs, cmdline, ram))
     if "cpu_count" in values:
-        stages.append([kvm.descriptors(host, values["cpu_count"], len(system) + len(config))])
+        stages.append([resources.descriptors(host, values["cpu_count"], len(system) + len(config))])
     stages.append(kvm.kvm(host, values.get("cpu_count")))
     if "memory" in values and not _has_problem(stages[3], "memory"):
-        stages.append(kvm.guest_ram(values["memory"]))
-    devices, _ = pci.look_up_devices(values.get("devices", ()), host)
-    groups = dict.fromkeys([device.group for device in devices])
-    stages.append(kvm.groups_in_use(host, groups, stop))
+        stages.append(resources.guest_ram(values["memory"]))
+    found, _ = pci.look_up_devices(values.get("devices", ()), host)
+    groups = dict.fromkeys([device.group for device in found])
+    stages.append(devices.groups_in_use(host, groups, stop))
     if "memory" in values:
         node = values["memory"].host_numa_node
-        bdfs = [device.bdf for device in devices]
-        stages.append(kvm.device_nodes(host, bdfs, node))
+        bdfs = [device.bdf for device in found]
+        stages.append(devices.device_nodes(host, bdfs, node))
     return Report(name, host.user(), host.uid, stages)
 
 
@@ -165,7 +165,7 @@ def _host(values: dict[str, Any], host: Host) -> list[Finding]:
     findings += preflight.images(values.get("system_images", ()), values.get("config_images", ()))
     if "memory" in values:
         findings.append(preflight.memory(values["memory"], host))
-    findings += kvm.memory_nodes(host)
+    findings += resources.memory_nodes(host)
     findings.append(kvm_node(host))
     findings.append(vfio.iommu(host))
     if values.get("devices"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.fake_host import FakeHost
-from vmm.check import kvm
+from vmm.check import devices, resources
 from vmm.host import nodes, preflight, vfio
 from vmm.host.finding import OK, PROBLEM, WARNING
 from vmm.host.memlock import memlock
@@ -194,17 +194,17 @@ def test_devices_and_numa_nodes(host):
     bdf = "0000:01:00.0"
     host.add(f"/sys/bus/pci/devices/{bdf}/numa_node", "1\n")
     host.add("/sys/devices/system/node/node0/meminfo")
-    assert kvm.device_nodes(host, [bdf], None) == []  # one node only
+    assert devices.device_nodes(host, [bdf], None) == []  # one node only
     host.add("/sys/devices/system/node/node1/meminfo")
-    (finding,) = kvm.device_nodes(host, [bdf], None)
+    (finding,) = devices.device_nodes(host, [bdf], None)
     assert (finding.level, finding.found) == (
         WARNING, f"{bdf} is on node 1, guest RAM on any node",
     )  # fmt: skip
     assert "host_numa_node=1" in finding.advice
-    assert kvm.device_nodes(host, [bdf], 1)[0].level == OK
-    assert kvm.device_nodes(host, [bdf], 0)[0].level == WARNING
+    assert devices.device_nodes(host, [bdf], 1)[0].level == OK
+    assert devices.device_nodes(host, [bdf], 0)[0].level == WARNING
     host.add(f"/sys/bus/pci/devices/{bdf}/numa_node", "-1\n")
-    assert kvm.device_nodes(host, [bdf], None) == []
+    assert devices.device_nodes(host, [bdf], None) == []
 
 
 def test_iommu(host):
@@ -256,7 +256,7 @@ def test_memory_of_host_and_node(host):
     assert preflight.memory(MemoryConfig(size=201 * MIB, host_numa_node=1), host).level == OK
     assert "on node 1" in preflight.memory(MemoryConfig(202 * MIB, host_numa_node=1), host).found
     assert "no such node" in preflight.memory(MemoryConfig(4 * MIB, host_numa_node=2), host).found
-    (node,) = kvm.memory_nodes(host)
+    (node,) = resources.memory_nodes(host)
     assert node.found == "node 1: 201M available; 3 of 7 huge pages of 2048kB free"
 
 
@@ -272,7 +272,7 @@ def test_groups_in_use(host, tmp_path):
         asked.append(pids)
         return ["stop it"], False
 
-    free, busy, *none = kvm.groups_in_use(host, [7, 8, 9], stop)
+    free, busy, *none = devices.groups_in_use(host, [7, 8, 9], stop)
     assert not none
     assert free.level == OK
     assert (busy.level, busy.code, busy.cure) == (PROBLEM, 39, ("stop it",))

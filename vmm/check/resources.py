@@ -1,0 +1,64 @@
+"""What a guest takes of the host: memory, of which node, and descriptors."""
+
+from __future__ import annotations
+
+from vmm.errors import HostError
+from vmm.host.finding import Finding, of_error, problem
+from vmm.host.preflight import MIB, SYS_NODES, free_bytes
+from vmm.layout import DISK_QUEUES_MAX
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmm.host.files import Host
+    from vmm.settings.memory import MemoryConfig
+
+# What a VMM has open: standard streams, KVM, its lock, sockets, event loop, lines, consoles.
+DESCRIPTORS = 24
+DESCRIPTORS_USUAL = 1024
+
+
+def descriptors(host: Host, vcpus: int, disks: int) -> Finding:
+    """The limit of open files against what a machine has open before its guest runs."""
+    queues = min(vcpus, DISK_QUEUES_MAX)
+    need = DESCRIPTORS + 2 * vcpus + disks * (2 + 2 * queues)
+    limit = host.open_files_limit()
+    told = f"{need} files will be open when the guest starts, and more for devices passed through"
+    if limit is None or limit >= need:
+        return Finding("descriptors", told)
+    return problem(
+        "descriptors", f"{told}; the limit is {limit} (Too many open files)",
+        cure=[f"ulimit -n {max(need * 2, DESCRIPTORS_USUAL)}"], as_root=False,
+        advice="for a service: LimitNOFILE= in its unit",
+    )  # fmt: skip
+
+
+def guest_ram(config: MemoryConfig) -> list[Finding]:
+    """The address space for guest RAM, on its node: mapped as a start does it, and given back.
+
+    Nothing of it is touched, and no huge page taken.
+    """
+    from vmm.memory import allocate
+
+    if config.hugepages:
+        return []
+    try:
+        allocate(config.replace(prefault=False)).close()
+    except HostError as error:
+        return [of_error("memory", error)]
+    return []
+
+
+def memory_nodes(host: Host) -> list[Finding]:
+    """Available memory and huge pages of each NUMA node."""
+    findings = []
+    nodes = [name[4:] for name in host.names(SYS_NODES) if name[:4] == "node"]
+    for number in sorted([int(name) for name in nodes if name.isdigit()]):
+        available = free_bytes(host, number)
+        told = [f"node {number}: {'?' if available is None else available // MIB}M available"]
+        folder = f"{SYS_NODES}/node{number}/hugepages"
+        for size in host.names(folder):
+            free = host.number(f"{folder}/{size}/free_hugepages")
+            total = host.number(f"{folder}/{size}/nr_hugepages")
+            told.append(f"{free} of {total} huge pages of {size.removeprefix('hugepages-')} free")
+        findings.append(Finding("numa-node", "; ".join(told), str(number)))
+    return findings
