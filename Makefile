@@ -43,7 +43,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 DOCUMENTS := dist/vllmd-hypervisor.8 $(foreach shell,bash zsh fish,dist/vllmd-hypervisor.$(shell))
 WRITERS := packaging/manual.py packaging/manual_text.py packaging/completions.py
-TABLES := $(wildcard vmm/command/*.py vmm/settings/*.py vmm/seed/*.py) vmm/layout.py vmm/__init__.py
+TABLES := $(wildcard vmm/command/*.py vmm/settings/*.py vmm/seed/*.py) vmm/host/keys.py vmm/layout.py vmm/__init__.py
 
 dist/vllmd-hypervisor.8: $(TABLES) $(WRITERS)
 	@mkdir -p dist

@@ -296,17 +296,21 @@ class Machine:
 
     def status(self) -> dict[str, object]:
         """Facts for `status`: memory, vCPUs, disks and devices, exits, phases of the start."""
-        exits: dict[str, int] = {}
-        for vcpu in self.vcpus:
-            for name, count in vcpu.loop.counters().items():
-                exits[name] = exits.get(name, 0) + count
         return {
             "memory": memory_status(self.config.memory),
             "vcpus": [vcpu.status() for vcpu in self.vcpus],
             "devices": [f.status() for f in self.functions()],
-            "exits": exits,
+            "exits": self.exits(),
             "boot": dict(self.phases),
         }
+
+    def exits(self) -> dict[str, int]:
+        """Exits so far by their kind, of all vCPUs together."""
+        counts: dict[str, int] = {}
+        for vcpu in self.vcpus:
+            for name, count in vcpu.loop.counters().items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
 
     def functions(self) -> list[VirtioPciFunction | PassthroughFunction]:
         """Every PCI function of the guest, in the order of slots."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -16,6 +15,7 @@ import pytest
 
 from tests.support import command
 from tests.support.command import Command
+from tests.support.packaging_tools import run
 
 ROOT = Path(__file__).resolve().parents[2]
 # The native modules are translated and compiled once, without optimisation.
@@ -30,15 +30,6 @@ for name in found:
 print(len(found), vmm.__file__)
 """
 WHOSE = "import devices, devices.pci; print(devices.WHOSE, devices.pci.WHOSE)"
-
-
-def run(*words: object, **options: object) -> str:
-    done = subprocess.run(
-        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, check=False, **options,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{words}\n{done.stdout}"
-    return done.stdout
 
 
 def copy_of_the_tree(folder: Path) -> Path:

@@ -1,8 +1,9 @@
-"""The modules of packaging/, which is a folder of programs and no package."""
+"""The modules of packaging/, which is a folder of programs and no package; and tools that run."""
 
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,3 +23,12 @@ def load(name: str) -> ModuleType:
     finally:
         sys.path.remove(str(PACKAGING))
     return module
+
+
+def run(*words: object, **options: object) -> str:
+    done = subprocess.run(
+        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, check=False, **options,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{words}\n{done.stdout}"
+    return done.stdout

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from vmm.errors import GuestError, HostError, VmmError, about
 from vmm.host.finding import Finding, of_error, problem, warning
@@ -114,11 +113,11 @@ def _check_console(end: Endpoint, sockets: list[str], others: Sequence[str]) -> 
 
 def image_lock(image: ImageSpec, read_only: bool, stop: Stop) -> list[Finding]:
     """The image opens, and nobody else has it in use; who has is told by pid."""
-    from vmm.host.disk import open_image
+    from vmm.host.disk import is_image, open_image
 
     path = image.path
     usable = os.access(path, os.R_OK if read_only else os.R_OK | os.W_OK)
-    if not usable or not _is_image(os.stat(path).st_mode):
+    if not usable or not is_image(os.stat(path).st_mode):
         return []  # told by the image's own finding
     try:
         fd = open_image(path, read_only, probe=True)
@@ -128,10 +127,6 @@ def image_lock(image: ImageSpec, read_only: bool, stop: Stop) -> list[Finding]:
         return [_image_lock(path, fd, read_only, stop)]
     finally:
         os.close(fd)
-
-
-def _is_image(mode: int) -> bool:
-    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def _image_lock(path: str, fd: int, read_only: bool, stop: Stop) -> Finding:

@@ -14,7 +14,7 @@ from vmm.host import pci, preflight, vfio
 from vmm.host.files import HOST
 from vmm.host.finding import OK, PROBLEM, WARNING, Finding, of_error, problem, refuse, warning
 from vmm.host.nodes import kvm_node, runtime_directory_missing
-from vmm.host.roles import file_roles
+from vmm.host.roles import file_roles, named_files
 from vmm.run.instance import (
     Instance,
     instance_names,
@@ -118,7 +118,7 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     stages += [files.image_lock(image, False, stop) for image in system]
     stages += [files.image_lock(image, True, stop) for image in config]
     ends = [(end, values[end]) for end in ("console", "serial") if end in values]
-    stages.append(files.consoles(ends, _files(values)))
+    stages.append(files.consoles(ends, named_files(values)))
     if "kernel_path" in values and not _has_problem(stages[3], "kernel-file"):
         memory = values.get("memory")
         ram = memory.size if memory else None
@@ -137,15 +137,6 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         bdfs = [device.bdf for device in found]
         stages.append(devices.device_nodes(host, bdfs, node))
     return Report(name, host.user(), host.uid, stages)
-
-
-def _files(values: dict[str, Any]) -> list[str]:
-    """Every file that the settings name, as far as they are good."""
-    paths = [values.get("kernel_path"), values.get("initramfs_path")]
-    paths += [values[end].path for end in ("console", "serial") if end in values]
-    for field in ("system_images", "config_images", "log_destinations"):
-        paths += values.get(field, ())
-    return [path for path in paths if path]
 
 
 def _has_problem(findings: list[Finding], name: str) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from vmm.command.facts import last_exit
 from vmm.light.printable import visible
+from vmm.run.status import ENDED_STATES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-STOPPED_STATES = ("stopped", "failed")
 # So many of a kind are shown; --json has all.
 ROWS_MAX = 100
 
@@ -33,7 +33,7 @@ def _tried(rows: Callable[[dict[str, Any]], list[str]], facts: dict[str, Any]) -
 def _head(facts: dict[str, Any]) -> list[str]:
     state = facts["state"]
     head = f"{facts['name']}: {state}"
-    if facts.get("pid") and state not in STOPPED_STATES:
+    if facts.get("pid") and state not in ENDED_STATES:
         head += f", process {facts['pid']}"
     if "started_at" in facts:
         head += f", started {facts['started_at']}, up {facts['uptime_s']:.0f} s"

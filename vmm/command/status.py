@@ -6,6 +6,7 @@ from vmm.command.facts import UNEXPLAINED, last_exit, number
 from vmm.errors import BusyError, VmmError
 from vmm.light.printable import visible
 from vmm.run.folder import Folder
+from vmm.run.status import ENDED_STATES, FAILED, STARTING, STATES, STOPPED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 EXIT_NOT_RUNNING = 3
 EXIT_UNKNOWN = 4
-STOPPED_STATES = ("stopped", "failed")
-STATES = ("starting", "running", "stopping", *STOPPED_STATES)
 # A list has many to ask.
 LIST_SECONDS = 2.0
 STATUS_SECONDS = 10.0
@@ -42,7 +41,7 @@ def status(folder: Folder, seconds: float = STATUS_SECONDS) -> tuple[int, dict[s
     except FileNotFoundError:
         # A state that is this process's own was told when there was a socket.
         if not folder.state():
-            return 0, {**facts, "state": "starting"}
+            return 0, {**facts, "state": STARTING}
         return EXIT_UNKNOWN, {**facts, "error": f"{who} runs, but its control socket is gone"}
     except OSError as error:
         told = f"{who} does not answer: {visible(error, 200)}"
@@ -58,14 +57,14 @@ def status(folder: Folder, seconds: float = STATUS_SECONDS) -> tuple[int, dict[s
 def _dead_status(folder: Folder) -> dict[str, Any]:
     owner = folder.owner()
     if owner is None:
-        return {"name": folder.name, "state": "stopped", "last_exit": None}
+        return {"name": folder.name, "state": STOPPED, "last_exit": None}
     facts = folder.state()
     if not facts:
         # Killed before it wrote its first state.
         facts = {"pid": owner.pid, "start_time": owner.start_time}
     facts["name"] = folder.name
-    if facts.get("state") not in STOPPED_STATES:
-        facts["state"] = "failed"
+    if facts.get("state") not in ENDED_STATES:
+        facts["state"] = FAILED
         facts["last_exit"] = {"code": None, "reason": UNEXPLAINED, "time": None}
     return facts
 
@@ -74,7 +73,7 @@ def row(folder: Folder) -> dict[str, Any]:
     """An instance in a list: name, state, pid, since when, CPUs, memory in bytes, folder."""
     _, facts = status(folder, LIST_SECONDS)
     state = facts["state"]
-    alive = state not in STOPPED_STATES
+    alive = state not in ENDED_STATES
     last = last_exit(facts)
     since = facts.get("started_at") if alive else last and last["time"]
     memory, vcpus = facts.get("memory"), facts.get("vcpus")

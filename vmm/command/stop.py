@@ -9,14 +9,15 @@ from vmm.command.facts import UNEXPLAINED, last_exit, number
 from vmm.command.output import complain
 from vmm.errors import VmmError
 from vmm.light.printable import visible
+from vmm.run.ending import EXIT_KILLED
 from vmm.run.folder import wait_unlocked
+from vmm.run.status import STOPPING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.run.folder import Folder
     from vmm.run.process import Process
 
-EXIT_KILLED = 37
 # A starting instance has no control socket yet.
 SOCKET_WAIT_SECONDS = 10.0
 # So long an instance may take to answer before it is asked by a signal.
@@ -72,7 +73,7 @@ class Stopping:
             self.tell(f"{why}: killing process {self.process.pid}")
             self.process.send(_signal.SIGKILL)
             return KILL_SECONDS
-        if self.folder.state().get("state") == "stopping":
+        if self.folder.state().get("state") == STOPPING:
             # It has been asked before: a second signal would kill the guest.
             self.tell(f"{why}; the guest is shutting down already")
             return timeout
@@ -83,8 +84,8 @@ class Stopping:
     def _ask(self, now: bool) -> float | str:
         """By the control socket: the seconds that the guest gets, or why that did not work."""
         deadline = time.monotonic() + SOCKET_WAIT_SECONDS
-        if self._held():
-            return self._held()
+        if held := self._held():
+            return held
         while True:
             try:
                 answer = self.folder.ask({"command": "stop", "now": now}, ANSWER_SECONDS)
@@ -129,7 +130,8 @@ class Stopping:
         text = f"waiting for the guest to shut down, {waited:.0f} of {timeout:g} s"
         if waited > timeout:
             text = f"the guest's {timeout:g} s are over, waiting for the VMM to end"
-        return f"{text}; {self._held()}" if self._held() else text
+        held = self._held()
+        return f"{text}; {held}" if held else text
 
     def _ended(self, seconds: float) -> bool:
         if self.process is not None:

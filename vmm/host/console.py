@@ -275,8 +275,13 @@ def cannot_open_file(path: str, why: str | None) -> HostError:
 
 def refuse_overwriting(config: Config) -> None:
     """HostError when a full console file would be renamed over a file that the VM needs."""
+    from vmm.host.roles import FIELDS, named_files
+
     for end in (config.console, config.serial):
-        if end.kind == FILE and (taken := overwritten(end, files_of(config))):
+        if end.kind != FILE:
+            continue
+        files = named_files({field: getattr(config, field) for field in FIELDS})
+        if taken := overwritten(end, files):
             raise cannot_rotate(end.path, taken)
 
 
@@ -290,14 +295,6 @@ def overwritten(end: Endpoint, files: Sequence[str]) -> str:
         if os.path.realpath(file) in names or os.path.abspath(file) in names:
             return file
     return ""
-
-
-def files_of(config: Config) -> list[str]:
-    """Every file that the settings name."""
-    others = [end.path for end in (config.console, config.serial) if end.path]
-    others += [image.path for image in (*config.system_images, *config.config_images)]
-    paths = [config.kernel_path, config.initramfs_path or "", *others, *config.log_destinations]
-    return [path for path in paths if path]
 
 
 def cannot_rotate(path: str, taken: str) -> HostError:

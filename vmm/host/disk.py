@@ -116,6 +116,11 @@ class Disk:
             self.fd = -1
 
 
+def is_image(mode: int) -> bool:
+    """Whether a file of this mode can be a disk image."""
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
 def open_image(path: str, read_only: bool, probe: bool = False) -> int:
     """A descriptor of an image that may be used so; VmmError says why it may not.
 
@@ -125,7 +130,7 @@ def open_image(path: str, read_only: bool, probe: bool = False) -> int:
     mode = os.O_RDONLY if read_only or probe else os.O_RDWR
     try:
         kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+        if not is_image(kind):
             raise ConfigError([f"{path} is neither a file nor a block device"])
         fd = os.open(path, mode | os.O_NONBLOCK * probe | os.O_CLOEXEC)
     except OSError as error:

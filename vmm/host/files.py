@@ -33,6 +33,11 @@ class Host:
         text = self.text(path)
         return int(text) if text is not None and text.isdigit() else None
 
+    def device_number(self, path: str) -> int | None:
+        """The device that a file such as ``dev`` of sysfs names by major and minor number."""
+        major, separator, minor = (self.text(path) or "").partition(":")
+        return os.makedev(int(major), int(minor)) if separator else None
+
     def names(self, path: str) -> list[str]:
         """A folder's entries, ascending; empty without it."""
         try:

@@ -10,6 +10,7 @@ import stat
 
 from vmm.errors import SETTING_PREFIX as PREFIX
 from vmm.errors import ConfigError
+from vmm.host.disk import is_image
 from vmm.host.files import HOST, KVM_PATH
 from vmm.host.finding import Finding, problem, refuse
 from vmm.host.image_format import conversion, foreign_format
@@ -115,8 +116,7 @@ def _image(told: str, image: ImageSpec, write: bool) -> Finding:
     path = image.path
     why = _unreadable(path, write)
     if why is None:
-        kind = os.stat(path).st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+        if not is_image(os.stat(path).st_mode):
             why = "neither a file nor a block device"
         elif image.format is None:
             return _raw_image(told, path)

@@ -14,6 +14,7 @@ import stat
 
 from vmm.errors import SETTING_PREFIX as PREFIX
 from vmm.errors import ConfigError
+from vmm.host.files import HOST
 from vmm.host.finding import Finding, problem
 
 TYPE_CHECKING = False
@@ -103,6 +104,15 @@ def file_roles(settings: Mapping[str, Any]) -> list[Finding]:
     return findings or [Finding("file-roles", "each file has one role")]
 
 
+def named_files(settings: Mapping[str, Any]) -> list[str]:
+    """Every path that the settings name, as far as they are known."""
+    paths = [settings.get("kernel_path"), settings.get("initramfs_path")]
+    paths += [settings[end].path for end in ("console", "serial") if end in settings]
+    for field in ("system_images", "config_images"):
+        paths += [image.path for image in settings.get(field, ())]
+    return [path for path in (*paths, *settings.get("log_destinations", ())) if path]
+
+
 def _may_share(one: Role, two: Role) -> bool:
     """Streams are shared by log and console; who redirects them into a log file may do so."""
     return (one.is_stream and two.is_output) or (two.is_stream and one.is_output)
@@ -165,11 +175,11 @@ def _device_extents(extent: Extent, depth: int) -> Iterator[Extent]:
 def _below(folder: str) -> Iterator[tuple[Key, int, int, bool]]:
     """(what it lies on, first byte there, bytes or 0 for all, whether that is known)."""
     if os.path.exists(f"{folder}/partition"):
-        disk = _device_number(f"{os.path.realpath(folder)}/../dev")
+        disk = HOST.device_number(f"{os.path.realpath(folder)}/../dev")
         if disk is not None:
             start, size = _number(f"{folder}/start"), _number(f"{folder}/size")
             yield ("device", disk), start * SECTOR, size * SECTOR, True
-    backing = _text(f"{folder}/loop/backing_file")
+    backing = _backing_file(f"{folder}/loop/backing_file")
     if backing:
         try:
             found = os.stat(backing)
@@ -180,17 +190,14 @@ def _below(folder: str) -> Iterator[tuple[Key, int, int, bool]]:
             yield ("device", found.st_rdev), offset, size, True
         else:
             yield ("file", found.st_dev, found.st_ino), offset, size, True
-    try:
-        slaves = os.listdir(f"{folder}/slaves")
-    except OSError:
-        slaves = []
-    for slave in slaves:
-        number = _device_number(f"{folder}/slaves/{slave}/dev")
+    for slave in HOST.names(f"{folder}/slaves"):
+        number = HOST.device_number(f"{folder}/slaves/{slave}/dev")
         if number is not None:
             yield ("device", number), 0, 0, False
 
 
-def _text(path: str) -> str:
+def _backing_file(path: str) -> str:
+    """To the byte: its name may be no UTF-8, or end with blanks."""
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             return file.read().rstrip("\n")
@@ -199,10 +206,4 @@ def _text(path: str) -> str:
 
 
 def _number(path: str) -> int:
-    text = _text(path)
-    return int(text) if text.isdigit() else 0
-
-
-def _device_number(path: str) -> int | None:
-    major, separator, minor = _text(path).partition(":")
-    return os.makedev(int(major), int(minor)) if separator else None
+    return HOST.number(path) or 0

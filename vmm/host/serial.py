@@ -54,11 +54,9 @@ def block_identity(number: int, host: Host) -> str:
         if text:
             return text
     partition = host.text(f"{folder}/partition")
-    disk = host.text(f"{folder}/../dev") if partition else None
-    if disk:
-        major, _, minor = disk.partition(":")
-        whole = block_identity(os.makedev(int(major), int(minor)), host)
-        return f"{whole} partition {partition}"
+    disk = host.device_number(f"{folder}/../dev") if partition else None
+    if disk is not None:
+        return f"{block_identity(disk, host)} partition {partition}"
     backing = host.text(f"{folder}/loop/backing_file")
     if backing:
         return f"{backing} from {host.text(f'{folder}/loop/offset')}"

@@ -67,10 +67,11 @@ class LogHub:
         frame = sys._getframe(1).f_back or sys._getframe(0)
         control = get_ident() == self._control_thread
         place = (frame.f_code.co_filename, frame.f_lineno, level, control)
-        missed = self._limit.ask(place, (level, name, message), time.monotonic())
+        now = time.monotonic()
+        missed = self._limit.ask(place, (level, name, message), now)
         if missed is not None:
             self._deliver(level, name, _with_count(message, missed), fields)
-            self._tell_suppressed(time.monotonic())
+            self._tell_suppressed(now)
 
     def _deliver(self, level: int, name: str, message: str, fields: Fields = ()) -> None:
         for sink in self.sinks:

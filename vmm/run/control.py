@@ -99,10 +99,9 @@ class ControlServer:
         os.set_blocking(fd, False)
         link = _socket.socket(fileno=fd)
         try:
-            credentials = link.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, UCRED.size)
+            pid, uid = _peer(link)
         finally:
             link.detach()
-        pid, uid, _gid = UCRED.unpack(credentials)
         if uid not in (0, os.geteuid()):
             who = f"process {pid}" if pid else "a process of another pid namespace"
             log.warning(f"control connection of {who} (user {uid}) refused")
@@ -282,7 +281,7 @@ def _connect(path: str, seconds: float, directory: int | None) -> Any:
 
 
 def _peer(link: Any) -> tuple[int, int]:
-    """(pid, user) of whoever made the listening socket."""
+    """(pid, user) of whoever called, or made the listening socket that was called."""
     import _socket
 
     pid, uid, _gid = UCRED.unpack(

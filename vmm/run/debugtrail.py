@@ -93,7 +93,7 @@ class ExitRates:
     def __init__(self, machine: Machine, loop: EventLoop) -> None:
         self._machine = machine
         self._loop = loop
-        self._counts = self._count()
+        self._counts = machine.exits()
         self._when = time.monotonic()
         self._timer: Timer | None = loop.call_later(RATE_SECONDS, self._tell)
 
@@ -103,15 +103,8 @@ class ExitRates:
             self._timer.cancel()
             self._timer = None
 
-    def _count(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for vcpu in self._machine.vcpus:
-            for name, count in vcpu.loop.counters().items():
-                counts[name] = counts.get(name, 0) + count
-        return counts
-
     def _tell(self) -> None:
-        now, counts = time.monotonic(), self._count()
+        now, counts = time.monotonic(), self._machine.exits()
         seconds = now - self._when
         rates = [
             f"{name} {(count - self._counts.get(name, 0)) / seconds:.0f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 
+from vmm.host.files import HOST
 from vmm.run.instance import process_start_time
 
 GROUPS = "/sys/fs/cgroup"
@@ -70,11 +71,7 @@ def open_process(pid: int, uid: int, start_time: int | None = None) -> Process |
 
 
 def _text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
+    return HOST.text(path) or ""
 
 
 def _groups(pid: str) -> list[tuple[str, str]]:

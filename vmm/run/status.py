@@ -39,6 +39,8 @@ RUNNING = "running"
 STOPPING = "stopping"
 STOPPED = "stopped"
 FAILED = "failed"
+ENDED_STATES = (STOPPED, FAILED)
+STATES = (STARTING, RUNNING, STOPPING, *ENDED_STATES)
 
 
 def run_facts(run: Run) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.light.record import Record
-from vmm.settings.parse import BadValue, check_path, nearest, split_list
+from vmm.settings.parse import BadValue, check_path, list_parts, nearest, split_list
 
 KEYS = ["format", "serial"]
 FORMATS = ("raw",)
@@ -45,7 +45,8 @@ def parse_images(text: str) -> tuple[ImageSpec, ...]:
     """
     images: list[ImageSpec] = []
     wrong: list[str] = []
-    for item, key in zip(split_list(text), _keys(text), strict=True):
+    for item, part in zip(split_list(text), list_parts(text), strict=True):
+        key = _key(part)
         try:
             if key is None or (not images and key not in KEYS):
                 # Added before it is checked: what stands behind a bad path is its own all the same.
@@ -60,21 +61,12 @@ def parse_images(text: str) -> tuple[ImageSpec, ...]:
     return tuple(images)
 
 
-def _keys(text: str) -> list[str | None]:
-    """For each item of the list: the key it begins with, None for a path."""
-    keys: list[str | None] = []
-    quoted = False
-    start = 0
-    for end, char in enumerate(text + ","):
-        if char == '"':
-            quoted = not quoted
-        elif char == "," and not quoted:
-            word, separator, _ = text[start:end].partition("=")
-            word = word.strip()
-            is_key = separator and word and all(one in KEY_CHARACTERS for one in word)
-            keys.append(word if is_key else None)
-            start = end + 1
-    return keys
+def _key(part: str) -> str | None:
+    """The key that an item of the list begins with, None for a path: a quoted one has none."""
+    word, separator, _ = part.partition("=")
+    word = word.strip()
+    is_key = separator and word and all(one in KEY_CHARACTERS for one in word)
+    return word if is_key else None
 
 
 def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:

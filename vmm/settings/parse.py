@@ -121,13 +121,13 @@ def parse_seconds(text: str) -> float:
 
 def split_list(text: str) -> tuple[str, ...]:
     """Items separated by commas; double quotes protect commas and blanks at an item's ends."""
-    items = [_item(part) for part in _parts(text)]
+    items = [_item(part) for part in list_parts(text)]
     if any(not item.strip() for item in items):
         raise BadValue("an item of the list is empty")
     return tuple(items)
 
 
-def _parts(text: str) -> list[str]:
+def list_parts(text: str) -> list[str]:
     """What stands between the commas that no double quotes protect."""
     parts: list[str] = []
     start = 0

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.binary import BINARY
-from tests.support.packaging_tools import PACKAGING
+from tests.support.packaging_tools import PACKAGING, run
 
 ROOT = PACKAGING.parent
 NAME = "vllmd-hypervisor"
@@ -24,15 +23,6 @@ COMMON = {
     "lib/systemd/user/vllmd.slice",
 }  # fmt: skip
 LOGROTATE = f"etc/logrotate.d/{NAME}"
-
-
-def run(*words: object, **options: object) -> str:
-    done = subprocess.run(
-        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, check=False, **options,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{words}\n{done.stdout}"
-    return done.stdout
 
 
 def executable(path: Path) -> None:

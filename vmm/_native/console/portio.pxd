@@ -1,4 +1,4 @@
-"""What a byte port needs of C: locks, a clock, a ring's copies, poll() and accept()."""
+"""What consoles need of C: locks, a clock, eventfds, a ring's copies, poll() and accept()."""
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 

@@ -9,25 +9,9 @@ from libc.stdlib cimport free, malloc
 
 from vmm._native.kvm.bus cimport OUTCOME_CONTINUE, BusTarget
 from vmm._native.console.byteport cimport BytePort
-
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
-        pass
-    int pthread_mutex_init(pthread_mutex_t *lock, void *attributes)
-    int pthread_mutex_lock(pthread_mutex_t *lock)
-    int pthread_mutex_unlock(pthread_mutex_t *lock)
-
-cdef extern from *:
-    """
-    #include <stdint.h>
-    #include <unistd.h>
-    static void vmm_raise(int fd) {
-        uint64_t one = 1;
-        ssize_t rc = write(fd, &one, sizeof one);
-        (void)rc;
-    }
-    """
-    void vmm_raise(int fd) nogil
+from vmm._native.console.portio cimport (
+    pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_wake,
+)
 
 cdef enum:
     DATA = 0
@@ -112,7 +96,7 @@ cdef class Uart(BusTarget):
     cdef void input_arrived(self) noexcept nogil:
         pthread_mutex_lock(<pthread_mutex_t *>self.lock)
         if self.ier & IER_RECEIVE and not self.mcr & MCR_LOOP:
-            vmm_raise(self.irq_fd)
+            vmm_wake(self.irq_fd)
         pthread_mutex_unlock(<pthread_mutex_t *>self.lock)
 
     cdef uint8_t read_register(self, int offset) noexcept nogil:
@@ -189,7 +173,7 @@ cdef class Uart(BusTarget):
         else:
             self.port.take(&value, 1)
         if self.ier & IER_RECEIVE and self.receive_ready():
-            vmm_raise(self.irq_fd)
+            vmm_wake(self.irq_fd)
         return value
 
     cdef bint receive_ready(self) noexcept nogil:
@@ -206,4 +190,4 @@ cdef class Uart(BusTarget):
 
     cdef void raise_if_pending(self) noexcept nogil:
         if self.identify() != IIR_NONE:
-            vmm_raise(self.irq_fd)
+            vmm_wake(self.irq_fd)

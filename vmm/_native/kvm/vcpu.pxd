@@ -3,6 +3,9 @@
 from vmm._native.host.fd cimport OwnedFd
 from vmm._native.linux.kvm cimport kvm_run
 
+cdef enum:
+    CPUID_MAX = 256              # entries of a kvm_cpuid2 of ours
+
 cdef class VcpuFd(OwnedFd):
     cdef readonly int index
     cdef kvm_run *run            # shared with the kernel; valid until close()

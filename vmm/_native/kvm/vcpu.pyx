@@ -24,7 +24,6 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void *addr, size_t length)
 
 cdef enum:
-    CPUID_MAX = 256
     MSRS_MAX = 64
 
 SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")

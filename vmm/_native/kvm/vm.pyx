@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from vmm._native.host.fd cimport OwnedFd, check
-from vmm._native.kvm.vcpu cimport VcpuFd
+from vmm._native.kvm.vcpu cimport CPUID_MAX, VcpuFd
 from vmm._native.linux.kvm cimport *
 
 import os
@@ -26,9 +26,6 @@ API_VERSION = KVM_API_VERSION
 HEADERS_VERSION = (
     LINUX_VERSION_CODE >> 16, LINUX_VERSION_CODE >> 8 & 0xff, LINUX_VERSION_CODE & 0xff
 )
-
-cdef enum:
-    CPUID_MAX = 256
 
 
 cdef class Kvm(OwnedFd):
