@@ -11,6 +11,7 @@ from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
 from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
@@ -100,7 +101,7 @@ class Guest:
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
         self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(self.cpus, patches, self._claim_port())
+        self.points = Breakpoints(self.cpus, patches, PageWatch(machine), self._claim_port())
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
         for console in self._consoles:
             if isinstance(console, KeptConsole):

@@ -219,8 +219,12 @@ cdef class VcpuLoop:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
+        # An access that crosses pages has more parts, each an exit of its own.
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
-        ioctl(self.vcpu.fd, KVM_RUN, 0)
+        while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
+            self.late = self.dispatch()
+            if self.late == OUTCOME_STOP:
+                self.late = OUTCOME_CONTINUE
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -287,6 +291,10 @@ cdef class VcpuLoop:
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
         vmm_run_begins(self.vcpu.run)
+        if self.late != OUTCOME_CONTINUE:
+            outcome = self.late
+            self.late = OUTCOME_CONTINUE
+            return outcome
         while not vmm_load(&self.stop):
             rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
             if rc < 0:
