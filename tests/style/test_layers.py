@@ -15,6 +15,7 @@ FLOORS = (
     ("vmm.command",),
     ("vmm.check",),
     ("vmm.run",),
+    ("vmm.debug",),
     ("vmm.machine",),
     ("devices",),
     ("vmm.host",),

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from vmm._native.kvm.bus cimport Bus
+from vmm._native.kvm.tracering cimport Tracing
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.host.thread cimport Thread
 
@@ -34,6 +35,8 @@ cdef class VcpuLoop:
     cdef uint64_t counts[EXIT_KINDS]
     cdef ExitRecord trail[TRAIL]
     cdef uint64_t exits
+    cdef Tracing tracing         # one pointer, NULL while exits are not traced
+    cdef list rings              # what it may point to, and what it did until just now
 
     cdef void run_thread(self) noexcept nogil
     cdef void interrupt(self) noexcept nogil
@@ -41,5 +44,6 @@ cdef class VcpuLoop:
     cdef void park(self) noexcept nogil
     cdef int loop(self) noexcept nogil
     cdef int dispatch(self) noexcept nogil
+    cdef void trace_exit(self) noexcept nogil
     cdef int port_exit(self, ExitRecord *record) noexcept nogil
     cdef int mmio_exit(self, ExitRecord *record) noexcept nogil

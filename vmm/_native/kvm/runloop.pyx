@@ -6,8 +6,9 @@ Source: Documentation/virt/kvm/api.rst, 5 (struct kvm_run), 4.10 (KVM_RUN).
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from posix.unistd cimport close as c_close
 
 from vmm._native.kvm.bus cimport (
@@ -20,6 +21,7 @@ from vmm._native.kvm.bus cimport (
     OUTCOME_RESET,
     Bus,
 )
+from vmm._native.kvm.tracering cimport *
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
 from vmm._native.host.thread cimport thread_join, thread_start
@@ -132,6 +134,8 @@ cdef class VcpuLoop:
         self.resume_fd = -1
         memset(self.counts, 0, sizeof(self.counts))
         memset(self.trail, 0, sizeof(self.trail))
+        memset(&self.tracing, 0, sizeof(self.tracing))
+        self.rings = []
 
     def __dealloc__(self):
         # The thread uses this object without a reference; an owner that forgot join() must not
@@ -263,6 +267,23 @@ cdef class VcpuLoop:
             found.append((name, record.address, record.size, bool(record.is_write), record.data))
         return found
 
+    def set_trace(self, ring):
+        """Record exits in ``ring`` (a fresh TraceRing), None: no more. Any thread, at any time.
+
+        The vCPU leaves the guest once, so that it holds from now on and not from its next exit.
+        """
+        cdef Ring *wanted = NULL
+        if ring is not None:
+            # SAFETY: the capsule's name says what it points to; `rings` keeps its owner alive.
+            wanted = <Ring *>PyCapsule_GetPointer(ring.take(self.vcpu.index), RING_NAME)
+            self.rings.append((ring, <uintptr_t>wanted))
+        ring_store(&self.tracing.ring, wanted)
+        if vmm_load(&self.tid):
+            self.interrupt()
+        # One that the vCPU's thread is just writing to goes with a later call.
+        in_use = (<uintptr_t>wanted, <uintptr_t>ring_load(&self.tracing.held))
+        self.rings = [entry for entry in self.rings if entry[1] in in_use]
+
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
         cdef kvm_run *run = self.vcpu.run
@@ -283,7 +304,10 @@ cdef class VcpuLoop:
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
         while not vmm_load(&self.stop):
-            rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
+            if ring_now(&self.tracing.ring) == NULL:
+                rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
+            else:
+                rc = traced_run(&self.tracing, self.vcpu.fd, self.vcpu.run)
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
                     # Reached with a port access completed, so registers are whole here.
@@ -295,11 +319,18 @@ cdef class VcpuLoop:
                 self.failure = errno
                 return OUTCOME_ERROR
             outcome = self.dispatch()
+            if self.tracing.held != NULL:
+                self.trace_exit()
             if outcome != OUTCOME_CONTINUE:
                 # An interrupted port access is completed by the next KVM_RUN only; the guest
                 # executes nothing more, so nobody misses it.
                 return outcome
         return OUTCOME_KICKED
+
+    cdef void trace_exit(self) noexcept nogil:
+        cdef ExitRecord *seen = &self.trail[(self.exits - 1) & (TRAIL - 1)]
+        exit_handled(&self.tracing, self.vcpu.run, seen.address, seen.data, seen.size,
+                     seen.is_write)
 
     cdef int dispatch(self) noexcept nogil:
         cdef kvm_run *run = self.vcpu.run

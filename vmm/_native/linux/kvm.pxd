@@ -36,6 +36,8 @@ cdef extern from "<linux/kvm.h>" nogil:
     int KVM_IOEVENTFD_FLAG_DEASSIGN
     int KVM_CAP_NR_VCPUS, KVM_CAP_MAX_VCPUS, KVM_CAP_MAX_VCPU_ID, KVM_CAP_X2APIC_API
     int KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP
+    int KVM_CAP_SYNC_REGS, KVM_SYNC_X86_REGS, KVM_CAP_BINARY_STATS_FD
+    unsigned long KVM_GET_STATS_FD
 
     struct kvm_userspace_memory_region:
         uint32_t slot
@@ -127,6 +129,12 @@ cdef extern from "<linux/kvm.h>" nogil:
         uint64_t rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp
         uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags
 
+    struct kvm_sync_regs:
+        kvm_regs regs
+
+    union kvm_run_s "":
+        kvm_sync_regs regs
+
     struct kvm_fpu:
         uint16_t fcw
         uint32_t mxcsr
@@ -180,3 +188,5 @@ cdef extern from "<linux/kvm.h>" nogil:
         kvm_run_internal internal
         kvm_run_fail_entry fail_entry
         kvm_run_system_event system_event
+        uint64_t kvm_valid_regs
+        kvm_run_s s
