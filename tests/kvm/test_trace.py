@@ -7,6 +7,8 @@ import time
 import numpy as np
 import pytest
 
+import vmm
+from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
 from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine
@@ -192,3 +194,40 @@ def test_a_trace_outlives_its_machine(tmp_path):
         assert tiny.run().kind == "shutdown"
     trace.stop()
     assert trace.summary()["COM1 THR"].count == 1
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_guest_has_a_trace(tmp_path, cpus):
+    program = loop(Program(), Program().out(0x1234, 1), 100).out(0x3F8, 0x41)
+    (tmp_path / "guest.elf").write_bytes(build_elf(program.power_off()))
+    with vmm.Guest(kernel=tmp_path / "guest.elf", memory="16M", cpu_count=cpus) as guest:
+        with guest.trace.start(rip=True):
+            assert guest.run(seconds=patience(10)).kind == "ended"
+        assert guest.trace.summary()["port 0x1234"].count == 100
+        # The exit that ended it is the last one.
+        frame = guest.trace.pandas()
+        assert frame[frame["vcpu"] == 0]["exit"].iloc[-1] == "ACPI sleep control"
+        assert guest.stats().total["exits"] > 100
+        assert "guest.elf" in repr(guest.trace)
+
+
+def test_a_guest_that_is_closed_takes_its_trace_along(tmp_path):
+    (tmp_path / "guest.elf").write_bytes(build_elf(bytes(ENDLESS.code)))
+    with vmm.Guest(kernel=tmp_path / "guest.elf", memory="16M") as guest:
+        trace = guest.trace.start()
+        assert guest.run(seconds=0.2).kind == "timeout"
+        assert trace.on
+    assert not trace.on
+    assert trace.summary()["COM1 LSR"].count > 10
+
+
+def test_a_trace_started_while_a_guest_runs_in_the_background(tmp_path):
+    (tmp_path / "guest.elf").write_bytes(build_elf(bytes(ENDLESS.code)))
+    with vmm.Guest(kernel=tmp_path / "guest.elf", memory="16M") as guest:
+        guest.start()
+        for _ in range(20):
+            before = len(guest.trace)
+            with guest.trace:
+                wait_for(lambda before=before: len(guest.trace) > before + 10)
+        assert guest.running
+        assert guest.pause().kind == "paused"

@@ -5,7 +5,9 @@ loads none. The reader's half, with the memory, is TraceRing in tracering.pyx.
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+
+from cpython.pycapsule cimport PyCapsule_GetPointer
 
 from vmm._native.linux.kvm cimport *
 
@@ -49,29 +51,31 @@ cdef extern from *:
         uint64_t tail;
     } vmm_trace_ring;
 
-    static inline void vmm_set_errno(int code) { errno = code; }
-    static inline uint64_t vmm_tsc(void) { return __rdtsc(); }
-    static inline uint64_t vmm_acquire(uint64_t *p) { return __atomic_load_n(p, __ATOMIC_ACQUIRE); }
-    static inline void vmm_release(uint64_t *p, uint64_t v) {
+    static inline void vmm_trace_errno(int code) { errno = code; }
+    static inline uint64_t vmm_trace_tsc(void) { return __rdtsc(); }
+    static inline uint64_t vmm_trace_acquire(uint64_t *p) {
+        return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+    }
+    static inline void vmm_trace_release(uint64_t *p, uint64_t v) {
         __atomic_store_n(p, v, __ATOMIC_RELEASE);
     }
 
     /* The writer's: a full ring keeps the older records, and counts what it could not take. */
-    static inline void vmm_ring_put(vmm_trace_ring *ring, const vmm_trace_record *record) {
+    static inline void vmm_trace_put(vmm_trace_ring *ring, const vmm_trace_record *record) {
         uint64_t head = ring->head;
         /* Acquire: the reader has copied what it gave back before we write there. */
-        if (head - vmm_acquire(&ring->tail) > ring->mask) {
-            vmm_release(&ring->dropped, ring->dropped + 1);
+        if (head - vmm_trace_acquire(&ring->tail) > ring->mask) {
+            vmm_trace_release(&ring->dropped, ring->dropped + 1);
             return;
         }
         ring->records[head & ring->mask] = *record;
         /* Release: the record is whole before it can be seen. */
-        vmm_release(&ring->head, head + 1);
+        vmm_trace_release(&ring->head, head + 1);
     }
 
-    #define vmm_ring_now(p) __atomic_load_n(p, __ATOMIC_RELAXED)
-    #define vmm_ring_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
-    #define vmm_ring_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
+    #define vmm_trace_now(p) __atomic_load_n(p, __ATOMIC_RELAXED)
+    #define vmm_trace_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
+    #define vmm_trace_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
     """
     struct TraceRecord "vmm_trace_record":
         uint64_t entry_tsc       # KVM_RUN was called
@@ -96,14 +100,14 @@ cdef extern from *:
         uint64_t dropped
         uint64_t tail            # records taken
 
-    void set_errno "vmm_set_errno"(int code) noexcept nogil
-    uint64_t tsc "vmm_tsc"() noexcept nogil
-    uint64_t acquire "vmm_acquire"(uint64_t *p) noexcept nogil
-    void release "vmm_release"(uint64_t *p, uint64_t v) noexcept nogil
-    void ring_put "vmm_ring_put"(Ring *ring, const TraceRecord *record) noexcept nogil
-    Ring *ring_now "vmm_ring_now"(Ring **p) noexcept nogil
-    Ring *ring_load "vmm_ring_load"(Ring **p) noexcept nogil
-    void ring_store "vmm_ring_store"(Ring **p, Ring *v) noexcept nogil
+    void set_errno "vmm_trace_errno"(int code) noexcept nogil
+    uint64_t tsc "vmm_trace_tsc"() noexcept nogil
+    uint64_t acquire "vmm_trace_acquire"(uint64_t *p) noexcept nogil
+    void release "vmm_trace_release"(uint64_t *p, uint64_t v) noexcept nogil
+    void ring_put "vmm_trace_put"(Ring *ring, const TraceRecord *record) noexcept nogil
+    Ring *ring_now "vmm_trace_now"(Ring **p) noexcept nogil
+    Ring *ring_load "vmm_trace_load"(Ring **p) noexcept nogil
+    void ring_store "vmm_trace_store"(Ring **p, Ring *v) noexcept nogil
 
 # The capsule's name: what makes a Python object's pointer one to a Ring.
 cdef extern from *:
@@ -112,12 +116,26 @@ cdef extern from *:
     """
     const char *RING_NAME "VMM_TRACE_RING"
 
+# What a vCPU remembers of each exit, traced or not.
+cdef struct ExitRecord:
+    uint64_t address             # port, gpa or MSR; the suberror of an internal error
+    uint64_t data                # as read or written, up to 8 bytes
+    uint32_t reason
+    uint8_t size
+    uint8_t is_write
+
 # A vCPU's side. `ring` is what set_trace() wants, NULL for off; `held` is what the vCPU's thread
 # may be touching: a ring lives while it is either.
 cdef struct Tracing:
     Ring *ring
     Ring *held
     TraceRecord record           # of the exit that is being handled
+
+# KVM_RUN. Untraced it costs a load and a branch more.
+cdef inline int run_vcpu(Tracing *tracing, int fd, kvm_run *run) noexcept nogil:
+    if ring_now(&tracing.ring) == NULL:
+        return ioctl(fd, KVM_RUN, 0)
+    return traced_run(tracing, fd, run)
 
 # KVM_RUN with its times. Nothing is recorded when tracing was switched off just now.
 cdef inline int traced_run(Tracing *tracing, int fd, kvm_run *run) noexcept nogil:
@@ -168,16 +186,17 @@ cdef inline void failed_run(Tracing *tracing, int code) noexcept nogil:
     record_handled(tracing)
 
 # The exit was handled, and this is what it was.
-cdef inline void exit_handled(Tracing *tracing, kvm_run *run, uint64_t address, uint64_t data,
-                              uint8_t size, uint8_t is_write) noexcept nogil:
+cdef inline void trace_exit(Tracing *tracing, kvm_run *run, ExitRecord *seen) noexcept nogil:
     cdef TraceRecord *record = &tracing.record
-    record.reason = run.exit_reason
+    if tracing.held == NULL:
+        return
+    record.reason = seen.reason
     record.flags = 0
-    record.address = address
-    record.data = data
-    record.size = size
-    record.is_write = is_write
-    record.count = run.io.count if run.exit_reason == <uint32_t>KVM_EXIT_IO else 1
+    record.address = seen.address
+    record.data = seen.data
+    record.size = seen.size
+    record.is_write = seen.is_write
+    record.count = run.io.count if seen.reason == <uint32_t>KVM_EXIT_IO else 1
     record_handled(tracing)
 
 # The record has all but its last time.
@@ -189,3 +208,15 @@ cdef inline void record_handled(Tracing *tracing) noexcept nogil:
     if ring_load(&tracing.ring) == ring:
         ring_put(ring, &tracing.record)
     ring_store(&tracing.held, NULL)
+
+# set_trace() of a vCPU's loop: `rings` are (ring, its address) of those that may be in use.
+cdef inline list change_ring(Tracing *tracing, list rings, ring, int vcpu):
+    cdef Ring *wanted = NULL
+    if ring is not None:
+        # SAFETY: the capsule's name says what it points to, and `rings` keeps its owner alive.
+        wanted = <Ring *>PyCapsule_GetPointer(ring.take(vcpu), RING_NAME)
+        rings = [*rings, (ring, <uintptr_t>wanted)]
+    ring_store(&tracing.ring, wanted)
+    # One that the vCPU's thread is just writing to goes with a later call.
+    in_use = (<uintptr_t>wanted, <uintptr_t>ring_load(&tracing.held))
+    return [entry for entry in rings if entry[1] in in_use]
