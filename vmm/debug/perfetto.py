@@ -75,13 +75,14 @@ def _events(piece: Array, names: ExitNames) -> Iterator[str]:
     quoted = [json.dumps(kind) for kind in kinds]
     # Where two processors' TSCs differ, a time may be less than none.
     guest, vmm = (np.maximum(piece[name], 0) / 1e3 for name in ("guest_ns", "vmm_ns"))
+    begin = (piece["ts_ns"] - np.maximum(piece["guest_ns"], 0)) / 1e3
     at = piece["ts_ns"] / 1e3
     tid = (piece["vcpu"] + 1).tolist()
     seen = [piece[name].tolist() for name in ("address", "data", "size")]
     write = [TRUTH[value] for value in piece["is_write"].tolist()]
     called = [quoted[code] for code in codes.tolist()]
     rows = zip(
-        tid, (at - guest).tolist(), guest.tolist(), called, tid, at.tolist(), vmm.tolist(), *seen,
+        tid, begin.tolist(), guest.tolist(), called, tid, at.tolist(), vmm.tolist(), *seen,
         write, piece["rip"].tolist(), strict=True,
     )  # fmt: skip
     return map(EVENTS.__mod__, rows)

@@ -86,7 +86,12 @@ def with_times(raw: Array, anchor_tsc: int, hz: float) -> Array:
     out = np.empty(len(raw), FIELDS)
     for name in RAW.names or ():
         out[name] = raw[name]
-    out["ts_ns"] = in_ns(raw["exit_tsc"] - np.uint64(anchor_tsc), hz)
-    out["guest_ns"] = in_ns(raw["exit_tsc"] - raw["entry_tsc"], hz)
-    out["vmm_ns"] = in_ns(raw["done_tsc"] - raw["exit_tsc"], hz)
+    # Moments are rounded, not durations: one never reaches into the next, by not even a ns.
+    entry, at, done = (
+        in_ns(raw[name] - np.uint64(anchor_tsc), hz)
+        for name in ("entry_tsc", "exit_tsc", "done_tsc")
+    )
+    out["ts_ns"] = at
+    out["guest_ns"] = at - entry
+    out["vmm_ns"] = done - at
     return out
