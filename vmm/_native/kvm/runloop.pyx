@@ -13,15 +13,8 @@ from posix.unistd cimport close as c_close
 from cpython.exc cimport PyErr_CheckSignals
 
 from vmm._native.kvm.bus cimport (
-    own_thread_begins,
-    own_thread_ends,
-    OUTCOME_CONTINUE,
-    OUTCOME_CRASH,
-    OUTCOME_ERROR,
-    OUTCOME_KICKED,
-    OUTCOME_RESET,
-    OUTCOME_STOP,
-    Bus,
+    own_thread_begins, own_thread_ends, OUTCOME_CONTINUE, OUTCOME_CRASH, OUTCOME_ERROR,
+    OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
 )
 from vmm._native.kvm.signals cimport (
     timer_delete, timer_t, usleep, vmm_gettid, vmm_heed_sigint, vmm_kick_install, vmm_kick_unblock,
@@ -260,6 +253,13 @@ cdef class VcpuLoop:
         self.rings = change_ring(&self.tracing, self.rings, ring, self.vcpu.index)
         if vmm_load(&self.tid):
             self.interrupt()
+
+    def newest_exit(self):
+        """(reason, address) of the newest exit; ("", 0) before the first."""
+        if self.exits == 0:
+            return "", 0
+        record = self.trail[(self.exits - 1) & (TRAIL - 1)]
+        return EXIT_NAMES.get(record.reason, f"exit_{record.reason}"), record.address
 
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
