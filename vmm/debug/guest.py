@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.stats import Stats
     from vmm.debug.stop import Stop
+    from vmm.debug.trace import Trace
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
@@ -65,6 +67,7 @@ class Guest:
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
+        self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
         self._consoles: list[KeptConsole | HostConsole] = []
@@ -281,6 +284,25 @@ class Guest:
     def _symbol_at(self, address: int) -> str | None:
         return None
 
+    # --- what it does ---
+
+    @property
+    def trace(self) -> Trace:
+        """Exits of all vCPUs in native rings, off until its start(). Any thread."""
+        if self._trace is None:
+            from vmm.debug.trace import Trace
+
+            self._open()
+            self._trace = Trace(self.machine, os.path.basename(self.config.kernel_path))
+        return self._trace
+
+    def stats(self) -> Stats:
+        """What KVM itself counted, also of exits that do not come to us. Any thread."""
+        from vmm.debug.stats import read_stats
+
+        self._open()
+        return read_stats(self.machine)
+
     # --- life ---
 
     def _open(self) -> None:
@@ -295,6 +317,8 @@ class Guest:
             self.pause()
         self._closed = True
         steps: list[Callable[[], object]] = []
+        if self._trace is not None:
+            steps.append(self._trace.stop)
         if hasattr(self, "machine"):
             steps.append(self.machine.close)
         if hasattr(self, "_control"):
