@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # From the top down. A name stands for a file, or for a room with all its files.
 FLOORS = (
-    ("vmm.__main__",),
+    ("vmm.__main__", "vmm.shell"),
     ("vmm.command",),
     ("vmm.check",),
     ("vmm.debug",),
