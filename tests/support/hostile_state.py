@@ -35,10 +35,8 @@ def hostile(state: Any) -> Iterator[tuple[str, Any]]:
             if type(inner[path[-1]]) is type(bad) and inner[path[-1]] == bad:
                 continue
             inner[path[-1]] = bad
-            yield (
-                f"{path} = {str(bad)[:20] if not isinstance(bad, int) else hex(bad)[:20]}",
-                changed,
-            )
+            shown = hex(bad) if isinstance(bad, int) else str(bad)
+            yield f"{path} = {shown[:20]}", changed
         changed = copy.deepcopy(state)
         inner = changed
         for key in path[:-1]:

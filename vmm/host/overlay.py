@@ -201,7 +201,5 @@ def _check_header(path: str, fd: int, at: int, size: int, mtime: int) -> None:
         )
     if then != mtime:
         raise ConfigError(
-            [
-                f"the image under the overlay {path} was written since (give the overlay another file)"
-            ]
+            [f"the image under the overlay {path} was written since (give it another file)"]
         )
