@@ -1,0 +1,114 @@
+"""A machine whose disk is an overlay: back to what was frozen, and a second machine from there."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from contextlib import contextmanager
+
+import pytest
+
+from tests.kvm.test_state import (
+    AVAIL_IDX,
+    DATA,
+    DISK,
+    HEADER,
+    QUEUE,
+    STATUS,
+    USED_IDX,
+    add_read,
+    answer,
+    copy_ram,
+    set_up,
+    wait,
+)
+from tests.support import tiny_machine
+from tests.support.tiny_machine import TinyMachine
+from vmm.debug.machinestate import MachineState
+from vmm.errors import StateError
+from vmm.host.disk import Disk
+from vmm.host.overlay import OverlayDisk
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "system.img").write_bytes(random.Random(7).randbytes(1 << 20))
+    return tmp_path
+
+
+@contextmanager
+def machine_over(folder, monkeypatch, disk):
+    config = Disk.open(str(folder / "config.img"), read_only=True)
+    monkeypatch.setattr(tiny_machine, "open_disks", lambda *images: [disk, config])
+    with TinyMachine(folder, b"\xf4") as tiny:
+        yield tiny
+
+
+def write(tiny: TinyMachine, number: int, sector: int, data: bytes) -> None:
+    """As the driver: the ``number``-th request, to its end."""
+    memory = tiny.machine.memory
+    add_read(memory, number, sector)
+    memory.write(HEADER + 16 * number, struct.pack("<IIQ", 1, 0, sector))
+    memory.write(DATA + 4096 * number, data)
+    # The data is read by the device.
+    memory.write(QUEUE + 16 * (3 * number + 1) + 12, struct.pack("<H", 1))
+    ring(tiny, number)
+    assert memory.read(STATUS + number, 1) == b"\0"
+
+
+def read(tiny: TinyMachine, number: int, sector: int) -> bytes:
+    add_read(tiny.machine.memory, number, sector)
+    ring(tiny, number)
+    status, data = answer(tiny.machine.memory, number)
+    assert status == 0
+    return data
+
+
+def ring(tiny: TinyMachine, number: int) -> None:
+    os.eventfd_write(tiny.machine.virtio[DISK - 1]._kick_fds[0], 1)
+    done = struct.pack("<H", number + 1)
+    wait(lambda: tiny.machine.memory.read(USED_IDX, 2) == done)
+
+
+def test_back_and_forth(folder, monkeypatch):
+    (folder / "config.img").write_bytes(bytes(1 << 20))
+    image = (folder / "system.img").read_bytes()
+    old, new, other = b"o" * 4096, b"n" * 4096, b"x" * 4096
+    disk = OverlayDisk.above(str(folder / "system.img"))
+    with machine_over(folder, monkeypatch, disk) as tiny:
+        tiny.load(set_up(tiny).power_off())
+        assert tiny.run().kind == "shutdown"
+        write(tiny, 1, 64, old)
+        devices = MachineState(tiny.machine)
+        devices.quiesce()
+        states, layers = devices.state(), devices.overlays()["disk0"].freeze()
+        devices.clear_touched()
+        ram = tiny.machine.memory.read(QUEUE, 0x40000)
+        assert tiny.machine.status()["devices"][DISK - 1]["engine"] == "overlay"
+        for _ in range(3):
+            devices.go_on()
+            write(tiny, 2, 64, new)
+            assert read(tiny, 3, 64) == new
+            devices.quiesce()
+            tiny.machine.memory.write(QUEUE, ram)
+            devices.overlays()["disk0"].restore(layers)
+            devices.set_state(states, base=states)
+        with machine_over(folder, monkeypatch, disk.fork(layers)) as second:
+            copy_ram(tiny, second)
+            fresh = MachineState(second.machine)
+            fresh.set_state(states)
+            fresh.go_on()
+            devices.go_on()
+            assert second.machine.memory.read(AVAIL_IDX, 2) == b"\2\0"
+            write(second, 2, 64, other)
+            assert read(tiny, 2, 64) == old
+            assert read(second, 3, 64) == other
+            assert read(second, 4, 0) == image[:4096]
+    assert (folder / "system.img").read_bytes() == image
+
+
+def test_a_disk_that_is_written_itself_cannot_go_back(folder):
+    with TinyMachine(folder, b"\xf4") as tiny:
+        with pytest.raises(StateError, match=r"disk0: its image .*system.img is written itself"):
+            MachineState(tiny.machine).overlays()
