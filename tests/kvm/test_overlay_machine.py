@@ -109,6 +109,6 @@ def test_back_and_forth(folder, monkeypatch):
 
 
 def test_a_disk_that_is_written_itself_cannot_go_back(folder):
-    with TinyMachine(folder, b"\xf4") as tiny:
-        with pytest.raises(StateError, match=r"disk0: its image .*system.img is written itself"):
-            MachineState(tiny.machine).overlays()
+    told = r"disk0: its image .*system.img is written itself"
+    with TinyMachine(folder, b"\xf4") as tiny, pytest.raises(StateError, match=told):
+        MachineState(tiny.machine).overlays()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import struct
 import time
 
@@ -244,6 +245,27 @@ def test_a_disk_over_an_overlay(image):
         assert rig.request(99)[0] == UNSUPP
         assert image.read_bytes() == original
     finally:
+        rig.close()
+
+
+def test_an_overlay_that_is_full_is_an_error_of_the_request_alone(image):
+    original = image.read_bytes()
+    rig = Rig(overlay_engine, image)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # What a full file system does, for offsets of this file.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        assert rig.request(OUT, 8, data=b"w" * 4096) == (IOERR, 1)
+        assert rig.request(OUT, 9, data=b"w" * 512) == (IOERR, 1)
+        assert rig.request(OUT, 0, data=b"w" * 4096) == (OK, 1)
+        assert rig.request(IN, 8, length=4096)[0] == OK
+        assert rig.memory.read(DATA_GPA, 4096) == original[4096:8192]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert rig.request(OUT, 9, data=b"w" * 512) == (OK, 1)
+        assert rig.request(IN, 9, length=512)[0] == OK
+        assert rig.memory.read(DATA_GPA, 512) == b"w" * 512
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         rig.close()
 
 
