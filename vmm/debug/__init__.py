@@ -1,1 +1,1 @@
-"""A guest in your hands: run control, breakpoints, trace, snapshots, gdb; no part of `start`."""
+"""A guest in your hands: run control, breakpoints, trace, snapshots, gdb. No part of `start`."""
