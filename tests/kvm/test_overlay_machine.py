@@ -24,7 +24,11 @@ from tests.kvm.test_state import (
     wait,
 )
 from tests.support import tiny_machine
+from tests.support.elf_builder import build_elf
+from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
+from vmm._native.ports.postport import PostPort
+from vmm.debug.guest import Guest
 from vmm.debug.machinestate import MachineState
 from vmm.errors import StateError
 from vmm.host.disk import Disk
@@ -112,3 +116,35 @@ def test_a_disk_that_is_written_itself_cannot_go_back(folder):
     told = r"disk0: its image .*system.img is written itself"
     with TinyMachine(folder, b"\xf4") as tiny, pytest.raises(StateError, match=told):
         MachineState(tiny.machine).overlays()
+
+
+def test_a_script_changes_no_image_and_types_what_it_will(folder):
+    kernel = folder / "guest.elf"
+    kernel.write_bytes(build_elf(Program().out(0x80, 7).power_off()))
+    with Guest(kernel=kernel, system_image=folder / "system.img", memory="16M") as guest:
+        devices = MachineState(guest.machine)
+        long = bytes(range(256)) * 40
+        guest.serial.write(long)
+        states = devices.state()
+        assert states["COM1"]["input"] == long
+        devices.clear_touched()
+        overlay = devices.overlays()["disk0"]
+        layers = overlay.freeze()
+        overlay.write(0, b"x" * 512)
+        assert guest.run(seconds=10).kind == "ended"
+        for _ in range(5000):
+            guest.machine.pio.read(0x3F8, 1)
+        guest.serial.write(b"more")
+        assert devices.touched() == {"POST code port", "COM1", "ACPI registers"}
+        devices.quiesce()
+        overlay.restore(layers)
+        devices.set_state(states, base=states)
+        devices.go_on()
+        assert devices.state()["COM1"]["input"] == long
+        assert bytes(guest.machine.pio.read(0x3F8, 1) for _ in long) == long
+        assert guest.machine.pio.read(0x3FD, 1) & 1 == 0
+        # A port of the script's own that came later stays as it is.
+        guest.machine.pio.attach(0x700, 1, PostPort(), "mine")
+        devices.set_state(states, base=states)
+        with pytest.raises(StateError, match="mine: the state is missing"):
+            devices.set_state(states)

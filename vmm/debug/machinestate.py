@@ -66,7 +66,8 @@ class MachineState:
         if type(states) is not dict:
             raise misfit("machine", f" is {show(states)}: a dict by the devices' names is needed")
         for name in parts:
-            if name not in states:
+            # What a script put there since stays as it is.
+            if name not in states and base is None:
                 raise misfit(name, " is missing")
         for name in states:
             if name not in parts:
@@ -84,7 +85,7 @@ class MachineState:
         used = self.touched()
         if states is not base:
             used |= {name for name in states if states[name] != base.get(name)}
-        return [name for name in self.parts() if name in used] if used else []
+        return [name for name in self.parts() if name in used and name in states] if used else []
 
     def overlays(self) -> dict[str, Overlay]:
         """What is above each writable disk, by the device's name: freeze() and restore() them.

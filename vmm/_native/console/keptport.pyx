@@ -4,10 +4,10 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
-from vmm._native.console.byteport cimport BytePort
+from vmm._native.console.byteport cimport INPUT_QUEUE, BytePort
 from vmm._native.console.portio cimport (
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_drain, vmm_stop_load,
-    vmm_stop_store, vmm_wake,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_drain, vmm_ring_store,
+    vmm_stop_load, vmm_stop_store, vmm_wake,
 )
 
 cdef enum:
@@ -24,10 +24,10 @@ cdef class KeptPort(BytePort):
 
     def __cinit__(self):
         self.limit = LIMIT
-        self.typed = []
 
     def __dealloc__(self):
         free(self.kept)
+        free(self.typed)
 
     def attend(self, VcpuLoop loop):
         """Whom to interrupt when output comes that somebody waits for; None: nobody."""
@@ -67,26 +67,62 @@ cdef class KeptPort(BytePort):
 
     def type(self, bytes data):
         """Input for the guest, in the order of the calls; what finds no room waits for it."""
-        self.typed.append(data)
-        self.feed()
+        self.append(data)
+        with nogil:
+            self.tell_listener()
 
-    cdef void feed(self) noexcept:
-        cdef bytes first
-        cdef size_t done
-        while self.typed:
-            first = self.typed[0]
-            done = self.add_input(<const uint8_t *><const char *>first, len(first))
-            if done < <size_t>len(first):
-                self.typed[0] = first[done:]
-                break
-            self.typed.pop(0)
-        vmm_stop_store(&self.typed_count, len(self.typed))
+    cdef int append(self, bytes data) except -1:
+        cdef size_t length = len(data)
+        cdef uint8_t *grown = NULL
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        if length:
+            grown = <uint8_t *>realloc(self.typed, self.typed_size + length)
+        if grown != NULL:
+            self.typed = grown
+            memcpy(grown + self.typed_size, <const char *>data, length)
+            self.typed_size += length
+            self.feed()
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        if length and grown == NULL:
+            raise MemoryError
+        return 0
+
+    def unfed(self):
+        """Input that found no room yet."""
+        cdef bytes found
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        try:
+            found = self.typed[:self.typed_size] if self.typed_size else b""
+        finally:
+            pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        return found
+
+    def set_unfed(self, bytes data):
+        """Let ``data`` wait in place of unfed(); the guest is not told."""
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        self.typed_size = 0
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        self.append(data)
+
+    cdef void feed(self) noexcept nogil:
+        # Under ring_lock: what was typed goes on into the queue, as far as there is room.
+        cdef size_t length = min(self.typed_size, self.input_room())
+        if length == 0:
+            return
+        vmm_ring_store(self.input, self.typed, self.input_head, length, INPUT_QUEUE)
+        self.input_head += length
+        self.typed_size -= length
+        memmove(self.typed, self.typed + length, self.typed_size)
 
     cdef size_t take(self, uint8_t *data, size_t length) noexcept nogil:
+        # The device asks under its own lock, and looks whether there is more by itself: neither
+        # the GIL nor the listener may be waited for here.
         cdef size_t got = BytePort.take(self, data, length)
-        if got and vmm_stop_load(&self.typed_count):
-            with gil:
-                self.feed()
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        # Not for each byte: what is left of it moves up.
+        if self.input_room() >= INPUT_QUEUE // 2:
+            self.feed()
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
         return got
 
     cdef void add_output(self, const uint8_t *data, size_t length) noexcept nogil:
