@@ -6,8 +6,8 @@ from libc.string cimport memcpy, memmove
 
 from vmm._native.console.byteport cimport INPUT_QUEUE, BytePort
 from vmm._native.console.portio cimport (
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_drain, vmm_ring_store,
-    vmm_stop_load, vmm_stop_store, vmm_wake,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_drain, vmm_now_ms,
+    vmm_ring_store, vmm_stop_load, vmm_stop_store, vmm_wake,
 )
 
 cdef enum:
@@ -34,9 +34,14 @@ cdef class KeptPort(BytePort):
         self.loop = loop
 
     def arm(self, bint wanted=True):
-        """The next output makes ready_fd readable and interrupts the loop; or no more."""
+        """Output makes ready_fd readable and interrupts the loop, once; or no more.
+
+        Not within the next millisecond: who waits for words looks again after a while anyhow, and
+        a guest that writes byte by byte shall not be interrupted for each.
+        """
         if not wanted:
             vmm_drain(self.wake_fd)
+        self.armed_ms = vmm_now_ms()
         vmm_stop_store(&self.armed, wanted)
 
     @property
@@ -68,24 +73,7 @@ cdef class KeptPort(BytePort):
     def type(self, bytes data):
         """Input for the guest, in the order of the calls; what finds no room waits for it."""
         self.append(data)
-        with nogil:
-            self.tell_listener()
-
-    cdef int append(self, bytes data) except -1:
-        cdef size_t length = len(data)
-        cdef uint8_t *grown = NULL
-        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
-        if length:
-            grown = <uint8_t *>realloc(self.typed, self.typed_size + length)
-        if grown != NULL:
-            self.typed = grown
-            memcpy(grown + self.typed_size, <const char *>data, length)
-            self.typed_size += length
-            self.feed()
-        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        if length and grown == NULL:
-            raise MemoryError
-        return 0
+        self.tell_listener()
 
     def unfed(self):
         """Input that found no room yet."""
@@ -104,23 +92,34 @@ cdef class KeptPort(BytePort):
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
         self.append(data)
 
+    cdef int append(self, bytes data) except -1:
+        cdef size_t length = len(data)
+        cdef uint8_t *grown
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        grown = <uint8_t *>realloc(self.typed, max(self.typed_size + length, <size_t>1))
+        if grown != NULL:
+            self.typed = grown
+            memcpy(grown + self.typed_size, <const char *>data, length)
+            self.typed_size += length
+            self.feed()
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        if grown == NULL:
+            raise MemoryError
+        return 0
+
     cdef void feed(self) noexcept nogil:
-        # Under ring_lock: what was typed goes on into the queue, as far as there is room.
+        # With the ring's lock held.
         cdef size_t length = min(self.typed_size, self.input_room())
-        if length == 0:
-            return
         vmm_ring_store(self.input, self.typed, self.input_head, length, INPUT_QUEUE)
         self.input_head += length
         self.typed_size -= length
         memmove(self.typed, self.typed + length, self.typed_size)
 
     cdef size_t take(self, uint8_t *data, size_t length) noexcept nogil:
-        # The device asks under its own lock, and looks whether there is more by itself: neither
-        # the GIL nor the listener may be waited for here.
         cdef size_t got = BytePort.take(self, data, length)
+        # The device that takes this asks again as long as there is something: nobody is told.
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
-        # Not for each byte: what is left of it moves up.
-        if self.input_room() >= INPUT_QUEUE // 2:
+        if self.typed_size and self.input_room() > INPUT_QUEUE // 2:
             self.feed()
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
         return got
@@ -129,7 +128,7 @@ cdef class KeptPort(BytePort):
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
         self.keep(data, length)
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        if vmm_stop_load(&self.armed):
+        if vmm_stop_load(&self.armed) and vmm_now_ms() > self.armed_ms + 1:
             vmm_stop_store(&self.armed, 0)
             vmm_wake(self.wake_fd)
             if self.loop is not None:
