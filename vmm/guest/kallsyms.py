@@ -10,8 +10,6 @@ Source: scripts/kallsyms.c and kernel/kallsyms.c of Linux 5.10, 6.1 and 6.12.
 from __future__ import annotations
 
 import struct
-from array import array
-from bisect import bisect_right
 
 from vmm.guest.kernelimage import KERNEL_START, PHYSICAL_ALIGN, banners, read_around
 from vmm.guest.pagetables import PAGE_SIZE
@@ -68,7 +66,7 @@ class Kallsyms:
     def __init__(self, data: bytes, layout: Layout) -> None:
         self._data = data
         self._layout = layout
-        self._offsets = array("i", data[layout.offsets : layout.offsets + 4 * layout.count])
+        self._offsets = memoryview(data)[layout.offsets :][: 4 * layout.count].cast("i")
         # Positive offsets are absolute (per CPU) where there are negative ones, which count down
         # from the base; without these all count up from it (CONFIG_KALLSYMS_ABSOLUTE_PERCPU).
         self._down = min(self._offsets) < 0
@@ -90,20 +88,16 @@ class Kallsyms:
             return value
         return self._layout.relative_base + (-1 - value if self._down else value)
 
-    def addresses(self) -> list[int]:
-        """The address of every symbol."""
-        base = self._layout.relative_base
-        if not self._down:
-            return [base + value for value in self._offsets]
-        first = self._offsets[: self._absolute].tolist()
-        return first + [base - 1 - value for value in self._offsets[self._absolute :]]
-
     def index_at(self, address: int) -> int:
         """The last symbol up to ``address`` that belongs to the image; -1 for none."""
-        key = (lambda value: -1 - value) if self._down else None
-        offset = address - self._layout.relative_base
-        found = bisect_right(self._offsets, offset, lo=self._absolute, key=key) - 1
-        return found if found >= self._absolute else -1
+        low, high = self._absolute, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            if self.address(middle) <= address:
+                low = middle + 1
+            else:
+                high = middle
+        return low - 1 if low > self._absolute else -1
 
     def name(self, index: int) -> tuple[str, str]:
         """(type letter as in nm(1), name) of one symbol, from the nearest marker on."""

@@ -104,19 +104,16 @@ def _is_text_line(memory: Memory, gpa: int) -> bool:
 
 
 def _hits(memory: Memory, place: Stretch, needle: bytes) -> Iterator[int]:
-    """The gpa of each place where ``needle`` is."""
-    done = 0
-    while done < place.size:
-        length = min(SCAN_BYTES + len(needle) - 1, place.size - done)
-        try:
-            data = memory.read(place.gpa + done, length)
-        except ValueError:
-            return  # what the tables promise lies outside RAM
-        at = data.find(needle)
-        while at >= 0:
-            yield place.gpa + done + at
-            at = data.find(needle, at + 1)
-        done += SCAN_BYTES
+    """The gpa of each place where ``needle`` is; a stretch may reach beyond RAM."""
+    for start, size in memory.regions:
+        first, end = max(start, place.gpa), min(start + size, place.gpa + place.size)
+        while first < end:
+            data = memory.read(first, min(SCAN_BYTES + len(needle) - 1, end - first))
+            at = data.find(needle)
+            while at >= 0:
+                yield first + at
+                at = data.find(needle, at + 1)
+            first += SCAN_BYTES
 
 
 def read_around(memory: Memory, gpa: int, before: int, after: int) -> bytes:

@@ -6,45 +6,23 @@ Of several symbols of one name the lowest counts, of several at one address the 
 
 from __future__ import annotations
 
-import struct
 from bisect import bisect_right
 
 from vmm.errors import GuestError
 from vmm.guest import kallsyms, pagetables, symbolfiles
-from vmm.guest.kernelimage import BANNER, KERNEL_START, kernel_paging
+from vmm.guest.kernelimage import BANNER, KERNEL_START, Stretch, kernel_paging
+from vmm.guest.pagetables import CR4_LA57, CR4_PAE, EFER_LMA, EFER_NXE, Paging
+from vmm.guest.symbolat import DAMAGED, is_elf, name_and_offset, nearest_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Protocol
 
-    from vmm.guest.pagetables import Memory, Paging
+    from vmm.guest.pagetables import Memory
+    from vmm.guest.symbolat import Table
 
-    class Table(Protocol):
-        """Symbols in ascending order, by index."""
-
-        def __len__(self) -> int:
-            """Their number."""
-
-        def address(self, index: int) -> int:
-            """The address of one."""
-
-        def addresses(self) -> list[int]:
-            """The address of each."""
-
-        def index_at(self, address: int) -> int:
-            """The last one up to an address; -1 for none."""
-
-        def name(self, index: int) -> tuple[str, str]:
-            """(letter as in nm(1), name) of one."""
-
-        def names(self) -> list[tuple[str, str]]:
-            """(letter as in nm(1), name) of each."""
-
-
-# Symbols further away than this say nothing about an address.
-REACH_BYTES = 1 << 20
-DAMAGED = (OSError, ValueError, IndexError, OverflowError, struct.error)
+# More than distributions' kernels have.
+IMAGE_BYTES = 64 << 20
 CLOSE_NAMES = 5
 CLOSE_AMONG_MAX = 4000
 
@@ -62,10 +40,6 @@ class FileTable:
     def address(self, index: int) -> int:
         """The address of one."""
         return self._addresses[index]
-
-    def addresses(self) -> list[int]:
-        """The address of each."""
-        return self._addresses
 
     def index_at(self, address: int) -> int:
         """The last one up to an address; -1 for none."""
@@ -92,7 +66,7 @@ class Symbols:
     """
 
     def __init__(self, table: Table, source: str, slide: int = 0) -> None:
-        self._table = table
+        self.table = table
         self._by_name: dict[str, int] | None = None
         self.source = source
         self.slide = slide
@@ -101,7 +75,7 @@ class Symbols:
     def from_elf(cls, path: str, slide: int = 0) -> Symbols:
         """Of an ELF file with a symbol table; GuestError for one that has none or is damaged."""
         try:
-            rows = symbolfiles.elf_rows(path) if _is_elf(path) else []
+            rows = symbolfiles.elf_rows(path) if is_elf(path) else []
         except DAMAGED as error:
             raise GuestError(f"{path}: its symbols cannot be read: {error}", "copy it again") from (
                 error
@@ -124,12 +98,17 @@ class Symbols:
         return cls(FileTable(rows), path, slide)
 
     @classmethod
-    def from_ram(cls, memory: Memory, paging: Paging | None = None) -> Symbols:
+    def from_ram(
+        cls, memory: Memory, paging: Paging | None = None, image: int | None = None
+    ) -> Symbols:
         """Of the Linux that runs in this RAM; GuestError where there is none (yet).
 
-        With a vCPU's ``paging`` some 50 MiB are looked at, without it all RAM.
+        With a vCPU's ``paging``, or the gpa of the kernel's ``image``, some 50 MiB are looked at,
+        without them all RAM.
         """
-        stretches = kernel_paging(memory, paging)[1] if paging is not None else []
+        stretches = [Stretch(image, IMAGE_BYTES)] if image is not None else []
+        if paging is not None and not stretches:
+            stretches = kernel_paging(memory, paging)[1]
         table = kallsyms.find(memory, stretches) if stretches else None
         table = table or kallsyms.find(memory)
         if table is None:
@@ -152,7 +131,7 @@ class Symbols:
         return found
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self.table)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names())
@@ -186,20 +165,13 @@ class Symbols:
     def at(self, address: int) -> str | None:
         """``name+0x12`` for an address; None when no symbol is near."""
         found = self.nearest(address)
-        return None if found is None else _text(found[0], address - found[1])
+        return None if found is None else name_and_offset(found[0], address - found[1])
 
     def nearest(self, address: int) -> tuple[str, int] | None:
         """(name, its address) of the last symbol up to an address; None when none is near."""
         linked = address - self.slide if address >= KERNEL_START else address
-        index = self._table.index_at(linked)
-        if index < 0 or linked - self._table.address(index) > REACH_BYTES:
-            return None
-        while index and self._table.address(index - 1) == self._table.address(index):
-            index -= 1
-        try:
-            return self._table.name(index)[1], self._address(index)
-        except DAMAGED:
-            return None  # a table that the guest wrote over
+        found = nearest_in(self.table, linked)
+        return None if found is None else (found[0], found[1] + address - linked)
 
     def search(self, pattern: str) -> dict[str, int]:
         """Names that match a pattern of the shell ("sys_*"), with their addresses, in order."""
@@ -212,7 +184,7 @@ class Symbols:
 
     def address_and_size(self, name: str) -> tuple[int, int]:
         """Where a symbol is and how long: as the file says, else up to the next symbol."""
-        address, table = self[name], self._table
+        address, table = self[name], self.table
         index = self._names()[name]
         size = table.size(index) if isinstance(table, FileTable) else 0
         start = table.address(index)
@@ -230,7 +202,7 @@ class Symbols:
         if self._by_name is None:
             found: dict[str, int] = {}
             try:
-                for index, (_, name) in enumerate(self._table.names()):
+                for index, (_, name) in enumerate(self.table.names()):
                     found.setdefault(name, index)
             except DAMAGED as error:
                 raise GuestError(
@@ -240,7 +212,7 @@ class Symbols:
         return self._by_name
 
     def _address(self, index: int) -> int:
-        address = self._table.address(index)
+        address = self.table.address(index)
         # What is per CPU has small numbers, which nothing moves.
         return address + self.slide if address >= KERNEL_START else address
 
@@ -280,29 +252,6 @@ def running_slide(symbols: Symbols, memory: Memory, paging: Paging | None) -> in
     return 0
 
 
-def symbol_at(
-    kernel_path: str, address: int, memory: Memory | None = None, paging: Paging | None = None
-) -> str | None:
-    """``name+0x12`` for a linear or (before paging) physical address; None when not known.
-
-    Fast enough for a thread that others wait for. With ``memory`` and ``paging`` a bzImage's
-    kernel is asked itself; its System.map holds where KASLR did not move it.
-    """
-    try:
-        if _is_elf(kernel_path):
-            value, name, address = symbolfiles.nearest_in_elf(kernel_path, address)
-            return _near(value, name, address)
-        if memory is not None and paging is not None:
-            if stretches := kernel_paging(memory, paging)[1]:
-                if table := kallsyms.find(memory, stretches):
-                    linear = address if address >= KERNEL_START else address - table.delta
-                    return Symbols(table, "kallsyms").at(linear)
-        path = symbolfiles.map_path(kernel_path)
-        return _near(*symbolfiles.nearest_in_map(path, address), address) if path else None
-    except DAMAGED:
-        return None  # no such file, or a damaged one
-
-
 def _of_file(kernel_path: str) -> Symbols | None:
     """Those of the kernel file or the System.map beside it; None where neither has any."""
     path = symbolfiles.map_path(kernel_path)
@@ -315,13 +264,6 @@ def _of_file(kernel_path: str) -> Symbols | None:
     return None
 
 
-def _is_elf(path: str) -> bool:
-    try:
-        return symbolfiles.is_elf(path)
-    except OSError:
-        return False  # gone since it was booted
-
-
 def _reads_banner(memory: Memory, paging: Paging, gva: int) -> bool:
     try:
         return pagetables.read(memory, paging, gva, len(BANNER)) == BANNER
@@ -329,10 +271,17 @@ def _reads_banner(memory: Memory, paging: Paging, gva: int) -> bool:
         return False
 
 
-def _near(value: int, name: str, address: int) -> str | None:
-    offset = address - value
-    return _text(name, offset) if value >= 0 and name and offset <= REACH_BYTES else None
+def own_paging(memory: Memory, symbols: Symbols) -> Paging | None:
+    """The kernel's own page tables, where no vCPU can be asked: by its symbols from RAM.
 
-
-def _text(name: str, offset: int) -> str:
-    return f"{name}+{offset:#x}" if offset else name
+    None where these are of a file, or the tables do not lead to the kernel that they are said to.
+    """
+    table, root = symbols.table, symbols.get("init_top_pgt")
+    banner = symbols.get("linux_banner")
+    if not isinstance(table, kallsyms.Kallsyms) or root is None or banner is None:
+        return None
+    for cr4 in (CR4_PAE, CR4_PAE | CR4_LA57):
+        paging = Paging(root + table.delta, cr4, EFER_LMA | EFER_NXE)
+        if _reads_banner(memory, paging, banner):
+            return paging
+    return None

@@ -101,7 +101,7 @@ class BootWatch:
 
     def _tell(self, seconds: float) -> None:
         from vmm.guest.pagetables import Paging
-        from vmm.guest.symbols import symbol_at
+        from vmm.guest.symbolat import symbol_at
 
         machine = self._machine
         place = machine.vcpus[0].place()

@@ -13,7 +13,8 @@ from vmm.errors import GuestError
 from vmm.guest import kallsyms
 from vmm.guest.kernelimage import kernel_paging
 from vmm.guest.pagetables import PAGE_SIZE, Paging
-from vmm.guest.symbols import Symbols, running_slide, symbol_at
+from vmm.guest.symbolat import symbol_at
+from vmm.guest.symbols import Symbols, own_paging, running_slide
 
 SLIDE = 0x1F600000
 LONG_NAME = "x" * 200
@@ -150,3 +151,20 @@ def test_ram_full_of_what_the_search_looks_for(filler):
     with pytest.raises(GuestError, match="no symbols"):
         Symbols.from_ram(kernel.memory, kernel.paging)
     assert time.process_time() - started < 10
+
+
+@pytest.mark.parametrize("levels", [4, 5])
+def test_tables_of_a_kernel_whose_processors_nobody_asks(levels):
+    kernel = FakeKernel([("D", "init_top_pgt", 0x380000)], slide=SLIDE, levels=levels)
+    symbols = Symbols.from_ram(kernel.memory)
+    assert own_paging(kernel.memory, symbols) is None
+    top = kernel.memory.read(kernel.paging.root, PAGE_SIZE)
+    kernel.memory.write(kernel.gpa(symbols["init_top_pgt"]), top)
+    found = own_paging(kernel.memory, symbols)
+    assert found is not None
+    assert found == kernel.paging.at(IMAGE_GPA + 0x380000)
+
+
+def test_symbols_by_where_the_image_is():
+    kernel = FakeKernel(SYMBOLS, slide=SLIDE)
+    assert Symbols.from_ram(kernel.memory, image=IMAGE_GPA)["do_idle"] == LINKED + SLIDE + 0x1100

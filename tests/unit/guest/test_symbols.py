@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vmm.guest.symbols import symbol_at
+from vmm.guest.symbolat import symbol_at
 
 BASE = 0xFFFFFFFF81000000
 FUNC, OBJECT = 2, 1
