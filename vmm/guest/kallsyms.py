@@ -24,9 +24,9 @@ TOKENS = 256
 # The tokens "0" to "9" stand at their own character codes.
 DIGITS = b"\0".join([b"%d" % digit for digit in range(10)]) + b"\0"
 FIRST_DIGIT = ord("0")
-# kallsyms and the banner are both in .rodata.
+# kallsyms and the banner are both in .rodata; in Debian's kernels they are 3 MiB apart.
 BEFORE_BANNER = 1 << 20
-AFTER_BANNER = 32 << 20
+AFTER_BANNER = (8 << 20, 32 << 20)
 TOKEN_BYTES_MAX = 512
 NAME_BYTES_MAX = 512
 SYMBOLS_MIN = 64
@@ -124,10 +124,16 @@ class Kallsyms:
         """Know where the image is, by the gpa of its banner; False: of another image's."""
         for index, value in enumerate(self._offsets):
             address = -1 - value if self._down else value  # without the base, which is aligned
-            if not (banner - address) % PAGE_SIZE and self.name(index)[1] == "linux_banner":
+            if not (banner - address) % PAGE_SIZE and self._is_banner(index):
                 self.delta = banner - self.address(index)
                 return self.delta % PHYSICAL_ALIGN == 0
         return False
+
+    def _is_banner(self, index: int) -> bool:
+        try:
+            return self.name(index)[1] == "linux_banner"
+        except (ValueError, IndexError, struct.error):
+            return False  # a marker or a name that leads out of the table
 
 
 def find(memory: Memory, stretches: list[Stretch] | None = None) -> Kallsyms | None:
@@ -136,21 +142,24 @@ def find(memory: Memory, stretches: list[Stretch] | None = None) -> Kallsyms | N
     None when there are none: no Linux, one built without kallsyms, or not unpacked yet.
     """
     tables: list[Kallsyms] = []
-    tries = PARSED_MAX
-    for gpa in banners(memory, stretches):
-        try:
-            for table in tables:
-                if table.locate(gpa):
-                    return table
-            tries -= 1
-            if tries < 0:
-                return None
-            table = parse(read_around(memory, gpa, BEFORE_BANNER, AFTER_BANNER))
+    for gpa, _ in zip(banners(memory, stretches), range(PARSED_MAX), strict=False):
+        for table in tables:
             if table.locate(gpa):
                 return table
-            tables.append(table)
-        except (ValueError, IndexError, struct.error):
-            continue  # a banner without its kernel around
+        found = _around(memory, gpa)
+        if found is not None and found.locate(gpa):
+            return found
+        tables += [found] if found is not None else []
+    return None
+
+
+def _around(memory: Memory, banner: int) -> Kallsyms | None:
+    """The table near a banner; None where no kernel is around."""
+    for reach in AFTER_BANNER:
+        try:
+            return parse(read_around(memory, banner, BEFORE_BANNER, reach))
+        except ValueError:
+            continue
     return None
 
 

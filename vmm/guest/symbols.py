@@ -103,8 +103,8 @@ class Symbols:
     ) -> Symbols:
         """Of the Linux that runs in this RAM; GuestError where there is none (yet).
 
-        With a vCPU's ``paging``, or the gpa of the kernel's ``image``, some 50 MiB are looked at,
-        without them all RAM.
+        With a vCPU's ``paging``, or a gpa at the begin of the kernel's ``image`` (its entry), some
+        50 MiB are looked at, without them all RAM.
         """
         stretches = [Stretch(image, IMAGE_BYTES)] if image is not None else []
         if paging is not None and not stretches:

@@ -2,8 +2,8 @@
 
 The code in front of the payload moves all of it out of the way and jumps to what lies behind the
 payload; that unpacks the kernel, moves it by KASLR, applies its relocations, and jumps to it. At
-the second jump rax holds the gpa of the kernel's image, whose symbols are in RAM then and whose
-first instruction has not run. Source: arch/x86/boot/compressed/head_64.S; boot.rst.
+the second jump rax holds the gpa of the kernel's entry; its symbols are in RAM behind it then, and
+none of its instructions has run. Source: arch/x86/boot/compressed/head_64.S; boot.rst.
 """
 
 from __future__ import annotations
