@@ -169,6 +169,8 @@ class Symbols:
 
     def nearest(self, address: int) -> tuple[str, int] | None:
         """(name, its address) of the last symbol up to an address; None when none is near."""
+        if address < KERNEL_START <= self.table.address(len(self.table) - 1):
+            return None  # a user's or a physical one; what is per CPU has such numbers, too
         linked = address - self.slide if address >= KERNEL_START else address
         found = nearest_in(self.table, linked)
         return None if found is None else (found[0], found[1] + address - linked)

@@ -77,6 +77,18 @@ def test_a_slide_moves_what_is_the_kernels(symbols):
     assert "moved by 0x200000" in repr(symbols)
 
 
+def test_low_addresses_of_a_linux_have_no_name(tmp_path):
+    """Only what is per CPU has small numbers, which are no addresses."""
+    path = tmp_path / "System.map"
+    path.write_text(f"0000000000001000 A per_cpu_thing\n{BASE:x} T _text\n")
+    symbols = Symbols.from_map(str(path))
+    assert symbols["per_cpu_thing"] == 0x1000
+    assert symbols.at(0x1004) is None
+    low = tmp_path / "tiny"
+    low.write_text("0000000000100000 T _start\n")
+    assert Symbols.from_map(str(low)).at(0x100004) == "_start+0x4"
+
+
 def test_files_that_have_none(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"nothing")
