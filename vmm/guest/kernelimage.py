@@ -44,17 +44,17 @@ class Stretch(Record):
 
 
 def kernel_paging(memory: Memory, paging: Paging) -> tuple[Paging, list[Stretch]]:
-    """The tables that map the kernel's image, and its stretches; none: an empty list.
+    """The tables that map the kernel's image, and its stretches; an empty list without one.
 
     With page table isolation a vCPU in user mode has tables that lack it: their sisters have it.
+    The banner tells which is right.
     """
-    best: tuple[Paging, list[Stretch]] = (paging, [])
-    for root in (paging.root, paging.root & ~ISOLATION_BIT):
+    for root in sorted({paging.root, paging.root & ~ISOLATION_BIT}, reverse=True):
         at = paging.at(root)
         found = list(mapped(memory, at))
-        if sum([s.size for s in found]) > sum([s.size for s in best[1]]):
-            best = (at, found)
-    return best
+        if found and next(banners(memory, found), None) is not None:
+            return at, found
+    return paging, []
 
 
 def mapped(memory: Memory, paging: Paging) -> Iterator[Stretch]:
