@@ -11,10 +11,10 @@ import pytest
 from tests.abi.test_iommufd import compare
 from tests.lab.guests.iommufd_kernel import COMPILER, IommufdKernel, headers
 from tests.lab.rig import devices
+from tests.lab.rig.devices import FIRST_BYTES
 from tests.lab.rig.steady import SteadyLab
-from tests.lab.test_passthrough import FIRST_BYTES, SCENARIO, nvme
 
-__all__ = ["nvme"]
+SCENARIO = "tests.lab.scenarios"
 CDEV = "cdev"
 
 
@@ -44,11 +44,15 @@ def test_an_nvme_by_its_file(iommufd_lab, job, nvme):
     iommufd_lab.call(f"{SCENARIO}.passthrough:nvme_works", md5=md5, form=CDEV, **job)
 
 
+@pytest.mark.full
 def test_reboots(iommufd_lab, job, nvme):
     md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
-    iommufd_lab.call(f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, form=CDEV, **job)
+    iommufd_lab.call(
+        f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, boots=4, form=CDEV, **job
+    )
 
 
+@pytest.mark.full
 def test_killed_and_started_again(iommufd_lab, job):
     iommufd_lab.call(f"{SCENARIO}.passthrough:killed_and_started_again", form=CDEV, **job)
 
@@ -66,6 +70,9 @@ def test_faults(iommufd_lab):
     iommufd_lab.call(f"{SCENARIO}.faults:faults_of_edu", form=CDEV)
 
 
-def test_the_group_as_before(iommufd_lab, job, nvme):
+@pytest.mark.parametrize("boots", [1, pytest.param(4, marks=pytest.mark.full)])
+def test_the_group_as_before(iommufd_lab, job, nvme, boots):
     md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
-    iommufd_lab.call(f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, form="group", **job)
+    iommufd_lab.call(
+        f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, boots=boots, form="group", **job
+    )

@@ -19,8 +19,15 @@ def call(lab, job: JobGuest, name: str, **more: object) -> None:
     lab.call(f"{SCENARIO}:{name}", kernel=str(job.image), initramfs=str(job.initramfs), **more)
 
 
-@pytest.mark.parametrize("suite", [None, BACKPORTS], ids=["stable", "backports"])
-@pytest.mark.parametrize("form", ["bzimage", "pvh"])
+@pytest.mark.parametrize(
+    ("form", "suite"),
+    [
+        pytest.param("bzimage", None, id="bzimage-stable"),
+        pytest.param("pvh", BACKPORTS, id="pvh-backports"),
+        pytest.param("bzimage", BACKPORTS, id="bzimage-backports", marks=pytest.mark.full),
+        pytest.param("pvh", None, id="pvh-stable", marks=pytest.mark.full),
+    ],
+)
 def test_kernels_run(lab, suite, form):
     guest = JobGuest(suite)
     kernel = guest.image if form == "bzimage" else guest.kernel.vmlinux()
@@ -30,7 +37,9 @@ def test_kernels_run(lab, suite, form):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["acpi", "kbd", pytest.param("triple", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "how", ["acpi", *[pytest.param(how, marks=pytest.mark.full) for how in ("kbd", "triple")]]
+)
 def test_reboots_three_times(lab, job, how):
     call(lab, job, "reboots_three_times", how=how)
 
@@ -39,6 +48,8 @@ def test_panic_reboots(lab, job):
     call(lab, job, "panic_reboots")
 
 
+# As tests/kvm/command/test_stop.py has it with guests of a few instructions.
+@pytest.mark.full
 def test_deaf_guest_is_killed_at_the_timeout(lab, job):
     call(lab, job, "deaf_guest_is_killed")
 
@@ -47,6 +58,7 @@ def test_stop_during_boot_and_of_nothing(lab, job):
     call(lab, job, "stop_during_boot_and_of_nothing")
 
 
+@pytest.mark.full
 def test_second_stop_kills_at_once(lab, job):
     call(lab, job, "second_stop_kills_at_once")
 

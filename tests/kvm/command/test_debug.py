@@ -87,6 +87,7 @@ def test_without_debug_there_is_none_of_it(tmp_path):
     assert "Z debug " not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.waits
 def test_exits_per_second_and_the_place_they_are_at(tmp_path):
     loop = bytes(Program().raw("b058 e680 ebfc").code)  # out to port 0x80, again and again
     command = Command(tmp_path, loop, DEBUG=1, LOG_FILEPATH=tmp_path / "log")
@@ -105,6 +106,7 @@ def test_exits_per_second_and_the_place_they_are_at(tmp_path):
     assert int(found[1]) > 100
 
 
+@pytest.mark.waits
 def test_why_a_guest_was_started_again(tmp_path):
     command = Command(tmp_path, RESET, DEBUG=1, LOG_FILEPATH=tmp_path / "log")
     process = subprocess.Popen(

@@ -72,6 +72,7 @@ class OnTerminal:
         self.process.wait()
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_terminal_that_nobody_reads(tmp_path, extra):
     command = Command(tmp_path, flood(extra), STOP_TIMEOUT_SECONDS=1)
@@ -85,6 +86,7 @@ def test_a_terminal_that_nobody_reads(tmp_path, extra):
         assert "did not shut down within" in command.run("status")[1]
 
 
+@pytest.mark.waits
 def test_a_pipe_that_nobody_reads(tmp_path):
     command = Command(tmp_path, flood(), CONSOLE="tty", STOP_TIMEOUT_SECONDS=1)
     process = command.start()

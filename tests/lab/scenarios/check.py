@@ -83,6 +83,7 @@ def says_the_same(told: str, problems: list[dict[str, Any]]) -> None:
 
 def without_settings() -> None:
     """What is missing is told, the host is looked at all the same, and devices are offered."""
+    release(find(NVME))
     guest = Guest()
     code, findings = checked(guest)
     expect(code == 2, str(code))
