@@ -12,8 +12,8 @@ from tests.lab.guests.firmware import CLOUDHV, HYPERVISOR_FW, NAMES, REMEDY, fin
 SCENARIO = "tests.lab.scenarios.firmware"
 BIG_MIB = 5 * 1024
 MATRIX = [(name, v, m) for name in NAMES for v in (1, 4) for m in (512, BIG_MIB)]
-# Every value of each column at least once; the rest belongs to the longer matrix.
-SHORT = [(HYPERVISOR_FW, 1, 512), (CLOUDHV, 4, BIG_MIB)]
+# Both sizes of RAM; the seed's guest has two processors. The rest belongs to the longer matrix.
+SHORT = [(HYPERVISOR_FW, 1, 512), (CLOUDHV, 1, BIG_MIB)]
 # What each firmware prints before it leaves the machine to the boot entry.
 WORDS = {HYPERVISOR_FW: "Jumping to kernel", CLOUDHV: "BdsDxe: starting Boot"}
 

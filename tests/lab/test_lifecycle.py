@@ -38,10 +38,14 @@ def test_kernels_run(lab, suite, form):
 
 
 @pytest.mark.parametrize(
-    "how", ["acpi", *[pytest.param(how, marks=pytest.mark.full) for how in ("kbd", "triple")]]
+    ("how", "times"),
+    [
+        ("acpi", 1),
+        *[pytest.param(how, 3, marks=pytest.mark.full) for how in ("acpi", "kbd", "triple")],
+    ],
 )
-def test_reboots_three_times(lab, job, how):
-    call(lab, job, "reboots_three_times", how=how)
+def test_reboots(lab, job, how, times):
+    call(lab, job, "reboots", how=how, times=times)
 
 
 def test_panic_reboots(lab, job):

@@ -38,7 +38,7 @@ def test_devices_come_and_go(lab, job, name):
     lab.call(f"{SCENARIO}.passthrough:{name}", **job)
 
 
-@pytest.mark.parametrize("mib", [32, pytest.param(256, marks=pytest.mark.full)])
+@pytest.mark.parametrize("mib", [8, pytest.param(256, marks=pytest.mark.full)])
 def test_writes_reach_the_host_s_file(lab, writes, mib):
     debian = DebianGuest()
     told = lab.call(
