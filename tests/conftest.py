@@ -97,7 +97,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: rank(Path(item.path)))
 
 
-def rank(path: Path) -> int:
+def rank(path: Path) -> tuple[int, int]:
     """Modules in this order, where worker processes take one after the other: the longest first.
 
     A worker that has come to the shared lab keeps it. What is short fills the end, so that no
@@ -105,8 +105,8 @@ def rank(path: Path) -> int:
     """
     folder = path.relative_to(Path(__file__).parent).parts[0]
     if folder != "lab":
-        return len(LONGEST) + 1 + (folder == "unit")
-    return LONGEST.index(path.stem) if path.stem in LONGEST else len(LONGEST)
+        return 1 + (folder == "unit"), path.stem != "test_binary"
+    return 0, LONGEST.index(path.stem) if path.stem in LONGEST else len(LONGEST)
 
 
 def pytest_collection_finish() -> None:
