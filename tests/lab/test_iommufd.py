@@ -59,20 +59,21 @@ def test_killed_and_started_again(iommufd_lab, job):
 
 @pytest.mark.parametrize(
     "name",
-    ["by_its_file_alone", "two_devices_by_one_file", "a_group_and_a_file_are_refused",
-     "without_the_group_s_file"],
+    ["by_its_file_alone", "a_group_and_a_file_are_refused", "without_the_group_s_file",
+     pytest.param("two_devices_by_one_file", marks=pytest.mark.full)],
 )  # fmt: skip
 def test_files(iommufd_lab, job, name):
     iommufd_lab.call(f"{SCENARIO}.iommufd:{name}", **job)
 
 
+@pytest.mark.full
 def test_faults(iommufd_lab):
     iommufd_lab.call(f"{SCENARIO}.faults:faults_of_edu", form=CDEV)
 
 
-@pytest.mark.parametrize("boots", [1, pytest.param(4, marks=pytest.mark.full)])
-def test_the_group_as_before(iommufd_lab, job, nvme, boots):
+@pytest.mark.full
+def test_the_group_as_before(iommufd_lab, job, nvme):
     md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
     iommufd_lab.call(
-        f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, boots=boots, form="group", **job
+        f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, boots=4, form="group", **job
     )

@@ -19,6 +19,9 @@ def call(lab, job: JobGuest, name: str, **more: object) -> None:
     lab.call(f"{SCENARIO}:{name}", kernel=str(job.image), initramfs=str(job.initramfs), **more)
 
 
+# What is marked "full" tests/kvm/command has with guests of a few instructions, or test_service.py.
+
+
 @pytest.mark.parametrize(
     ("form", "suite"),
     [
@@ -48,11 +51,11 @@ def test_reboots(lab, job, how, times):
     call(lab, job, "reboots", how=how, times=times)
 
 
+@pytest.mark.full
 def test_panic_reboots(lab, job):
     call(lab, job, "panic_reboots")
 
 
-# As tests/kvm/command/test_stop.py has it with guests of a few instructions.
 @pytest.mark.full
 def test_deaf_guest_is_killed_at_the_timeout(lab, job):
     call(lab, job, "deaf_guest_is_killed")
@@ -75,5 +78,6 @@ def test_one_process_of_one_name(lab, job):
     call(lab, job, "one_process_of_one_name")
 
 
+@pytest.mark.full
 def test_log_rotation_and_full_disk(lab, job):
     call(lab, job, "log_survives_rotation_and_a_full_disk")

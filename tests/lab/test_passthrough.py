@@ -12,6 +12,7 @@ from tests.lab.guests.kernels import Kernel
 from tests.lab.rig.devices import FETCHED_NAME, FIRST_BYTES, LARGE_BYTES
 
 SCENARIO = "tests.lab.scenarios"
+SMALL_MIB = 16
 
 
 @pytest.mark.parametrize(
@@ -32,14 +33,25 @@ def test_reboots_with_a_device(lab, job, nvme, boots):
 
 @pytest.mark.parametrize(
     "name",
-    ["killed_and_started_again", "two_devices_in_two_groups", "a_device_of_the_host_is_refused"],
+    [
+        "killed_and_started_again",
+        "a_device_of_the_host_is_refused",
+        pytest.param("two_devices_in_two_groups", marks=pytest.mark.full),
+    ],
 )
 def test_devices_come_and_go(lab, job, name):
     lab.call(f"{SCENARIO}.passthrough:{name}", **job)
 
 
-@pytest.mark.parametrize("mib", [8, pytest.param(256, marks=pytest.mark.full)])
-def test_writes_reach_the_host_s_file(lab, writes, mib):
+def test_writes_reach_the_host_s_file(lab, writes, job):
+    told = lab.call(f"{SCENARIO}.passthrough:a_small_guest_writes", mib=SMALL_MIB, **job)
+    with open(writes, "rb") as file:
+        assert hashlib.md5(file.read(SMALL_MIB << 20)).hexdigest() == told.split()[-1]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mib", [48, 256])
+def test_a_debian_s_writes_reach_the_host_s_file(lab, writes, mib):
     debian = DebianGuest()
     told = lab.call(
         f"{SCENARIO}.passthrough:writes_reach_the_host_s_file", timeout=880,
@@ -74,8 +86,12 @@ def test_a_large_bar(lab, job):
     lab.call(f"{SCENARIO}.passthrough:a_large_bar", size=LARGE_BYTES, **job)
 
 
-def test_faults(lab, job, nvme):
+def test_faults(lab):
     lab.call(f"{SCENARIO}.faults:faults_of_edu", form="bdf")
+
+
+@pytest.mark.full
+def test_fewer_vectors(lab, job, nvme):
     md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
     lab.call(f"{SCENARIO}.faults:fewer_vectors", md5=md5, form="bdf", **job)
 

@@ -95,9 +95,15 @@ def test_a_log_that_the_shell_sends_into_an_image(tmp_path):
     assert image.read_bytes() == before
 
 
-@pytest.mark.parametrize("image", ["system.img", "config.img"])
 @pytest.mark.parametrize(
-    "setting", ["LOG_FILEPATH={}", "CONSOLE=file={}", "SERIAL=file={}", ">>{}"]
+    ("setting", "image"),
+    [
+        ("LOG_FILEPATH={}", "system.img"),
+        ("LOG_FILEPATH={}", "config.img"),
+        ("CONSOLE=file={}", "system.img"),
+        ("SERIAL=file={}", "config.img"),
+        (">>{}", "system.img"),
+    ],
 )
 def test_another_vm_s_image_is_nobodys_log(tmp_path, setting, image):
     for name in ("first", "second"):
