@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.command import COMMAND, PREFIX, RESET, Command, finish
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 from vmm.layout import MMIO32_GPA
 from vmm.settings.config import SETTINGS
 
@@ -94,7 +95,7 @@ def test_exits_per_second_and_the_place_they_are_at(tmp_path):
     process = subprocess.Popen(
         [COMMAND, "start"], env=command.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     found = None
     while found is None and time.monotonic() < deadline:
         time.sleep(0.5)

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from tests.support.command import COMMAND, HALT, Command, finish
+from tests.support.speed import patience
 from vmm._native.host.posix import ofd_lock
 from vmm.run.instance import process_start_time
 
@@ -153,7 +154,7 @@ def test_no_line_ends_the_guest(tmp_path):
     lines = [b"[" * 4000, b'{"a":' * 700, b"\xff" * 100, b"9" * 4000, b'{"command": [[[]]]}', b""]
     for line in lines:
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(10)
+            link.settimeout(patience(10))
             link.connect(str(tmp_path / "vllmd-hypervisor/vm/control"))
             link.sendall(line + b"\n")
             assert b"error" in link.recv(1 << 16)
