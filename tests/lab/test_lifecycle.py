@@ -70,10 +70,12 @@ def test_second_stop_kills_at_once(lab, job):
     call(lab, job, "second_stop_kills_at_once")
 
 
+@pytest.mark.full
 def test_kill_and_start_again(lab, job):
     call(lab, job, "killed_and_started_again")
 
 
+@pytest.mark.full
 def test_one_process_of_one_name(lab, job):
     call(lab, job, "one_process_of_one_name")
 
