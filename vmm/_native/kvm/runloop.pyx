@@ -196,10 +196,7 @@ cdef class VcpuLoop:
         return self.outcome
 
     def settle(self):
-        """Complete the port or MMIO access that the vCPU stopped in; its thread stands still.
-
-        Only then are its registers those of an instruction's end. Source: api.rst, KVM_RUN.
-        """
+        """Complete the access that the vCPU stopped in, for its registers; it stands still."""
         with nogil:
             self.complete()
 
@@ -208,8 +205,7 @@ cdef class VcpuLoop:
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
         while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
             self.late = self.dispatch()
-            if self.late == OUTCOME_STOP:
-                self.late = OUTCOME_CONTINUE
+            self.late = OUTCOME_CONTINUE if self.late == OUTCOME_STOP else self.late
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -259,11 +255,9 @@ cdef class VcpuLoop:
             self.interrupt()
 
     def newest_exit(self):
-        """(reason, address) of the newest exit; ("", 0) before the first."""
-        if self.exits == 0:
-            return "", 0
+        """(reason, address) of the newest exit."""
         record = self.trail[(self.exits - 1) & (TRAIL - 1)]
-        return EXIT_NAMES.get(record.reason, f"exit_{record.reason}"), record.address
+        return EXIT_NAMES.get(record.reason, ""), record.address
 
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
@@ -285,9 +279,8 @@ cdef class VcpuLoop:
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
         vmm_run_begins(self.vcpu.run)
-        if self.late != OUTCOME_CONTINUE:
-            outcome = self.late
-            self.late = OUTCOME_CONTINUE
+        outcome, self.late = self.late, OUTCOME_CONTINUE
+        if outcome != OUTCOME_CONTINUE:
             return outcome
         while not vmm_load(&self.stop):
             rc = run_vcpu(&self.tracing, self.vcpu.fd, self.vcpu.run)
