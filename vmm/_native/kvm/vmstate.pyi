@@ -1,0 +1,19 @@
+from collections.abc import Mapping
+
+from vmm._native.kvm.vm import Kvm, VmFd
+
+CHIP_NAMES: tuple[str, ...]
+VERSION: int
+
+def msr_index_list(kvm: Kvm) -> tuple[int, ...]: ...
+def xsave_size(vm: VmFd) -> int: ...
+
+class VmState:
+    clock_ns: int
+    realtime_ns: int
+    @staticmethod
+    def capture(vm: VmFd) -> VmState: ...
+    def apply(self, vm: VmFd, ahead_ns: int = 0) -> None: ...
+    def to_state(self) -> dict[str, int | bytes]: ...
+    @staticmethod
+    def from_state(state: Mapping[str, object]) -> VmState: ...
