@@ -11,8 +11,14 @@ PROGRAM = "vllmd-hypervisor"
 
 _LAZY = {
     "Config": "vmm.settings.config",
+    "ConfigError": "vmm.errors",
+    "Guest": "vmm.debug.guest",
     "GuestMemory": "vmm._native.memory.guestmem",
+    "HostError": "vmm.errors",
     "Machine": "vmm.machine",
+    "STOP": "vmm.debug.stop",
+    "Stop": "vmm.debug.stop",
+    "VmmError": "vmm.errors",
     "build_machine": "vmm.machine",
 }
 

@@ -14,6 +14,7 @@ FLOORS = (
     ("vmm.__main__",),
     ("vmm.command",),
     ("vmm.check",),
+    ("vmm.debug",),
     ("vmm.run",),
     ("vmm.machine",),
     ("devices",),

@@ -34,7 +34,7 @@ from vmm.settings.traps import exported, service_variables, service_warning, unw
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 PREFIX = SETTING_PREFIX
@@ -185,9 +185,12 @@ class Config(Record):
 
 
 def survey(
-    environment: Mapping[str, str],
+    environment: Mapping[str, str], optional: Sequence[str] = ()
 ) -> tuple[dict[str, Any], list[str], list[tuple[str, str]]]:
-    """(Config's fields as far as they are good, warnings, (variable, problem) of the others)."""
+    """(Config's fields as far as they are good, warnings, (variable, problem) of the others).
+
+    Lists that ``optional`` names (without the prefix) may be missing, and are empty then.
+    """
     warnings: list[str] = []
     problems = _unknown_names(environment, warnings)
     values: dict[str, Any] = {}
@@ -196,7 +199,9 @@ def survey(
         text = environment.get(name, "")
         if text:
             text = unwrap(name, text, warnings)
-        if not text and setting.default == REQUIRED:
+        if not text and setting.name in optional:
+            values[setting.field] = ()
+        elif not text and setting.default == REQUIRED:
             problems.append((name, f"{name} is not set: {setting.meaning} ({setting.form})"))
         elif not text and not setting.default:
             values[setting.field] = UNSET[setting.field]

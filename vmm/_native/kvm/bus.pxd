@@ -13,6 +13,7 @@ cdef enum:
     OUTCOME_KICKED = 3       # the run was interrupted by kick()
     OUTCOME_CRASH = 4        # the guest cannot go on (triple fault is a reset, not this)
     OUTCOME_ERROR = 5        # a device raised, or KVM_RUN failed
+    OUTCOME_STOP = 6         # the vCPU stands still for whoever drives it, and can go on
 
 # `data` has `size` bytes (1, 2, 4 or 8), little endian, prefilled with 0xff for reads.
 ctypedef int (*bus_handler)(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,

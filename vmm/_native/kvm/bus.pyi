@@ -6,6 +6,7 @@ SHUTDOWN: int
 KICKED: int
 CRASH: int
 ERROR: int
+STOP: int
 
 class BusTarget: ...
 

@@ -17,10 +17,17 @@ cdef struct ExitRecord:
     uint8_t size
     uint8_t is_write
 
+cdef struct DebugExit:
+    uint64_t pc                  # linear, of the instruction that comes next
+    uint64_t dr6
+    uint64_t dr7
+    uint32_t exception           # 1: #DB, 3: #BP
+
 cdef class VcpuLoop:
     cdef readonly VcpuFd vcpu
     cdef Bus pio
     cdef Bus mmio
+    cdef public Bus msr          # answers MSRs that the VM's filter names; None: none of them
     cdef Thread thread
     cdef bytes thread_name
     cdef int done_fd
@@ -28,9 +35,12 @@ cdef class VcpuLoop:
     cdef int stop                # set by kick(): leave the loop at the next chance
     cdef int pause_wanted        # set by pause(), cleared by resume()
     cdef int parked              # the thread is held
+    cdef int stood               # the exit that holds it wants an answer (OUTCOME_STOP), else 0
+    cdef bint here               # run_here(): whoever called it hears of every interruption
     cdef int resume_fd           # eventfd that ends the holding
     cdef readonly int outcome
     cdef readonly int failure    # errno of a failed KVM_RUN
+    cdef DebugExit debug         # what the newest KVM_EXIT_DEBUG said
     cdef uint64_t counts[EXIT_KINDS]
     cdef ExitRecord trail[TRAIL]
     cdef uint64_t exits
@@ -40,6 +50,9 @@ cdef class VcpuLoop:
     cdef void finish(self) noexcept
     cdef void park(self) noexcept nogil
     cdef int loop(self) noexcept nogil
+    cdef void complete(self) noexcept nogil
+    cdef void stand(self) noexcept nogil
     cdef int dispatch(self) noexcept nogil
+    cdef int msr_exit(self, ExitRecord *record) noexcept nogil
     cdef int port_exit(self, ExitRecord *record) noexcept nogil
     cdef int mmio_exit(self, ExitRecord *record) noexcept nogil

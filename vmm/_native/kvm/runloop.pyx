@@ -10,6 +10,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.unistd cimport close as c_close
 
+from cpython.exc cimport PyErr_CheckSignals
+
 from vmm._native.kvm.bus cimport (
     own_thread_begins,
     own_thread_ends,
@@ -18,7 +20,13 @@ from vmm._native.kvm.bus cimport (
     OUTCOME_ERROR,
     OUTCOME_KICKED,
     OUTCOME_RESET,
+    OUTCOME_STOP,
     Bus,
+)
+from vmm._native.kvm.signals cimport (
+    timer_delete, timer_t, usleep, vmm_gettid, vmm_heed_sigint, vmm_kick_install, vmm_kick_unblock,
+    vmm_load, vmm_notify, vmm_run_begins, vmm_store, vmm_store_byte, vmm_tgkill, vmm_timer_start,
+    vmm_unheed_sigint, vmm_wait_for,
 )
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
@@ -30,61 +38,6 @@ import os
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
-
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <poll.h>
-    #include <pthread.h>
-    #include <signal.h>
-    #include <stdint.h>
-    #include <sys/eventfd.h>
-    #include <sys/syscall.h>
-    #include <unistd.h>
-    static void vmm_kick_handler(int signal) { (void)signal; }
-    /* A handler that does nothing: the signal's only work is to end KVM_RUN with EINTR. */
-    static int vmm_kick_install(void) {
-        struct sigaction action = {0};
-        action.sa_handler = vmm_kick_handler;
-        sigfillset(&action.sa_mask);
-        return sigaction(SIGRTMIN, &action, NULL);
-    }
-    static void vmm_kick_unblock(void) {
-        sigset_t set;
-        sigemptyset(&set);
-        sigaddset(&set, SIGRTMIN);
-        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    }
-    static int vmm_gettid(void) { return (int)syscall(SYS_gettid); }
-    static int vmm_tgkill(int tid) { return (int)syscall(SYS_tgkill, getpid(), tid, SIGRTMIN); }
-    static void vmm_notify(int fd) {
-        unsigned long long one = 1;
-        ssize_t rc = write(fd, &one, sizeof one);
-        (void)rc;
-    }
-    static void vmm_wait_for(int fd) {
-        struct pollfd entry = {fd, POLLIN, 0};
-        uint64_t value;
-        if (poll(&entry, 1, -1) > 0) {
-            ssize_t rc = read(fd, &value, sizeof value);
-            (void)rc;
-        }
-    }
-    #define vmm_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
-    #define vmm_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
-    """
-    int vmm_kick_install() nogil
-    void vmm_kick_unblock() nogil
-    int vmm_gettid() nogil
-    int vmm_tgkill(int tid) nogil
-    void vmm_notify(int fd) nogil
-    void vmm_wait_for(int fd) nogil
-    int vmm_load(int *p) nogil
-    void vmm_store(int *p, int v) nogil
-    void vmm_store_byte "vmm_store"(uint8_t *p, uint8_t v) nogil
-    int usleep(unsigned int microseconds) nogil
 
 cdef enum:
     PAUSE_STEP_US = 500          # how often pause() asks again
@@ -194,6 +147,7 @@ cdef class VcpuLoop:
     cdef void run_thread(self) noexcept nogil:
         vmm_kick_unblock()
         self.outcome = self.loop()
+        vmm_run_begins(NULL)
         vmm_store(&self.tid, 0)
         vmm_notify(self.done_fd)
 
@@ -224,16 +178,59 @@ cdef class VcpuLoop:
         self.finish()
         return self.outcome
 
-    def run_here(self):
-        """Run the guest on the calling thread until an outcome; for tests and scripts."""
+    def run_here(self, long long timeout_ns=0):
+        """Run the guest on the calling thread until an outcome; for scripts and tests.
+
+        KICKED when kick(), a signal or the time-out (0: none) came first; the guest can go on. A
+        Python signal handler that raises does so from here. The kernel waits some ms when a vCPU's
+        thread is another one than before.
+        """
+        cdef timer_t timer
+        cdef int rc = 0
         vmm_kick_install()
-        vmm_store(&self.stop, 0)
-        self.vcpu.run.immediate_exit = 0
+        cdef bint heeded = vmm_heed_sigint()
+        self.here = True
         with nogil:
             vmm_kick_unblock()
-            self.outcome = self.loop()
-            vmm_store(&self.tid, 0)
+            if timeout_ns > 0:
+                rc = vmm_timer_start(&timer, timeout_ns)
+            if rc == 0:
+                self.outcome = self.loop()
+                vmm_run_begins(NULL)
+                vmm_store(&self.stop, 0)
+                vmm_store(&self.tid, 0)
+                if timeout_ns > 0:
+                    timer_delete(timer)
+        self.here = False
+        if heeded:
+            vmm_unheed_sigint()
+        if rc:
+            raise IoctlError(rc, "timer_create")
+        if self.outcome == OUTCOME_KICKED:
+            PyErr_CheckSignals()
         return self.outcome
+
+    def settle(self):
+        """Complete the port or MMIO access that the vCPU stopped in; its thread stands still.
+
+        Only then are its registers those of an instruction's end. Source: api.rst, KVM_RUN.
+        """
+        with nogil:
+            self.complete()
+
+    cdef void complete(self) noexcept nogil:
+        vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
+        ioctl(self.vcpu.fd, KVM_RUN, 0)
+        vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
+
+    def debug_exit(self):
+        """(pc, exception, dr6, dr7) of the newest debug exit; exception 1 is #DB, 3 is #BP."""
+        return self.debug.pc, self.debug.exception, self.debug.dr6, self.debug.dr7
+
+    @property
+    def stands(self):
+        """True while the thread is held by an exit that wants an answer (STOP) before resume()."""
+        return vmm_load(&self.parked) != 0 and vmm_load(&self.stood) != 0
 
     @property
     def running(self):
@@ -282,6 +279,7 @@ cdef class VcpuLoop:
         cdef int outcome
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
+        vmm_run_begins(self.vcpu.run)
         while not vmm_load(&self.stop):
             rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
             if rc < 0:
@@ -291,15 +289,28 @@ cdef class VcpuLoop:
                         self.park()
                     # Before `stop` is read again: kick() sets it first, so it is not missed.
                     vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
+                    if self.here:
+                        return OUTCOME_KICKED
                     continue
                 self.failure = errno
                 return OUTCOME_ERROR
             outcome = self.dispatch()
-            if outcome != OUTCOME_CONTINUE:
+            if outcome == OUTCOME_STOP and not self.here:
+                self.stand()
+            elif outcome != OUTCOME_CONTINUE:
                 # An interrupted port access is completed by the next KVM_RUN only; the guest
                 # executes nothing more, so nobody misses it.
                 return outcome
         return OUTCOME_KICKED
+
+    cdef void stand(self) noexcept nogil:
+        # As if pause() had been called; whoever drives this vCPU hears of it and calls resume().
+        self.complete()
+        vmm_store(&self.pause_wanted, 1)
+        vmm_store(&self.stood, 1)
+        vmm_notify(self.done_fd)
+        self.park()
+        vmm_store(&self.stood, 0)
 
     cdef int dispatch(self) noexcept nogil:
         cdef kvm_run *run = self.vcpu.run
@@ -320,9 +331,31 @@ cdef class VcpuLoop:
             return OUTCOME_RESET
         if reason == <uint32_t>KVM_EXIT_INTR or reason == <uint32_t>KVM_EXIT_IRQ_WINDOW_OPEN:
             return OUTCOME_CONTINUE
+        if reason == <uint32_t>KVM_EXIT_DEBUG:
+            record.address = run.debug.arch.pc
+            self.debug = DebugExit(run.debug.arch.pc, run.debug.arch.dr6, run.debug.arch.dr7,
+                                   run.debug.arch.exception)
+            return OUTCOME_STOP
+        if reason == <uint32_t>KVM_EXIT_X86_RDMSR or reason == <uint32_t>KVM_EXIT_X86_WRMSR:
+            return self.msr_exit(record)
         if reason == <uint32_t>KVM_EXIT_INTERNAL_ERROR:
             record.address = run.internal.suberror
         return OUTCOME_CRASH
+
+    cdef int msr_exit(self, ExitRecord *record) noexcept nogil:
+        # Only for MSRs that a filter of the VM names, and with nobody behind them #GP.
+        cdef kvm_run *run = self.vcpu.run
+        cdef uint8_t *data = <uint8_t *>&run.msr.data
+        cdef int outcome = OUTCOME_CONTINUE
+        record.address = run.msr.index
+        record.size = 8
+        record.is_write = run.exit_reason == <uint32_t>KVM_EXIT_X86_WRMSR
+        run.msr.error = 1
+        if self.msr is not None:
+            run.msr.error = 0
+            outcome = self.msr.access(run.msr.index, data, 8, record.is_write)
+        record.data = run.msr.data
+        return outcome
 
     cdef int port_exit(self, ExitRecord *record) noexcept nogil:
         cdef kvm_run *run = self.vcpu.run

@@ -30,12 +30,14 @@ cdef extern from "<linux/kvm.h>" nogil:
     int KVM_EXIT_UNKNOWN, KVM_EXIT_EXCEPTION, KVM_EXIT_IO, KVM_EXIT_HYPERCALL, KVM_EXIT_DEBUG
     int KVM_EXIT_HLT, KVM_EXIT_MMIO, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_SHUTDOWN
     int KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTR, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_SYSTEM_EVENT
+    int KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR
     int KVM_EXIT_IO_IN, KVM_EXIT_IO_OUT
     int KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC
     int KVM_IRQFD_FLAG_DEASSIGN, KVM_IRQFD_FLAG_RESAMPLE
     int KVM_IOEVENTFD_FLAG_DEASSIGN
     int KVM_CAP_NR_VCPUS, KVM_CAP_MAX_VCPUS, KVM_CAP_MAX_VCPU_ID, KVM_CAP_X2APIC_API
     int KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP
+    int KVM_GUESTDBG_USE_SW_BP, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_BLOCKIRQ
 
     struct kvm_userspace_memory_region:
         uint32_t slot
@@ -168,6 +170,28 @@ cdef extern from "<linux/kvm.h>" nogil:
         uint64_t hardware_entry_failure_reason
         uint32_t cpu
 
+    struct kvm_debug_exit_arch:
+        uint32_t exception
+        uint64_t pc
+        uint64_t dr6
+        uint64_t dr7
+
+    struct kvm_run_debug "":
+        kvm_debug_exit_arch arch
+
+    struct kvm_guest_debug_arch:
+        uint64_t debugreg[8]
+
+    struct kvm_guest_debug:
+        uint32_t control
+        kvm_guest_debug_arch arch
+
+    struct kvm_run_msr "":
+        uint8_t error
+        uint32_t reason
+        uint32_t index
+        uint64_t data
+
     struct kvm_run_system_event "":
         uint32_t type
 
@@ -179,4 +203,6 @@ cdef extern from "<linux/kvm.h>" nogil:
         kvm_run_mmio mmio
         kvm_run_internal internal
         kvm_run_fail_entry fail_entry
+        kvm_run_debug debug
+        kvm_run_msr msr
         kvm_run_system_event system_event

@@ -1,0 +1,21 @@
+"""A console whose output stays in this process's memory, for scripts."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+from vmm._native.console.byteport cimport BytePort
+from vmm._native.kvm.runloop cimport VcpuLoop
+
+cdef class KeptPort(BytePort):
+    cdef uint8_t *kept
+    cdef size_t kept_size        # bytes kept
+    cdef size_t kept_room        # bytes allocated
+    cdef readonly size_t limit
+    cdef uint64_t kept_start     # position of the first one among all that the guest ever wrote
+    cdef list typed              # input that found no room yet; the GIL's
+    cdef int typed_count
+    cdef int armed               # the next output interrupts `loop` and wakes `ready_fd`
+    cdef VcpuLoop loop
+
+    cdef bint grow(self, size_t size) noexcept nogil
+    cdef void keep(self, const uint8_t *data, size_t length) noexcept nogil
+    cdef void feed(self) noexcept

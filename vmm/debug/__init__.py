@@ -1,0 +1,1 @@
+"""A guest in your hands: run control, breakpoints, trace, snapshots, gdb. No part of `start`."""

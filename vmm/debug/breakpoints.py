@@ -1,0 +1,265 @@
+"""Breakpoints of a guest: where they are, how each is made, and which one a vCPU stands on.
+
+A strategy is chosen by what this host's KVM is found to do (abilities.py): hardware while one of
+the four is free, int3, then a port instruction, then single steps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
+from vmm.debug.abilities import INT3 as INT3_CODE
+from vmm.debug.onebyte import is_one_byte
+from vmm.debug.points import HARDWARE, INT3, PORT, STEP, Point
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm.debug.cpu import Cpu
+    from vmm.debug.patches import Patch, Patches
+    from vmm.debug.points import Action, Condition
+
+HARDWARE_MAX = 4
+DR6_STEP = 1 << 14
+DEBUG_EXIT = "debug"
+IO_EXIT = "io"
+BREAK_EXCEPTION = 3
+OUT = 0xE6
+
+
+class Site:
+    """One address that a software breakpoint, or several, stand at."""
+
+    def __init__(self, address: int, kind: str) -> None:
+        self.address = address
+        self.kind = kind
+        self.points: list[Point] = []
+        self.patch: Patch | None = None
+
+
+class Breakpoints:
+    """All points of a guest. The thread that drives it, while the guest stands still."""
+
+    def __init__(self, cpus: Sequence[Cpu], patches: Patches, stop_port: int) -> None:
+        self._cpus = cpus
+        self._patches = patches
+        self._stop_port = stop_port
+        self._slots: list[Point] = []
+        self._sites: dict[int, Site] = {}
+        self._armed: list[object] = [None] * len(cpus)
+        self._dirty = True
+
+    # --- making and removing ---
+
+    def add(
+        self,
+        address: int,
+        label: str | None,
+        action: Action | None,
+        hardware: bool | None,
+        condition: str | Condition | None,
+    ) -> Point:
+        """A breakpoint at linear ``address``; HostError when the wanted kind is not possible."""
+        point = Point(address, label, action, condition, self._remove, self._changed)
+        free = ABILITIES.hardware and len(self._slots) < HARDWARE_MAX
+        if hardware and not free:
+            raise _no_hardware(ABILITIES.hardware, "execution")
+        if hardware or (hardware is None and free):
+            self._take_slot(point)
+        else:
+            site = self._site(address, label)
+            point.kind = site.kind
+            site.points.append(point)
+        self._changed()
+        return point
+
+    def watch(
+        self, address: int, label: str | None, size: int, access: str, action: Action | None,
+        condition: str | Condition | None,
+    ) -> Point:  # fmt: skip
+        """A hardware watchpoint on 1, 2, 4 or 8 aligned bytes."""
+        if size not in LENGTHS or address % size:
+            raise ValueError(
+                f"a watchpoint of {size} bytes at {address:#x}: 1, 2, 4 or 8 bytes, aligned"
+            )
+        if not (ABILITIES.watch and len(self._slots) < HARDWARE_MAX):
+            raise _no_hardware(ABILITIES.watch, "write")
+        point = Point(address, label, action, condition, self._remove, self._changed)
+        point.size = size
+        point.access = access
+        self._take_slot(point)
+        return point
+
+    def _take_slot(self, point: Point) -> None:
+        point.kind = HARDWARE
+        self._slots.append(point)
+        self._changed()
+
+    def _site(self, address: int, label: str | None) -> Site:
+        site = self._sites.get(address)
+        if site is None:
+            site = Site(address, self._software_kind(address, label))
+            self._sites[address] = site
+        return site
+
+    def _software_kind(self, address: int, label: str | None) -> str:
+        if ABILITIES.int3:
+            return INT3
+        if ABILITIES.port and self._port_fits(address, label):
+            return PORT
+        if ABILITIES.step:
+            return STEP
+        raise HostError(
+            f"no breakpoint is possible at {address:#x}: this KVM reports neither int3, nor port "
+            "instructions, nor single steps", "use hardware=True, or another host",
+        )  # fmt: skip
+
+    def _port_fits(self, address: int, label: str | None) -> bool:
+        """Two bytes there are one instruction, or the entry of a function."""
+        if any(near in self._sites for near in (address - 1, address + 1)):
+            return False
+        gpa = self._gpa(address)
+        if gpa is None or self._gpa(address + 1) is None:
+            return label is not None and "+" not in label
+        cs = self._cpus[0].sregs.cs
+        # In user mode the instruction would be a #GP of the guest's.
+        if address < 1 << 63 and cs["dpl"] == 3:
+            return False
+        entry = label is not None and "+" not in label
+        return entry or not is_one_byte(self._patches.read(gpa, 1)[0], bool(cs["l"]))
+
+    def _gpa(self, address: int) -> int | None:
+        return self._cpus[0].vcpu.fd.translate(address)
+
+    def _remove(self, point: Point) -> None:
+        if point in self._slots:
+            self._slots.remove(point)
+        else:
+            site = self._sites[point.address]
+            site.points.remove(point)
+            if not site.points:
+                if site.patch is not None:
+                    self._patches.remove(site.patch)
+                del self._sites[point.address]
+        self._changed()
+
+    def _changed(self) -> None:
+        self._dirty = True
+
+    def forget(self) -> None:
+        """The vCPUs' debug settings are not known any more (a restored snapshot)."""
+        self._armed = [None] * len(self._cpus)
+
+    # --- running ---
+
+    def arm(self) -> None:
+        """Before the guest runs: debug registers, and patches in its code."""
+        for site in self._sites.values():
+            self._patch(site)
+        self._patches.put()
+        armed = [p for p in self._slots if p.enabled]
+        active = [s for s in self._sites.values() if any(p.enabled for p in s.points)]
+        self.set_debug(
+            breakpoints=tuple([_slot(point) for point in armed]),
+            software=any(site.kind == INT3 for site in active),
+            step=any(site.kind == STEP for site in active),
+        )
+        self._dirty = False
+
+    def set_debug(self, cpus: Sequence[Cpu] | None = None, **debug: object) -> None:
+        """KVM_SET_GUEST_DEBUG for these vCPUs (None: all), where it is a change."""
+        wanted = tuple(sorted(debug.items()))
+        for cpu in self._cpus if cpus is None else cpus:
+            known = self._armed[cpu.index]
+            nothing = known is None and not any(debug.values())
+            if known != wanted and not nothing:
+                cpu.vcpu.fd.set_guest_debug(**debug)  # type: ignore[arg-type]
+                self._armed[cpu.index] = wanted
+
+    def _patch(self, site: Site) -> None:
+        wanted = site.kind != STEP and any(point.enabled for point in site.points)
+        if not wanted:
+            if site.patch is not None:
+                self._patches.remove(site.patch)
+                site.patch = None
+        elif site.patch is None:
+            gpa = self._gpa(site.address)
+            if gpa is not None and self._patches.at(gpa) is None:
+                code = INT3_CODE if site.kind == INT3 else bytes([OUT, self._stop_port])
+                site.patch = self._patches.add(gpa, code)
+
+    def standing_on(self, cpu: Cpu) -> bool:
+        """An enabled point is where this vCPU goes on: it would stop there again at once."""
+        address = cpu.address
+        site = self._sites.get(address)
+        if site is not None and site.kind != STEP:
+            return site.patch is not None
+        return any(p.address == address and p.enabled and not p.is_watch for p in self._slots)
+
+    def lift(self, cpu: Cpu) -> None:
+        """Take the patch out on which this vCPU stands, for a single step of it."""
+        site = self._sites.get(cpu.address)
+        if site is not None and site.patch is not None:
+            self._patches.take_out(site.patch)
+
+    def stepped(self, cpu: Cpu) -> bool:
+        """It stopped because a single step is done."""
+        last = cpu.vcpu.loop.last_exits()[-1]
+        return last[0] == DEBUG_EXIT and cpu.vcpu.loop.debug_exit()[1] != BREAK_EXCEPTION
+
+    def hits(self, cpu: Cpu) -> list[Point] | None:
+        """The points that this vCPU, which wanted an answer, stopped for.
+
+        An empty list: none of ours any more. None: the exit is nothing of ours at all. rip is at
+        the breakpoint afterwards.
+        """
+        last = cpu.vcpu.loop.last_exits()[-1]
+        if last[0] == DEBUG_EXIT:
+            return self._debug_hits(cpu)
+        if last[0] == IO_EXIT and last[1] == self._stop_port:
+            address = cpu.address - 2
+            site = self._sites.get(address)
+            if site is None or site.patch is None:
+                return []
+            cpu.regs.rip = cpu.regs.rip - 2
+            return list(site.points)
+        return None
+
+    def _debug_hits(self, cpu: Cpu) -> list[Point]:
+        pc, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
+        if exception == BREAK_EXCEPTION:
+            site = self._sites.get(pc)
+            if site is None:
+                # The guest's own int3 is the guest's.
+                cpu.vcpu.fd.set_guest_debug(inject_bp=True)
+                self._armed[cpu.index] = None
+                return []
+            return list(site.points)
+        armed = [point for point in self._slots if point.enabled]
+        found = [point for n, point in enumerate(armed) if dr6 >> n & 1 and point.is_watch]
+        found += [point for point in armed if not point.is_watch and point.address == pc]
+        site = self._sites.get(pc)
+        if site is not None and site.kind == STEP:
+            found += site.points
+        return found
+
+
+def _slot(point: Point) -> tuple[int, int, int]:
+    if not point.is_watch:
+        return point.address, ON_EXECUTION, 0
+    kind = ON_WRITE if point.access == "w" else ON_ACCESS
+    return point.address, kind, LENGTHS[point.size]
+
+
+def _no_hardware(works: bool, what: str) -> HostError:
+    if works:
+        return HostError(
+            f"all {HARDWARE_MAX} hardware breakpoints of the vCPUs are in use",
+            "remove one, or use hardware=False",
+        )
+    return HostError(
+        f"hardware {what} breakpoints do not hit on this host's KVM (tried)",
+        "use hardware=False, or another host",
+    )

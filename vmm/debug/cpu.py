@@ -1,0 +1,78 @@
+"""One vCPU as a script sees it, while it stands still."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vmm.debug.registers import Regs, Sregs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.vcpu import Vcpu
+
+RFLAGS_RF = 1 << 16
+
+
+class Msrs:
+    """``msrs[index]``: one model-specific register, 64 bits. Source: api.rst, KVM_GET_MSRS."""
+
+    def __init__(self, vcpu: Vcpu, still: Callable[[], None]) -> None:
+        self._vcpu = vcpu
+        self._still = still
+
+    def __getitem__(self, index: int) -> int:
+        self._still()
+        found = self._vcpu.fd.get_msrs([index])
+        if not found:
+            raise KeyError(f"MSR {index:#x}: KVM has no such register")
+        return found[0]
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._still()
+        if not 0 <= value < 1 << 64:
+            raise ValueError(f"MSR {index:#x}={value:#x} does not fit into 64 bits")
+        if self._vcpu.fd.set_msrs([(index, value)]) != 1:
+            raise ValueError(f"MSR {index:#x}: KVM refuses the value {value:#x}")
+
+
+class Cpu:
+    """vCPU number ``index``. The thread that drives the guest, while the guest stands still.
+
+    ``regs`` and ``sregs`` are read once and written back before the guest runs; ``msrs`` at once.
+    """
+
+    def __init__(self, vcpu: Vcpu, still: Callable[[], None]) -> None:
+        self.vcpu = vcpu
+        self.index = vcpu.index
+        self._still = still
+        fd = vcpu.fd
+        self.regs = Regs(fd.get_regs, fd.set_regs, still)
+        self.sregs = Sregs(fd.get_sregs, fd.set_sregs, still)
+        self.msrs = Msrs(vcpu, still)
+
+    @property
+    def address(self) -> int:
+        """The linear address of the next instruction."""
+        cs: dict[str, Any] = self.sregs.cs
+        base = 0 if cs["l"] else cs["base"]
+        return int(self.regs.rip + base) & (1 << 64) - 1
+
+    @property
+    def lapic(self) -> bytearray:
+        """A copy of the local APIC's register page: 1024 bytes (SDM 3A, 11.4.1)."""
+        self._still()
+        return self.vcpu.fd.get_lapic()
+
+    @lapic.setter
+    def lapic(self, page: bytes | bytearray) -> None:
+        self._still()
+        self.vcpu.fd.set_lapic(page)
+
+    def flush(self) -> None:
+        """Write changed registers to the vCPU."""
+        self.sregs.flush()
+        self.regs.flush()
+
+    def __repr__(self) -> str:
+        return f"<cpu {self.index} at {self.address:#x}>"

@@ -1,0 +1,194 @@
+"""Lets a guest's vCPUs run, and makes them stand still again: one thread drives them.
+
+With one vCPU the guest runs on the driving thread itself: nothing is handed over. With several each
+has its native thread, and the driving thread sleeps in poll().
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from vmm._native.kvm import bus
+from vmm.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm.machine import Machine
+    from vmm.vcpu import Vcpu
+
+WOKEN = "woken"
+TIMEOUT = "timeout"
+STOPPED = "stopped"
+ENDED = "ended"
+NS = 1_000_000_000
+PAUSE_TRIES = 100
+
+
+class Event:
+    """Why go() came back: woken, timeout, stopped (a vCPU wants an answer) or ended, and which."""
+
+    def __init__(self, kind: str, vcpus: Sequence[Vcpu] = ()) -> None:
+        self.kind = kind
+        self.vcpus = vcpus
+
+
+class Alone:
+    """The driver of a guest with one vCPU."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._vcpu = machine.vcpus[0]
+
+    def go(self, deadline: float | None, only: Vcpu | None = None) -> Event:
+        """Let it run until something happens, or ``deadline`` (monotonic s) has come."""
+        timeout = 0
+        if deadline is not None:
+            timeout = int((deadline - time.monotonic()) * NS)
+            if timeout <= 0:
+                return Event(TIMEOUT)
+        loop = self._vcpu.loop
+        outcome = loop.run_here(timeout)
+        if outcome == bus.KICKED:
+            late = deadline is not None and time.monotonic() >= deadline
+            return Event(TIMEOUT if late else WOKEN)
+        if outcome == bus.STOP:
+            loop.settle()
+            return Event(STOPPED, [self._vcpu])
+        return Event(ENDED, [self._vcpu])
+
+    def wake(self) -> None:
+        """Make go() come back soon; any thread."""
+        self._vcpu.loop.kick()
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a hook: a vCPU's exits are on the driving thread already."""
+        return function(*arguments)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class _Call:
+    """A hook that a vCPU's thread wants to be run by the driving one."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.done = threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self.function(*self.arguments)
+        except BaseException as error:
+            self.error = error
+        self.done.set()
+
+
+class Several:
+    """The driver of a guest with more vCPUs: native threads, held between two go()."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._vcpus = machine.vcpus
+        self._outcome_fd = machine.outcome_fd
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._poll = select.poll()
+        for fd in (self._outcome_fd, self._wake_fd):
+            self._poll.register(fd, select.POLLIN)
+        self._started = False
+        self._calls: deque[_Call] = deque()
+        self._thread = 0
+
+    def go(self, deadline: float | None, only: Vcpu | None = None) -> Event:
+        """Let all run (or ``only`` one) until something happens; all stand still afterwards."""
+        self._thread = threading.get_ident()
+        try:
+            self._let_go(only)
+            late = self._wait(deadline)
+        finally:
+            self._hold()
+        return self._event(late)
+
+    def _let_go(self, only: Vcpu | None) -> None:
+        if not self._started:
+            self._started = True
+            # Held from the first instruction on, so that one of them can go alone.
+            for vcpu in self._vcpus:
+                vcpu.start()
+            if only is not None:
+                self._hold()
+        for vcpu in self._vcpus if only is None else [only]:
+            vcpu.loop.resume()
+
+    def _wait(self, deadline: float | None) -> bool:
+        """True when the deadline came first."""
+        while True:
+            timeout = None
+            if deadline is not None:
+                timeout = max(0.0, deadline - time.monotonic()) * 1000
+            ready = [fd for fd, _ in self._poll.poll(timeout)]
+            if not ready:
+                return True
+            for fd in ready:
+                os.eventfd_read(fd)
+            if not self._calls or self._outcome_fd in ready:
+                return False
+            self._serve()
+
+    def _serve(self) -> None:
+        while self._calls:
+            self._calls.popleft().run()
+
+    def _hold(self) -> None:
+        for vcpu in self._vcpus:
+            loop = vcpu.loop
+            for _ in range(PAUSE_TRIES):
+                if loop.outcome != bus.CONTINUE or loop.pause():
+                    break
+                # It may be waiting for a hook that nobody but this thread runs.
+                self._serve()
+            else:
+                raise HostError(f"vCPU {vcpu.index} does not leave the guest", "see the kernel log")
+
+    def _event(self, late: bool) -> Event:
+        ended = [vcpu for vcpu in self._vcpus if vcpu.loop.outcome != bus.CONTINUE]
+        if ended:
+            return Event(ENDED, ended)
+        stands = [vcpu for vcpu in self._vcpus if vcpu.loop.stands]
+        if stands:
+            return Event(STOPPED, stands)
+        return Event(TIMEOUT if late else WOKEN)
+
+    def wake(self) -> None:
+        """Make go() come back soon; any thread."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a hook on the driving thread, whichever calls; what it raises comes out here."""
+        if threading.get_ident() == self._thread:
+            return function(*arguments)
+        call = _Call(function, arguments)
+        self._calls.append(call)
+        self.wake()
+        call.done.wait()
+        if call.error is not None:
+            raise call.error
+        return call.result
+
+    def close(self) -> None:
+        """Give the eventfd back; the vCPUs have ended."""
+        os.close(self._wake_fd)
+
+
+Driver = Alone | Several
+
+
+def make_driver(machine: Machine) -> Driver:
+    """The driver for so many vCPUs."""
+    return Alone(machine) if len(machine.vcpus) == 1 else Several(machine)

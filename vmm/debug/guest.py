@@ -1,0 +1,327 @@
+"""Guest: a VM that a Python script holds."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any
+
+from vmm.debug import stop
+from vmm.debug.breakpoints import Breakpoints
+from vmm.debug.consoles import KeptConsole
+from vmm.debug.cpu import Cpu
+from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.patches import Patches
+from vmm.debug.ram import Ram
+from vmm.debug.runcontrol import RunControl, deadline_of
+from vmm.host.console import HostConsole
+from vmm.host.disk import open_disks
+from vmm.light.teardown import close_all
+from vmm.machine import build_machine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.stop import Stop
+    from vmm.host.disk import Disk
+    from vmm.machine import Machine
+    from vmm.run.outcome import Outcome
+    from vmm.settings.config import Config
+
+STOP_PORTS = range(0xE0, 0xFF)
+
+
+class Guest:
+    """A VM, standing still at its entry point; a context manager.
+
+    The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
+    ``cpu_count``, ``memory``, ``devices``, ``cmdline``, ``initramfs``, ``serial``, ``console``,
+    ``gpudirect_clique``); only ``kernel`` is required. ConfigError, HostError and the like have the
+    command's words. One thread drives a guest; any thread may call pause() and read RAM.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        config, kept = config_of_keywords(settings)
+        self._build(config, kept)
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str] | None = None) -> Guest:
+        """A guest by the service's variables; None: those of this process.
+
+        Consoles that no variable names are kept in ``serial`` and ``console``.
+        """
+        if environment is None:
+            from vmm.settings.config import read_environment
+
+            environment = read_environment()
+        guest = cls.__new__(cls)
+        guest._build(*config_of_environment(environment))
+        return guest
+
+    def _build(self, config: Config, kept: set[str]) -> None:
+        self.config = config
+        self._closed = False
+        self._background: threading.Thread | None = None
+        self.last_stop: Stop | None = None
+        self._disks: list[Disk] = []
+        self._consoles: list[KeptConsole | HostConsole] = []
+        try:
+            self.console = self._open_console("console", kept)
+            self.serial = self._open_console("serial", kept)
+            self._disks = open_disks(config.system_images, config.config_images)
+            self.machine: Machine = build_machine(
+                config,
+                self._disks,
+                self.console,
+                self.serial,
+            )
+            self._hold()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_console(self, name: str, kept: set[str]) -> Any:
+        console: KeptConsole | HostConsole
+        if name in kept:
+            console = KeptConsole(name)
+            console.run_until = self._run_until
+        else:
+            end = getattr(self.config, name)
+            console = HostConsole(end.kind, end.path, -1, end)
+        self._consoles.append(console)
+        if isinstance(console, HostConsole):
+            console.start(name)
+        return console
+
+    def _hold(self) -> None:
+        machine = self.machine
+        patches = Patches(machine.memory)
+        self.memory = Ram(machine.memory, patches)
+        self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
+        self.points = Breakpoints(self.cpus, patches, self._claim_port())
+        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
+        for console in self._consoles:
+            if isinstance(console, KeptConsole) and len(self.cpus) == 1:
+                console.port.attend(machine.vcpus[0].loop)
+
+    def _claim_port(self) -> int:
+        from vmm._native.ports.stopport import StopPort
+
+        taken = [(start, start + length) for start, length, _ in self.machine.pio.ranges()]
+        for port in STOP_PORTS:
+            if not any(first <= port < end for first, end in taken):
+                self.machine.pio.attach(port, 1, StopPort(), "breakpoint port")
+                return port
+        raise ValueError("no port is free for breakpoints")
+
+    def _still(self) -> None:
+        if self._closed:
+            raise RuntimeError("the guest is closed")
+        self._control.still()
+
+    # --- run control ---
+
+    def run(self, until: str | int | None = None, seconds: float | None = None) -> Stop:
+        """Let all vCPUs run until something stops them, ``until`` (a symbol or a linear address)
+        is reached, or ``seconds`` have passed.
+
+        What an action or a hook raises comes out of here; the guest is intact and can go on.
+        """
+        self._open()
+        with self._control.driving():
+            point = None if until is None else self._add_point(until, None, None, None)
+            try:
+                return self._control.run(deadline_of(seconds))
+            finally:
+                if point is not None:
+                    point.remove()
+
+    def step(self, count: int = 1, cpu: int = 0) -> Stop:
+        """``count`` instructions of one vCPU, the others standing still."""
+        self._open()
+        if count < 1:
+            raise ValueError(f"count={count}: at least one instruction")
+        with self._control.driving():
+            return self._control.step(self.cpus[cpu], count)
+
+    def start(self) -> None:
+        """Let it run in the background, until pause() or a stop, which is then ``last_stop``."""
+        self._open()
+        if self.running:
+            raise RuntimeError("the guest runs already")
+        self.last_stop = None
+        self._failure: BaseException | None = None
+        ready = threading.Event()
+        self._background = threading.Thread(
+            target=self._run_in_background, args=(ready,), name="guest", daemon=True
+        )
+        self._background.start()
+        ready.wait()
+
+    def _run_in_background(self, ready: threading.Event) -> None:
+        try:
+            with self._control.driving():
+                ready.set()
+                self.last_stop = self._control.run(None)
+        except BaseException as error:
+            self._failure = error
+        finally:
+            ready.set()
+
+    def pause(self) -> Stop | None:
+        """Make a running guest stand still; what its run came back with. Any other thread."""
+        if self.running:
+            self._control.ask(stop.PAUSED)
+        return self.wait()
+
+    def wait(self, seconds: float | None = None) -> Stop | None:
+        """Wait for the end of a run in the background; its Stop, or None when it still runs.
+
+        What an action or a hook raised there comes out of here.
+        """
+        thread = self._background
+        if thread is not None:
+            thread.join(seconds)
+            if thread.is_alive():
+                return None
+            self._background = None
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+        return self.last_stop
+
+    @property
+    def running(self) -> bool:
+        """True while some thread lets it run."""
+        return not self._closed and self._control.busy
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the guest ended; None while it can go on."""
+        return self._control.outcome
+
+    def _run_until(self, found: Callable[[], bool], seconds: float | None) -> None:
+        """Let it run (or go on in the background) until ``found()`` or the time is over."""
+        self._open()
+        if self.running:
+            self._watch_background(found, deadline_of(seconds))
+            return
+        with self._control.driving():
+            last = self._control.run(deadline_of(seconds), found)
+        if last.kind not in (stop.PAUSED, stop.TIMEOUT) and not found():
+            raise RuntimeError(f"the guest stopped before: {last}")
+
+    def _watch_background(self, found: Callable[[], bool], deadline: float | None) -> None:
+        import select
+        import time
+
+        poll = select.poll()
+        for console in self._consoles:
+            if isinstance(console, KeptConsole):
+                poll.register(console.port.ready_fd, select.POLLIN)
+        while not found() and self.running:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            # Not for ever: the guest may end without a word.
+            poll.poll(200 if left is None else min(left * 1000, 200))
+
+    # --- breakpoints ---
+
+    def breakpoint(
+        self,
+        where: str | int,
+        action: Action | None = None,
+        *,
+        hardware: bool | None = None,
+        condition: str | Condition | None = None,
+    ) -> Any:
+        """Stop at ``where`` (a symbol or a linear address), before that instruction.
+
+        ``action(cpu)`` runs with all vCPUs standing still; vmm.STOP makes run() return, anything
+        else lets the guest go on. Without one run() returns; as a decorator it names the action.
+        """
+        self._open()
+        return self._add_point(where, action, hardware, condition)
+
+    def watch(
+        self,
+        address: str | int,
+        size: int,
+        access: str = "w",
+        action: Action | None = None,
+        *,
+        condition: str | Condition | None = None,
+    ) -> Any:
+        """Stop behind an instruction that writes (or with ``access="rw"`` reads) those bytes."""
+        self._open()
+        if access not in ("w", "rw"):
+            raise ValueError(f"access={access!r}: 'w' for writes, 'rw' for writes and reads")
+        where = self._address(address)
+        return self.points.watch(where, self._label(address), size, access, action, condition)
+
+    def _add_point(
+        self, where: str | int, action: Action | None, hardware: bool | None, condition: Any
+    ) -> Point:
+        address = self._address(where)
+        return self.points.add(address, self._label(where), action, hardware, condition)
+
+    def _address(self, where: str | int) -> int:
+        if isinstance(where, int):
+            if not 0 <= where < 1 << 64:
+                raise ValueError(f"{where:#x} is no linear address")
+            return where
+        raise KeyError(f"{where!r}: no symbols are known")
+
+    def _label(self, where: str | int) -> str | None:
+        return where if isinstance(where, str) else self._symbol_at(where)
+
+    def _symbol_at(self, address: int) -> str | None:
+        return None
+
+    # --- life ---
+
+    def _open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the guest is closed")
+
+    def close(self) -> None:
+        """End the guest and give everything back; what consoles heard stays. Idempotent."""
+        if self._closed:
+            return
+        if hasattr(self, "_control") and self.running:
+            self.pause()
+        self._closed = True
+        steps: list[Callable[[], object]] = []
+        if hasattr(self, "machine"):
+            steps.append(self.machine.close)
+        if hasattr(self, "_control"):
+            steps.append(self._control.driver.close)
+        steps += [console.close for console in reversed(self._consoles)]
+        steps += [disk.close for disk in reversed(self._disks)]
+        close_all(steps)
+
+    def __enter__(self) -> Guest:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self._closed:
+            state = "closed"
+        elif self.running:
+            state = "running"
+        elif self.outcome is not None:
+            state = f"ended: {self.outcome.kind}"
+        else:
+            state = "standing still"
+        kernel = os.path.basename(self.config.kernel_path)
+        return f"<Guest {kernel}, {len(self.cpus)} CPUs, {self.memory.size >> 20} MiB, {state}>"

@@ -1,0 +1,225 @@
+"""Runs a guest until there is something to say of it: hits, steps, time-outs, the guest's end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from vmm.debug import driver, stop
+from vmm.debug.abilities import ABILITIES
+from vmm.debug.stop import STOP, Stop
+from vmm.run.outcome import outcome_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from vmm.debug.breakpoints import Breakpoints
+    from vmm.debug.cpu import Cpu
+    from vmm.debug.patches import Patches
+    from vmm.debug.points import Point
+    from vmm.machine import Machine
+    from vmm.run.outcome import Outcome
+
+
+class RunControl:
+    """One guest's running and standing still.
+
+    One thread at a time drives: the one inside driving(). wake() and ask() may be called by any.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        cpus: Sequence[Cpu],
+        points: Breakpoints,
+        patches: Patches,
+        symbol_at: Callable[[int], str | None],
+    ) -> None:
+        self.driver = driver.make_driver(machine)
+        self.outcome: Outcome | None = None
+        self._machine = machine
+        self._cpus = cpus
+        self._points = points
+        self._patches = patches
+        self._symbol_at = symbol_at
+        self._asked: list[Stop] = []
+        self._errors: list[BaseException] = []
+        self._lock = threading.Lock()
+        self._thread = 0
+        self._running = False
+        # Looked at each time the vCPUs were interrupted: True ends the run.
+        self._until: Callable[[], bool] | None = None
+
+    # --- who drives ---
+
+    @contextmanager
+    def driving(self) -> Iterator[None]:
+        """For the time of a run; RuntimeError when another thread drives, or the guest ended."""
+        if self._thread == threading.get_ident():
+            raise RuntimeError("an action or a hook of this guest cannot let it run")
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("the guest runs on another thread: pause() it first")
+        try:
+            if self.outcome is not None:
+                raise RuntimeError(
+                    f"the guest has ended ({self.outcome.kind}: {self.outcome.reason}); restore() "
+                    "a snapshot, or make a new one"
+                )
+            self._thread = threading.get_ident()
+            yield
+        finally:
+            self._thread = 0
+            self._lock.release()
+
+    @property
+    def busy(self) -> bool:
+        """True while some thread drives."""
+        return self._lock.locked()
+
+    def still(self) -> None:
+        """RuntimeError when the guest runs, or another thread drives it."""
+        if self._running or (self.busy and self._thread != threading.get_ident()):
+            raise RuntimeError("the guest is running: pause() it first")
+
+    def ask(self, kind: str, reason: str = "", where: object = None) -> None:
+        """Let the run end with such a Stop. Any thread."""
+        self._asked.append(Stop(kind, reason=reason, where=where))
+        self.driver.wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the run end with this exception, the guest intact. Any thread."""
+        self._errors.append(error)
+        self.driver.wake()
+
+    # --- running ---
+
+    def run(self, deadline: float | None, until: Callable[[], bool] | None = None) -> Stop:
+        """Let all vCPUs run; ``until`` is asked after each interruption."""
+        self._until = until
+        try:
+            self._leave_points(deadline)
+            while True:
+                found = self._pending() or self._answer(self._go(deadline))
+                if found is not None:
+                    return self._stopped(found)
+        except KeyboardInterrupt:
+            return self._stopped(Stop(stop.INTERRUPTED, reason="Ctrl-C"))
+        finally:
+            self._until = None
+            self._patches.stand_still()
+
+    def step(self, cpu: Cpu, count: int) -> Stop:
+        """``count`` instructions of one vCPU; the others stand still."""
+        try:
+            for _ in range(count):
+                found = self._pending() or self._step(cpu, None)
+                if found is not None:
+                    return self._stopped(found)
+            return self._stopped(Stop(stop.STEP, cpu.index))
+        except KeyboardInterrupt:
+            return self._stopped(Stop(stop.INTERRUPTED, cpu.index, reason="Ctrl-C"))
+        finally:
+            self._patches.stand_still()
+
+    def _go(self, deadline: float | None, only: Cpu | None = None) -> driver.Event:
+        for cpu in self._cpus:
+            cpu.flush()
+        if only is None:
+            self._points.arm()
+        self._running = True
+        try:
+            return self.driver.go(deadline, None if only is None else only.vcpu)
+        finally:
+            self._running = False
+
+    def _leave_points(self, deadline: float | None) -> None:
+        for cpu in self._cpus:
+            if self._points.standing_on(cpu):
+                found = self._step(cpu, deadline)
+                if found is not None:
+                    self._asked.append(found)
+
+    def _step(self, cpu: Cpu, deadline: float | None) -> Stop | None:
+        """One instruction; None when it was just that."""
+        self._points.lift(cpu)
+        self._points.set_debug([cpu], step=True, block_irq=ABILITIES.block_irq)
+        while True:
+            event = self._go(deadline, cpu)
+            if event.kind != driver.WOKEN:
+                break
+            found = self._pending()
+            if found is not None:
+                return found
+        if event.kind == driver.STOPPED and self._points.stepped(cpu):
+            return None
+        return self._answer(event)
+
+    def _pending(self) -> Stop | None:
+        """What was asked for meanwhile."""
+        if self._errors:
+            errors, self._errors = self._errors, []
+            self._asked.clear()
+            raise errors[0]
+        if self._until is not None and self._until():
+            return Stop(stop.PAUSED)
+        return self._asked.pop(0) if self._asked else None
+
+    def _answer(self, event: driver.Event) -> Stop | None:
+        """What an interruption means; None: go on."""
+        if event.kind == driver.ENDED:
+            return self._ended(event)
+        if event.kind == driver.TIMEOUT:
+            return Stop(stop.TIMEOUT)
+        found: Stop | None = None
+        for vcpu in event.vcpus:
+            cpu = self._cpus[vcpu.index]
+            found = self._hit(cpu) or found
+        if found is None and event.kind == driver.STOPPED:
+            self._leave_points(None)
+        return found
+
+    def _hit(self, cpu: Cpu) -> Stop | None:
+        """Runs the actions of what this vCPU has hit."""
+        found: Stop | None = None
+        for point in self._points.hits(cpu) or ():
+            if point.holds(cpu) and self._act(point, cpu) is STOP:
+                kind = stop.WATCH if point.is_watch else stop.BREAKPOINT
+                found = found or Stop(kind, cpu.index, reason=repr(point), where=point)
+        return found
+
+    def _act(self, point: Point, cpu: Cpu) -> Any:
+        return STOP if point.action is None else point.action(cpu)
+
+    def _ended(self, event: driver.Event) -> Stop:
+        self.outcome = outcome_of(self._machine)
+        first = event.vcpus[0].index
+        return Stop(stop.ENDED, first, reason=self.outcome.reason, outcome=self.outcome)
+
+    def _stopped(self, found: Stop) -> Stop:
+        """With the place, as far as it is not known yet."""
+        from dataclasses import replace
+
+        cpu = self._cpus[found.cpu]
+        try:
+            address = cpu.address
+        except (OSError, RuntimeError):
+            return found
+        return replace(found, address=address, symbol=self._symbol_at(address))
+
+    def restarted(self) -> None:
+        """The vCPUs got another state: nothing that was known of them counts."""
+        self.outcome = None
+        self._asked.clear()
+        self._errors.clear()
+        self._points.forget()
+
+
+def deadline_of(seconds: float | None) -> float | None:
+    """A time-out as a point of the monotonic clock."""
+    if seconds is None:
+        return None
+    if seconds < 0:
+        raise ValueError(f"seconds={seconds}: a time to come, or None")
+    return time.monotonic() + seconds
