@@ -52,6 +52,7 @@ class IrqLine:
     """One IOAPIC pin as an edge: writing ``fd`` raises the interrupt. Any thread may pulse."""
 
     def __init__(self, router: IrqRouter, gsi: int) -> None:
+        self._router = router
         self.gsi = gsi
         self.fd = _eventfd()
         router.vm.irqfd(self.fd, gsi)
@@ -59,6 +60,14 @@ class IrqLine:
     def pulse(self) -> None:
         """Raise the interrupt once."""
         os.eventfd_write(self.fd, 1)
+
+    def settle(self) -> None:
+        """Wait until KVM has taken what was raised: it may hand a pin's interrupts to a thread.
+
+        Source: Linux, virt/kvm/eventfd.c: irqfd_shutdown() flushes the injection.
+        """
+        self._router.vm.irqfd(self.fd, self.gsi, assign=False)
+        self._router.vm.irqfd(self.fd, self.gsi)
 
     def close(self) -> None:
         """Close the eventfd; KVM drops its end by itself."""
@@ -147,6 +156,12 @@ class MsiVector:
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
         return bool(poll.poll(0))
+
+    def set_pending(self, pending: bool) -> None:
+        """Whether an interrupt waits, of a masked vector."""
+        _drain(self.fd)
+        if pending:
+            os.eventfd_write(self.fd, 1)
 
     def clear(self) -> None:
         """Forget a pending interrupt (device reset)."""

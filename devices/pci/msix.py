@@ -80,6 +80,29 @@ class Msix:
         if old != self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]:
             self._apply(index)
 
+    def state(self) -> dict[str, object]:
+        """The table, and which masked vectors have an interrupt waiting."""
+        pending = [index for index, vector in enumerate(self.vectors) if vector.pending]
+        return {"table": bytes(self._table), "pending": pending}
+
+    def set_state(self, control: int, table: bytes, pending: list[int]) -> None:
+        """Message control as in configuration space, and the values of a state(), checked.
+
+        Routes change only where the table does.
+        """
+        for vector in self.vectors:
+            if not vector.unmasked:
+                vector.clear()
+        if table != self._table:
+            self._table[:] = table
+            self.enabled = bool(control & CONTROL_ENABLE)
+            self.masked = bool(control & CONTROL_MASK_ALL)
+            for index in range(len(self.vectors)):
+                self._apply(index)
+        self.set_control(control)
+        for index in pending:
+            self.vectors[index].set_pending(True)
+
     def pba_read(self, offset: int, size: int) -> int:
         """Pending bits: one for each vector, read only."""
         value = 0

@@ -297,7 +297,7 @@ cdef class BlkWorker(Worker):
         cdef bint more = request.action != ACTION_DONE
         self.count(request)
         while more:
-            if is_range(request) and self.stop_asked():
+            if is_range(request) and self.stop_for_good():
                 request.status = VIRTIO_BLK_S_IOERR      # not done, and nobody waits for it
                 break
             entries = min(request.count - request.first, IOV_MAX_ENTRIES)
