@@ -5,6 +5,7 @@ from __future__ import annotations
 from vmm._native.console.uart import Uart
 from vmm._native.ports.pmtimer import PmTimer
 from vmm._native.ports.postport import PostPort
+from vmm._native.ports.stopport import StopPort
 from vmm.light.state import data, flag, read_state, unsigned
 
 TYPE_CHECKING = False
@@ -26,6 +27,7 @@ FIELDS: dict[type, dict[str, Check]] = {
         "input": data(0, INPUT_MAX),
     },
     PmTimer: {"ticks": unsigned(32)},
+    StopPort: {},
     PostPort: {"last": unsigned(8), "count": unsigned(64)},
 }
 

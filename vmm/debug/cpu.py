@@ -74,5 +74,10 @@ class Cpu:
         self.sregs.flush()
         self.regs.flush()
 
+    def forget(self) -> None:
+        """The vCPU got another state: nothing read or changed here counts."""
+        self.sregs.forget()
+        self.regs.forget()
+
     def __repr__(self) -> str:
         return f"<cpu {self.index} at {self.address:#x}>"

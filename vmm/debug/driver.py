@@ -69,6 +69,9 @@ class Alone:
         """Run a hook: a vCPU's exits are on the driving thread already."""
         return function(*arguments)
 
+    def reset(self) -> None:
+        """The guest may have ended, and shall run again."""
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -180,6 +183,19 @@ class Several:
         if call.error is not None:
             raise call.error
         return call.result
+
+    def reset(self) -> None:
+        """The guest may have ended, and shall run again: threads are made anew where one ended."""
+        loops = [vcpu.loop for vcpu in self._vcpus]
+        if not self._started or all(loop.outcome == bus.CONTINUE for loop in loops):
+            return
+        for loop in loops:
+            loop.kick()
+        for loop in loops:
+            loop.join()
+        self._started = False
+        for fd, _ in self._poll.poll(0):
+            os.eventfd_read(fd)
 
     def close(self) -> None:
         """Give the eventfd back; the vCPUs have ended."""

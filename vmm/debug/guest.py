@@ -10,10 +10,13 @@ from vmm.debug import stop
 from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
-from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.fork import remake, wake
+from vmm.debug.keywords import CONSOLES, config_of_environment, config_of_keywords
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import RunControl, deadline_of
+from vmm.debug.snapshot import Snapshot
+from vmm.debug.snapshots import Snapshots
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.light.teardown import close_all
@@ -60,24 +63,41 @@ class Guest:
         guest._build(*config_of_environment(environment))
         return guest
 
-    def _build(self, config: Config, kept: set[str]) -> None:
+    @classmethod
+    def over(cls, snapshot: Snapshot) -> Guest:
+        """A guest that goes on from ``snapshot``; see fork()."""
+        guest = cls.__new__(cls)
+        guest._build(snapshot.config, set(CONSOLES), snapshot)
+        return guest
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Guest:
+        """A guest from a file of Snapshot.save(), standing still; nothing of its RAM is read yet.
+
+        StateError when the file is damaged or of another machine. See fork() for what is new in it.
+        """
+        return cls.over(Snapshot.load(path, cls.over))
+
+    def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
+        self._taker: Snapshots | None = None
         self._consoles: list[KeptConsole | HostConsole] = []
         try:
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
-            self._disks = open_disks(config.system_images, config.config_images)
-            self.machine: Machine = build_machine(
-                config,
-                self._disks,
-                self.console,
-                self.serial,
-            )
+            self.machine: Machine
+            if snapshot is None:
+                self._disks = open_disks(config.system_images, config.config_images)
+                self.machine = build_machine(config, self._disks, self.console, self.serial)
+            else:
+                self._disks, self.machine = remake(snapshot, self.console, self.serial)
             self._hold()
+            if snapshot is not None:
+                wake(self.machine, self._snapshots(), snapshot)
         except BaseException:
             self.close()
             raise
@@ -101,6 +121,7 @@ class Guest:
         self.memory = Ram(machine.memory, patches)
         self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
         self.points = Breakpoints(self.cpus, patches, self._claim_port())
+        self._patches = patches
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
         for console in self._consoles:
             if isinstance(console, KeptConsole) and len(self.cpus) == 1:
@@ -281,6 +302,53 @@ class Guest:
     def _symbol_at(self, address: int) -> str | None:
         return None
 
+    # --- snapshots ---
+
+    def _snapshots(self) -> Snapshots:
+        if self._taker is None:
+            self._taker = Snapshots(self.config, self.machine, self._disks, type(self).over)
+        return self._taker
+
+    def snapshot(self) -> Snapshot:
+        """All of the guest as it stands still: RAM, vCPUs, interrupts, clock, devices, disks.
+
+        Also inside a breakpoint's action. The first costs the same for any RAM (``shared=on``, the
+        default), later ones what was written since the first. HostError: a guest with passed
+        through devices, RAM in huge pages, or an image that it writes to.
+        """
+        self._open()
+        with self._control.standing():
+            if self.outcome is not None:
+                raise RuntimeError(f"the guest has ended ({self.outcome.kind}): nothing to take")
+            for cpu in self.cpus:
+                cpu.flush()
+            self._patches.take_all_out()
+            return self._snapshots().capture()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Make the guest what it was, ended or not: exactly, with its clocks and random numbers.
+
+        Only pages written since are put back. What consoles heard stays; breakpoints stay. An error
+        leaves a guest that can only be closed. StateError: a snapshot of another machine.
+        """
+        self._open()
+        with self._control.driving(ended=True):
+            self._control.driver.reset()
+            for cpu in self.cpus:
+                cpu.forget()
+            self._snapshots().restore(snapshot)
+            self._patches.forget()
+            self._control.restarted()
+
+    def fork(self) -> Guest:
+        """A second guest from here, standing still: snapshot() and Snapshot.fork() in one.
+
+        RAM is shared until either writes; disks have overlays. Consoles are new. The fork has
+        another VM generation id and is told (Linux reseeds); its clocks have gone on. Nobody can
+        change what the guest made of itself: host name, machine id, keys, connections.
+        """
+        return type(self).over(self.snapshot())
+
     # --- life ---
 
     def _open(self) -> None:
@@ -295,6 +363,8 @@ class Guest:
             self.pause()
         self._closed = True
         steps: list[Callable[[], object]] = []
+        if self._taker is not None:
+            steps.append(self._taker.close)
         if hasattr(self, "machine"):
             steps.append(self.machine.close)
         if hasattr(self, "_control"):

@@ -220,7 +220,8 @@ cdef class VcpuLoop:
 
     cdef void complete(self) noexcept nogil:
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
-        ioctl(self.vcpu.fd, KVM_RUN, 0)
+        if ioctl(self.vcpu.fd, KVM_RUN, 0) < 0 and errno == EINTR:
+            self.vcpu.run.exit_reason = KVM_EXIT_INTR
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -284,7 +285,9 @@ cdef class VcpuLoop:
             rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
-                    # Reached with a port access completed, so registers are whole here.
+                    # Reached with a port access completed, so registers are whole here. The
+                    # kernel may leave the reason of the exit before: nobody shall complete it again.
+                    self.vcpu.run.exit_reason = KVM_EXIT_INTR
                     if vmm_load(&self.pause_wanted):
                         self.park()
                     # Before `stop` is read again: kick() sets it first, so it is not missed.

@@ -7,7 +7,7 @@ the LAPIC before the MSRs, one of which arms its timer; general registers before
 they would drop.
 """
 
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EINTR, EINVAL, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
@@ -120,6 +120,22 @@ def settle(VcpuFd vcpu):
         rc = settle_exit(vcpu)
     check(rc, b"KVM_RUN")
     return rc == 0
+
+
+def tell_pause(VcpuFd vcpu):
+    """The guest's watchdogs shall not count the time that it stood still (KVM_KVMCLOCK_CTRL).
+
+    Nothing for a guest that does not use KVM's clock.
+    """
+    if ioctl(vcpu.fd, KVM_KVMCLOCK_CTRL, 0) < 0 and errno != EINVAL:
+        check(-1, b"KVM_KVMCLOCK_CTRL")
+
+
+def paging(VcpuFd vcpu):
+    """Whether the vCPU walks page tables now: bit 31 of CR0."""
+    cdef kvm_sregs2 sregs2
+    check(ioctl(vcpu.fd, KVM_GET_SREGS2, &sregs2), b"KVM_GET_SREGS2")
+    return bool(sregs2.cr0 >> 31 & 1)
 
 
 cdef class VcpuState:
@@ -299,9 +315,9 @@ cdef class VcpuState:
                 for i in range(self.msr_table.nmsrs)]
 
     @property
-    def rip(self):
-        """Where it goes on."""
-        return self.parts.regs.rip
+    def cr0(self):
+        """Control register 0; bit 31 is paging."""
+        return self.parts.sregs2.cr0
 
     def to_state(self):
         """All of it as a dict of ints, bytes and tuples of ints."""
