@@ -9,10 +9,11 @@ from vmm._native.disk.blkpump import BlkWorker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from devices.virtio.device import QueueConfig
+    from vmm._native.disk.overlay import Overlay
     from vmm._native.memory.guestmem import GuestMemory
     from vmm._native.virtio.worker import Worker
     from vmm.host.disk import Disk
@@ -40,6 +41,18 @@ def worker_class() -> type[BlkWorker]:
     except ImportError:
         return BlkWorker
     return uring.UringBlkWorker if uring.supported() else BlkWorker
+
+
+def overlay_worker(overlay: Overlay) -> Callable[..., BlkWorker]:
+    """Workers over an overlay; imported only where there is one."""
+    from vmm._native.disk.overlaypump import OverlayBlkWorker
+
+    def make(*handles: Any) -> BlkWorker:
+        worker = OverlayBlkWorker(*handles)
+        worker.overlay = overlay
+        return worker
+
+    return make
 
 
 class Block(VirtioDevice):
@@ -119,7 +132,8 @@ class Block(VirtioDevice):
 
     def prepare(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
         """Make a worker for each queue."""
-        kind = worker_class()
+        overlay = self.disk.overlay
+        kind = worker_class() if overlay is None else overlay_worker(overlay)
         self._accepted = features
         opened = [queue.open(self._memory, features) for queue in queues]
         disk = self.disk

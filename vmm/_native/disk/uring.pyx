@@ -16,8 +16,8 @@ from vmm._native.disk.blkpump cimport (
     ACTION_WRITE,
     BlkWorker,
     Request,
-    iovec,
 )
+from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mode
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
