@@ -65,12 +65,16 @@ class Ged:
             self._raised = True
         self._line.pulse()
 
-    def new_generation(self) -> None:
-        """Tell the guest that its generation id is another: it is a fork; any thread."""
+    def new_generation(self, heard: bool) -> None:
+        """Tell the guest that its generation id is another: it is a fork; any thread.
+
+        Without ``heard`` (its pin is masked: no driver is there) the interrupt is left out.
+        """
         with self._lock:
             self._pending |= NEW_GENERATION
-            self._raised = True
-        self._line.pulse()
+            self._raised = heard
+        if heard:
+            self._line.pulse()
 
     def read(self, offset: int, size: int) -> int:
         """Pending events, which are forgotten."""

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from vmm import layout
 from vmm._native.kvm.vcpustate import tell_pause
 from vmm.debug.rebuild import rebuild_machine
-from vmm.host.disk import Disk
 from vmm.light.teardown import close_all
 
 if TYPE_CHECKING:
-    from vmm.debug.saveddisks import SavedDisk
     from vmm.debug.snapshot import Snapshot
     from vmm.debug.snapshots import Snapshots
     from vmm.host.console import HostConsole
+    from vmm.host.disk import Disk
     from vmm.machine import Machine
 
 # A clock that jumps further than this overflows in the arithmetic of kernels before 6.10
@@ -35,7 +34,7 @@ def remake(
     disks: list[Disk] = []
     try:
         for saved in snapshot.disks:
-            disks.append(_open_again(saved))
+            disks.append(saved.open())
         machine = rebuild_machine(
             snapshot.config, snapshot.ram.spawn(), snapshot.vcpus, disks, console, serial
         )
@@ -43,13 +42,6 @@ def remake(
         close_all([disk.close for disk in disks])
         raise
     return disks, machine
-
-
-def _open_again(saved: SavedDisk) -> Disk:
-    disk = saved.disk
-    if disk.overlay is not None:
-        return disk.fork(saved.layers)  # type: ignore[attr-defined,no-any-return]
-    return Disk.open(disk.path, read_only=True, serial=disk.serial.decode())
 
 
 def wake(machine: Machine, snapshots: Snapshots, snapshot: Snapshot) -> None:
@@ -68,4 +60,4 @@ def wake(machine: Machine, snapshots: Snapshots, snapshot: Snapshot) -> None:
         for vcpu in machine.vcpus:
             tell_pause(vcpu.fd)
     machine.memory.write(layout.VMGENID_GPA, os.urandom(layout.VMGENID_SIZE))
-    machine.ged.new_generation()
+    machine.ged.new_generation(snapshot.vm.pin_open(layout.GED_GSI))

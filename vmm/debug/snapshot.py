@@ -110,26 +110,27 @@ class Snapshot:
         """Write it to a file for Guest.load(); one that is there is replaced. HostError, and
         nothing is left.
         """
+        disks, layers = disks_to(self.disks)
         values = {
             "config": snapshotfile.config_to(self.config),
             "vcpus": [vcpu.to_state() for vcpu in self.vcpus],
             "vm": self.vm.to_state(),
             "devices": self.devices,
-            "disks": disks_to(self.disks),
+            "disks": disks,
         }
-        snapshotfile.write(path, values, self.ram)
+        snapshotfile.write(path, values, self.ram, layers)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], revive: Callable[[Snapshot], Any]) -> Snapshot:
         """What save() wrote; StateError says what is wrong with the file, HostError with opening
         it. RAM is mapped, and read by nobody yet.
         """
-        with snapshotfile.reading(path) as (values, ram):
+        with snapshotfile.reading(path) as (values, ram, fd):
             config = snapshotfile.config_from(values["config"], ram.size)
             states = snapshotfile.a_list("vcpus", values["vcpus"], config.cpu_count)
             vcpus = [VcpuState.from_state(state) for state in states]
             vm = VmState.from_state(values["vm"])
-            disks = disks_from(values["disks"])
+            disks = disks_from(values["disks"], fd, ram.base.offset + ram.size)
             return cls(config, ram, vcpus, vm, values["devices"], disks, revive)
 
     def diff(self, other: Snapshot) -> numpy.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""A snapshot as a file: a page that says what it is, a text of plain values, and RAM.
+"""A snapshot as a file: a page that says what it is, a text of plain values, RAM, disks.
 
 RAM begins at a page and is sparse, so that loading maps it and reads nothing. The text is checked
 against its hash and then value by value; RAM is what it is. The file must not be changed while
@@ -17,13 +17,15 @@ from vmm._native.memory.frozenram import FrozenRam
 from vmm._native.memory.ramimage import RamImage
 from vmm.debug.keywords import config_of_keywords
 from vmm.debug.plain import from_text, to_text
+from vmm.debug.saveddisks import write_layers
 from vmm.errors import HostError, StateError
 from vmm.layout import PAGE_SIZE, ram_regions
 from vmm.light.state import Unfit, read_state, unsigned
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from vmm._native.disk.layer import Layer
     from vmm.settings.config import Config
 
 MAGIC = b"vllmd-snapshot\r\n"
@@ -35,14 +37,16 @@ RAM_MAX = 1 << 46
 KEYS = ("config", "vcpus", "vm", "devices", "disks")
 
 
-def write(path: str | os.PathLike[str], values: dict[str, Any], ram: RamImage) -> None:
+def write(
+    path: str | os.PathLike[str], values: dict[str, Any], ram: RamImage, layers: Sequence[Layer]
+) -> None:
     """Write it beside ``path``, then give it its name. HostError, and nothing is left."""
     path = os.fspath(path)
     fresh = f"{path}.{os.getpid()}.new"
     try:
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            _fill(fd, to_text(values), ram)
+            _fill(fd, to_text(values), ram, layers)
             os.replace(fresh, path)
         except BaseException:
             os.unlink(fresh)
@@ -56,11 +60,12 @@ def write(path: str | os.PathLike[str], values: dict[str, Any], ram: RamImage) -
         ) from error
 
 
-def _fill(fd: int, text: bytes, ram: RamImage) -> None:
+def _fill(fd: int, text: bytes, ram: RamImage, layers: Sequence[Layer]) -> None:
     ram_at = -(-(PAGE_SIZE + len(text)) // PAGE_SIZE) * PAGE_SIZE
     os.ftruncate(fd, ram_at + ram.size)
     _write_all(fd, text, PAGE_SIZE)
     ram.write_to(fd, ram_at)
+    write_layers(fd, ram_at + ram.size, layers)
     digest = hashlib.sha256(text).digest()
     _write_all(fd, HEADER.pack(MAGIC, VERSION, len(text), ram_at, ram.size, digest), 0)
     os.fsync(fd)
@@ -75,8 +80,8 @@ def _write_all(fd: int, data: bytes, offset: int) -> None:
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], RamImage]]:
-    """The values and RAM of a file; what is wrong with them, inside as well, is a StateError."""
+def reading(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], RamImage, int]]:
+    """The values, RAM and descriptor of a file; what is wrong with them is a StateError."""
     path = os.fspath(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -86,7 +91,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], RamI
         ) from error
     try:
         values, ram_at, size = _read(fd)
-        yield values, RamImage(FrozenRam(os.dup(fd), ram_regions(size), ram_at))
+        yield values, RamImage(FrozenRam(os.dup(fd), ram_regions(size), ram_at)), fd
     except StateError as error:
         raise StateError(f"{path}: {error.problem}", error.remedy) from error
     except (ValueError, TypeError, OSError) as error:
@@ -109,7 +114,7 @@ def _read(fd: int) -> tuple[dict[str, Any], int, int]:
         raise StateError(f"version {version} of the form, {VERSION} is known", "save it anew")
     if length > TEXT_MAX or ram_at % PAGE_SIZE or ram_at < PAGE_SIZE + length or size > RAM_MAX:
         raise _damaged(f"the header has a text of {length} bytes, RAM of {size} at {ram_at:#x}")
-    if os.fstat(fd).st_size != ram_at + size:
+    if os.fstat(fd).st_size < ram_at + size:
         raise _damaged(f"{os.fstat(fd).st_size} bytes long, {ram_at + size} are needed")
     text = os.pread(fd, length, PAGE_SIZE)
     if hashlib.sha256(text).digest() != digest:

@@ -8,13 +8,13 @@ from vmm._native.kvm.vcpustate import VcpuState, paging, settle
 from vmm._native.kvm.vmstate import VmState, msr_index_list, xsave_size
 from vmm._native.memory.ramimage import RamTracker
 from vmm.debug.machinestate import MachineState
-from vmm.debug.saveddisks import SavedDisk
+from vmm.debug.saveddisks import SavedDisk, lay_above
 from vmm.debug.shadow import pages_by_hardware
 from vmm.debug.snapshot import Snapshot
 from vmm.errors import HostError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from typing import Any
 
     from vmm.debug.machinestate import States
@@ -34,7 +34,7 @@ class Snapshots:
         self,
         config: Config,
         machine: Machine,
-        disks: Sequence[Disk],
+        disks: list[Disk],
         revive: Callable[[Snapshot], Any],
     ) -> None:
         """``revive`` makes a guest of a snapshot."""
@@ -60,6 +60,7 @@ class Snapshots:
         """All of it as it is now."""
         self._devices.quiesce()
         try:
+            lay_above(self._machine, self._disks)
             devices = self._devices.state()
             vcpus = self._capture_vcpus()
             vm = VmState.capture(self._machine.vm.fd)
@@ -89,15 +90,7 @@ class Snapshots:
         return self._vcpus
 
     def _capture_disk(self, disk: Disk) -> SavedDisk:
-        overlay = disk.overlay
-        if overlay is not None:
-            return SavedDisk(disk, overlay.freeze())
-        if not disk.read_only:
-            raise HostError(
-                f"no snapshot of a guest that writes to {disk.path} itself",
-                "open it for reading (an overlay above it takes what the guest writes)",
-            )
-        return SavedDisk(disk, ())
+        return SavedDisk(disk, None if disk.overlay is None else disk.overlay.freeze())
 
     def restore(self, snapshot: Snapshot) -> None:
         """Make the guest what it was. An error leaves a guest that can only be closed."""
@@ -112,7 +105,7 @@ class Snapshots:
             snapshot.vm.apply(self._machine.vm.fd)
             for disk, saved in zip(self._disks, snapshot.disks, strict=True):
                 if disk.overlay is not None:
-                    disk.overlay.restore(saved.layers)
+                    disk.overlay.restore(saved.layers or ())
             self._devices.set_state(snapshot.devices, self._base)
             self._base = snapshot.devices
         finally:

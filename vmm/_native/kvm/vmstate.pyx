@@ -24,6 +24,8 @@ cdef extern from "<time.h>" nogil:
 
 cdef enum:
     CHIPS = 3                    # KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE, _IOAPIC
+    IOAPIC = 2
+    IOAPIC_PINS = 24             # KVM_IOAPIC_NUM_PINS
     MSR_LIST_MAX = 1024
 
 CHIP_NAMES = ("pic_master", "pic_slave", "ioapic")
@@ -91,6 +93,10 @@ cdef class VmState:
                 rc = rc or ioctl(vm.fd, KVM_SET_IRQCHIP, &self.chips[i])
         check(rc, b"KVM_SET_IRQCHIP")
         check(ioctl(vm.fd, KVM_SET_CLOCK, &clock), b"KVM_SET_CLOCK")
+
+    def pin_open(self, int pin):
+        """Whether the guest lets interrupts of that IOAPIC pin through."""
+        return 0 <= pin < IOAPIC_PINS and not self.chips[IOAPIC].chip.ioapic.redirtbl[pin].bits >> 16 & 1
 
     def to_state(self):
         """All of it as a dict of ints and bytes."""

@@ -28,8 +28,19 @@ cdef extern from "<linux/kvm.h>" nogil:
     struct kvm_debugregs:
         uint64_t dr7
 
+    union kvm_ioapic_redirect "":
+        uint64_t bits
+
+    struct kvm_ioapic_state:
+        kvm_ioapic_redirect redirtbl[24]
+
+    union kvm_irqchip_chip "":
+        char dummy[512]
+        kvm_ioapic_state ioapic
+
     struct kvm_irqchip:
         uint32_t chip_id
+        kvm_irqchip_chip chip
 
     struct kvm_clock_data:
         uint64_t clock
