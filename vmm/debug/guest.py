@@ -17,6 +17,7 @@ from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import RunControl, deadline_of
 from vmm.debug.snapshot import Snapshot
 from vmm.debug.snapshots import Snapshots
+from vmm.errors import StateError
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.light.teardown import close_all
@@ -76,7 +77,13 @@ class Guest:
 
         StateError when the file is damaged or of another machine. See fork() for what is new in it.
         """
-        return cls.over(Snapshot.load(path, cls.over))
+        snapshot = Snapshot.load(path, cls.over)
+        try:
+            return cls.over(snapshot)
+        except (ValueError, OSError) as error:
+            raise StateError(
+                f"{os.fspath(path)}: {error}", "use the host that it was saved on, or save it anew"
+            ) from error
 
     def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
         self.config = config
