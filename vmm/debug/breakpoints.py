@@ -190,6 +190,11 @@ class Breakpoints:
                 code = INT3_CODE if site.kind == INT3 else bytes([OUT, self._stop_port])
                 site.patch = self._patches.add(gpa, code)
 
+    @property
+    def any(self) -> bool:
+        """True while there is one, of any kind."""
+        return bool(self._sites or self._slots)
+
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
         address = cpu.address

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm._native.kvm.vcpustate import linear_rip
 from vmm.debug.registers import Regs, Sregs
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class Cpu:
     @property
     def address(self) -> int:
         """The linear address of the next instruction."""
+        if not self.regs.known and not self.sregs.known:
+            self._still()
+            return linear_rip(self.vcpu.fd)
         cs: dict[str, Any] = self.sregs.cs
         base = 0 if cs["l"] else cs["base"]
         return int(self.regs.rip + base) & (1 << 64) - 1

@@ -148,6 +148,8 @@ class RunControl:
             self._running = False
 
     def _leave_points(self, deadline: float | None) -> None:
+        if not self._points.any:
+            return
         for cpu in self._cpus:
             if self._points.standing_on(cpu):
                 found = self._step(cpu, deadline)

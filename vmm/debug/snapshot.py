@@ -65,6 +65,16 @@ class SnapshotMemory:
         return f"<snapshot RAM of {self.size >> 20} MiB>"
 
 
+class Fresh:
+    """What the devices of a machine like this are when it is just built; known from a first fork.
+
+    A fork then sets only those that are otherwise. Shared by a family of guests.
+    """
+
+    def __init__(self) -> None:
+        self.states: States | None = None
+
+
 class Snapshot:
     """A guest as it stood still; made by guest.snapshot(), never changes. Any thread.
 
@@ -81,6 +91,7 @@ class Snapshot:
         devices: States,
         disks: Sequence[SavedDisk],
         revive: Callable[[Snapshot], Any],
+        fresh: Fresh | None = None,
     ) -> None:
         """``revive`` makes a guest of a snapshot."""
         self.config = config
@@ -91,6 +102,7 @@ class Snapshot:
         self.disks = tuple(disks)
         self.memory = SnapshotMemory(ram)
         self._revive = revive
+        self.fresh = fresh or Fresh()
 
     @property
     def taken(self) -> float:

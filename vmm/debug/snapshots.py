@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm._native.kvm.vcpustate import VcpuState, paging, settle
+from vmm._native.kvm.vcpustate import VcpuState, settle
 from vmm._native.kvm.vmstate import VmState, msr_index_list, xsave_size
 from vmm._native.memory.ramimage import RamTracker
 from vmm.debug.machinestate import MachineState
 from vmm.debug.saveddisks import SavedDisk, lay_above
 from vmm.debug.shadow import pages_by_hardware
-from vmm.debug.snapshot import Snapshot
+from vmm.debug.snapshot import Fresh, Snapshot
 from vmm.errors import HostError, StateError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.settings.config import Config
-
-CR0_PG = 1 << 31
 
 
 class Snapshots:
@@ -49,6 +47,7 @@ class Snapshots:
         self._machine = machine
         self._disks = disks
         self._revive = revive
+        self._fresh = Fresh()
         self._devices = MachineState(machine)
         self._tracker = RamTracker(machine.memory)
         self._vcpus: tuple[VcpuState, ...] = ()
@@ -70,7 +69,9 @@ class Snapshots:
             self._base = devices
         finally:
             self._devices.go_on()
-        return Snapshot(self._config, ram, vcpus, vm, devices, disks, self._revive)
+        return Snapshot(
+            self._config, ram, vcpus, vm, devices, disks, self._revive, self._fresh
+        )
 
     def _capture_vcpus(self) -> tuple[VcpuState, ...]:
         fds = [vcpu.fd for vcpu in self._machine.vcpus]
@@ -97,11 +98,12 @@ class Snapshots:
         self._fits(snapshot)
         self._devices.quiesce()
         try:
-            if self._shadow:
-                self._drop_shadow(snapshot)
+            paging = False
             for vcpu, state in zip(self._machine.vcpus, snapshot.vcpus, strict=True):
-                state.apply(vcpu.fd)
+                paging = state.apply(vcpu.fd, self._shadow) or paging
             self._tracker.restore(snapshot.ram)
+            if self._shadow and paging:
+                self._drop_shadow()
             snapshot.vm.apply(self._machine.vm.fd)
             for disk, saved in zip(self._disks, snapshot.disks, strict=True):
                 if disk.overlay is not None:
@@ -120,14 +122,12 @@ class Snapshots:
                 "use snapshot.fork()",
             )
 
-    def _drop_shadow(self, snapshot: Snapshot) -> None:
-        """KVM forgets what it knows of the guest's page tables, if there are any."""
-        then = any(state.cr0 & CR0_PG for state in snapshot.vcpus)
-        if not then and not any(paging(vcpu.fd) for vcpu in self._machine.vcpus):
-            return
+    def _drop_shadow(self) -> None:
+        """KVM forgets what it knows of the guest's page tables: each slot goes and comes."""
+        vm = self._machine.vm.fd
         for number, (gpa, size, hva) in enumerate(self._machine.memory.slots):
-            self._machine.vm.fd.set_user_memory_region(number, gpa, 0, hva)
-            self._machine.vm.fd.set_user_memory_region(number, gpa, size, hva)
+            vm.set_user_memory_region(number, gpa, 0, hva)
+            vm.set_user_memory_region(number, gpa, size, hva)
 
     def settle_new(self, snapshot: Snapshot, ahead_ns: int) -> None:
         """The first restore of a machine just made over the snapshot's RAM.
@@ -140,8 +140,12 @@ class Snapshots:
                 state.advance_tsc(ahead_ns)
             state.apply(vcpu.fd)
         snapshot.vm.apply(self._machine.vm.fd, ahead_ns)
-        self._devices.set_state(snapshot.devices)
+        fresh = snapshot.fresh
+        if fresh.states is None:
+            fresh.states = self._devices.state()
+        self._devices.set_state(snapshot.devices, fresh.states)
         self._devices.go_on()
+        self._fresh = fresh
         self._vcpus = snapshot.vcpus
         self._base = snapshot.devices
 

@@ -27,6 +27,7 @@ cdef class VcpuState:
     cdef readonly int tsc_khz
     cdef readonly tuple cpuid
 
+    cdef VcpuState like(self)
     cdef int read_parts(self, int fd) noexcept nogil
     cdef int write_parts(self, int fd, int first, int end) noexcept nogil
     cdef int write_msrs(self, int fd, uint32_t first) noexcept nogil

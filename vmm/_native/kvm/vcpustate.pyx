@@ -15,11 +15,27 @@ from libc.string cimport memcpy, memmove
 from vmm._native.host.fd cimport check
 from vmm._native.host.fd import IoctlError
 from vmm._native.kvm.vcpu cimport CPUID_MAX, VcpuFd
+from vmm._native.kvm.vcpuplain import VERSION, check_keys, checked_row, key_of
 from vmm._native.linux.kvm cimport *
 from vmm._native.linux.kvm_state cimport *
 
+cdef extern from *:
+    """
+    #include <linux/kvm.h>
+    /* Registers that KVM_RUN leaves in the shared page when asked (api.rst, 5: kvm_valid_regs). */
+    static void vmm_want_sregs(struct kvm_run *run, int on) {
+        run->kvm_valid_regs = on ? KVM_SYNC_X86_SREGS : 0;
+    }
+    static unsigned long long vmm_left_cr0(struct kvm_run *run) { return run->s.regs.sregs.cr0; }
+    """
+    void vmm_want_sregs(kvm_run *run, int on) nogil
+    uint64_t vmm_left_cr0(kvm_run *run) nogil
+
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
+
+cdef uint64_t NO_CR0 = ~<uint64_t>0
+cdef uint64_t CR0_PG = 1 << 31
 
 cdef enum:
     IA32_TSC = 0x10
@@ -40,11 +56,6 @@ MAY_BE_LEFT_OUT = {
     0x10A: "IA32_ARCH_CAPABILITIES: what the host's processor is",
     0x345: "IA32_PERF_CAPABILITIES: what the host's processor is",
 }
-VERSION = 1
-STATE_KEYS = frozenset((
-    "version", "mp_state", "events", "sregs2", "regs", "xcrs", "lapic", "debugregs", "xsave",
-    "msrs", "cpuid", "tsc_khz",
-))
 
 
 cdef struct Part:
@@ -92,14 +103,19 @@ cdef bint is_pending(VcpuFd vcpu) noexcept nogil:
         reason == <uint32_t>KVM_EXIT_X86_RDMSR or reason == <uint32_t>KVM_EXIT_X86_WRMSR)
 
 
-cdef int settle_exit(VcpuFd vcpu) noexcept nogil:
-    """0: complete; 1: the instruction made another exit; -1: errno."""
+cdef int settle_exit(VcpuFd vcpu, uint64_t *cr0) noexcept nogil:
+    """0: complete; 1: the instruction made another exit; -1: errno. ``cr0``: what it then is, where
+    KVM had to be asked anyway."""
     cdef int rc
     if not is_pending(vcpu):
         return 0
+    vmm_want_sregs(vcpu.run, cr0 != NULL)
     vcpu.run.immediate_exit = 1
     rc = ioctl(vcpu.fd, KVM_RUN, 0)
     vcpu.run.immediate_exit = 0
+    if cr0 != NULL:
+        cr0[0] = vmm_left_cr0(vcpu.run)
+        vmm_want_sregs(vcpu.run, 0)
     if rc == 0:
         return 1
     if errno != EINTR:
@@ -117,7 +133,7 @@ def settle(VcpuFd vcpu):
     """
     cdef int rc
     with nogil:
-        rc = settle_exit(vcpu)
+        rc = settle_exit(vcpu, NULL)
     check(rc, b"KVM_RUN")
     return rc == 0
 
@@ -131,11 +147,16 @@ def tell_pause(VcpuFd vcpu):
         check(-1, b"KVM_KVMCLOCK_CTRL")
 
 
-def paging(VcpuFd vcpu):
-    """Whether the vCPU walks page tables now: bit 31 of CR0."""
+def linear_rip(VcpuFd vcpu):
+    """The linear address of the next instruction."""
+    cdef kvm_regs regs
     cdef kvm_sregs2 sregs2
-    check(ioctl(vcpu.fd, KVM_GET_SREGS2, &sregs2), b"KVM_GET_SREGS2")
-    return bool(sregs2.cr0 >> 31 & 1)
+    cdef int rc
+    with nogil:
+        rc = ioctl(vcpu.fd, KVM_GET_REGS, &regs)
+        rc = rc or ioctl(vcpu.fd, KVM_GET_SREGS2, &sregs2)
+    check(rc, b"KVM_GET_REGS")
+    return <uint64_t>(regs.rip + (0 if sregs2.cs.l else sregs2.cs.base))
 
 
 cdef class VcpuState:
@@ -176,12 +197,17 @@ cdef class VcpuState:
 
     def capture_again(self, VcpuFd vcpu):
         """A new state of the same vCPU: CPUID and the list of MSRs stay what they are."""
+        cdef VcpuState state = self.like()
+        state.read(vcpu)
+        return state
+
+    cdef VcpuState like(self):
+        """Another object with the same CPUID, TSC frequency and MSRs."""
         cdef VcpuState state = VcpuState(self.xsave_size)
         state.cpuid = self.cpuid
         state.tsc_khz = self.tsc_khz
         memcpy(state.msr_table, self.msr_table,
                sizeof(uint32_t) * 2 + self.msr_table.nmsrs * sizeof(kvm_msr_entry))
-        state.read(vcpu)
         return state
 
     def read(self, VcpuFd vcpu):
@@ -222,15 +248,22 @@ cdef class VcpuState:
                 "taken; take the snapshot before that, or leave KVM out of the guest")
         return 0
 
-    def apply(self, VcpuFd vcpu):
-        """Give all of it to a vCPU; IoctlError names what KVM refuses, ValueError an MSR."""
+    def apply(self, VcpuFd vcpu, bint look=False):
+        """Give all of it to a vCPU; IoctlError names what KVM refuses, ValueError an MSR.
+
+        With ``look`` the result is whether paging was on in the vCPU, or is now.
+        """
+        cdef uint64_t cr0 = NO_CR0 if look else 0
+        cdef kvm_sregs2 before
         cdef int failed = 0
         cdef int done = 0
         cdef int fragments = 0
         with nogil:
             # What the old instruction would still do is gone with the old state.
-            while settle_exit(vcpu) == 1 and fragments < FRAGMENTS_MAX:
+            while settle_exit(vcpu, &cr0 if look else NULL) == 1 and fragments < FRAGMENTS_MAX:
                 fragments += 1
+            if cr0 == NO_CR0:
+                cr0 = before.cr0 if ioctl(vcpu.fd, KVM_GET_SREGS2, &before) == 0 else CR0_PG
             failed = self.write_parts(vcpu.fd, 0, FIRST_AFTER_MSRS)
             if failed < 0:
                 done = self.write_msrs(vcpu.fd, 0)
@@ -240,6 +273,7 @@ cdef class VcpuState:
             raise refusal(self, failed, True)
         if done != <int>self.msr_table.nmsrs:
             self.apply_rest(vcpu, check(done, b"KVM_SET_MSRS"))
+        return bool((cr0 | self.parts.sregs2.cr0) & CR0_PG)
 
     def apply_rest(self, VcpuFd vcpu, uint32_t done):
         """Go on behind MSR number ``done``, which KVM refused."""
@@ -306,7 +340,10 @@ cdef class VcpuState:
 
     def copy(self):
         """Another object with the same values."""
-        return VcpuState.from_state(self.to_state())
+        cdef VcpuState new = self.like()
+        new.parts = self.parts
+        memcpy(new.xsave, self.xsave, self.xsave_size)
+        return new
 
     @property
     def msrs(self):
@@ -314,31 +351,26 @@ cdef class VcpuState:
         return [(self.msr_table.entries[i].index, self.msr_table.entries[i].data)
                 for i in range(self.msr_table.nmsrs)]
 
-    @property
-    def cr0(self):
-        """Control register 0; bit 31 is paging."""
-        return self.parts.sregs2.cr0
-
     def to_state(self):
         """All of it as a dict of ints, bytes and tuples of ints."""
         state = {"version": VERSION, "msrs": self.msrs, "cpuid": list(self.cpuid),
                  "tsc_khz": self.tsc_khz}
         for number in range(PARTS):
             part = part_of(self, number)
-            state[key_of(part.name)] = (<char *>part.data)[:part.size]
+            state[key_of(part.name.decode())] = (<char *>part.data)[:part.size]
         return state
 
     @staticmethod
     def from_state(state):
         """The object of a dict of to_state(); ValueError names what is wrong with it."""
-        check_keys(state)
+        check_keys(state, MSRS_MAX, CPUID_MAX)
         cdef VcpuState new = VcpuState(len(state["xsave"]))
         cdef bytes content
         for number in range(PARTS):
             part = part_of(new, number)
-            content = state[key_of(part.name)]
+            content = state[key_of(part.name.decode())]
             if <size_t>len(content) != part.size:
-                raise ValueError(f"vCPU state: {key_of(part.name)} has {len(content)} bytes, "
+                raise ValueError(f"vCPU state: {key_of(part.name.decode())} has {len(content)} bytes, "
                                  f"{part.size} are needed")
             memcpy(part.data, <const char *>content, part.size)
         new.fill_msrs(state["msrs"])
@@ -357,36 +389,6 @@ cdef class VcpuState:
             self.msr_table.entries[count].data = value
             count += 1
         self.msr_table.nmsrs = count
-
-
-def key_of(const char *name):
-    """The part's key in a state."""
-    return name.decode().lower().removeprefix("vcpu_")
-
-
-def check_keys(state):
-    """Refuse a state of another form before anything of it is used."""
-    if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise ValueError(f"vCPU state: version {VERSION} is needed")
-    if state.keys() != STATE_KEYS:
-        odd = sorted(map(str, state.keys() ^ STATE_KEYS))
-        raise ValueError(f"vCPU state: {', '.join(odd)}: missing or unknown")
-    for key in STATE_KEYS - {"version", "msrs", "cpuid", "tsc_khz"}:
-        if not isinstance(state[key], bytes):
-            raise ValueError(f"vCPU state: {key} must be bytes")
-    for key, most in (("msrs", MSRS_MAX), ("cpuid", CPUID_MAX)):
-        if not isinstance(state[key], (list, tuple)) or len(state[key]) > most:
-            raise ValueError(f"vCPU state: {key} must be a list of at most {most} rows")
-    if type(state["tsc_khz"]) is not int or not 0 < state["tsc_khz"] < 1 << 31:
-        raise ValueError(f"vCPU state: tsc_khz={state['tsc_khz']!r} is no frequency")
-
-
-def checked_row(row, count, bits, key):
-    """A tuple of so many unsigned numbers of so many bits."""
-    if not isinstance(row, (list, tuple)) or len(row) != count or any(
-            type(n) is not int or n < 0 or n >> bits for n in row):
-        raise ValueError(f"vCPU state: {key}: {str(row)[:80]} is no row of {count} numbers")
-    return tuple(row)
 
 
 cdef list read_cpuid(int fd):
