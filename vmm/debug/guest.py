@@ -11,13 +11,11 @@ from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
 from vmm.debug.fork import remake, wake
-from vmm.debug.keywords import CONSOLES, config_of_environment, config_of_keywords
+from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
-from vmm.debug.runcontrol import RunControl, deadline_of
-from vmm.debug.snapshot import Snapshot
-from vmm.debug.snapshots import Snapshots
-from vmm.errors import StateError
+from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
+from vmm.debug.snapshotting import Snapshotting
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.light.teardown import close_all
@@ -28,16 +26,16 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.snapshot import Snapshot
     from vmm.debug.stop import Stop
     from vmm.host.disk import Disk
     from vmm.machine import Machine
-    from vmm.run.outcome import Outcome
     from vmm.settings.config import Config
 
 STOP_PORTS = range(0xE0, 0xFF)
 
 
-class Guest:
+class Guest(Snapshotting):
     """A VM, standing still at its entry point; a context manager.
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
@@ -64,34 +62,13 @@ class Guest:
         guest._build(*config_of_environment(environment))
         return guest
 
-    @classmethod
-    def over(cls, snapshot: Snapshot) -> Guest:
-        """A guest that goes on from ``snapshot``; see fork()."""
-        guest = cls.__new__(cls)
-        guest._build(snapshot.config, set(CONSOLES), snapshot)
-        return guest
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Guest:
-        """A guest from a file of Snapshot.save(), standing still; nothing of its RAM is read yet.
-
-        StateError when the file is damaged or of another machine. See fork() for what is new in it.
-        """
-        snapshot = Snapshot.load(path, cls.over)
-        try:
-            return cls.over(snapshot)
-        except (ValueError, OSError) as error:
-            raise StateError(
-                f"{os.fspath(path)}: {error}", "use the host that it was saved on, or save it anew"
-            ) from error
-
     def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
-        self._taker: Snapshots | None = None
+        self._taker = None
         self._consoles: list[KeptConsole | HostConsole] = []
         try:
             self.console = self._open_console("console", kept)
@@ -131,8 +108,8 @@ class Guest:
         self._patches = patches
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
         for console in self._consoles:
-            if isinstance(console, KeptConsole) and len(self.cpus) == 1:
-                console.port.attend(machine.vcpus[0].loop)
+            if isinstance(console, KeptConsole):
+                self._control.driver.listen(console.port)
 
     def _claim_port(self) -> int:
         from vmm._native.ports.stopport import StopPort
@@ -225,11 +202,6 @@ class Guest:
         """True while some thread lets it run."""
         return not self._closed and self._control.busy
 
-    @property
-    def outcome(self) -> Outcome | None:
-        """How the guest ended; None while it can go on."""
-        return self._control.outcome
-
     def _run_until(self, found: Callable[[], bool], seconds: float | None) -> None:
         """Let it run (or go on in the background) until ``found()`` or the time is over."""
         self._open()
@@ -253,8 +225,7 @@ class Guest:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
-            # Not for ever: the guest may end without a word.
-            poll.poll(200 if left is None else min(left * 1000, 200))
+            poll.poll(1000 * (LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)))
 
     # --- breakpoints ---
 
@@ -308,53 +279,6 @@ class Guest:
 
     def _symbol_at(self, address: int) -> str | None:
         return None
-
-    # --- snapshots ---
-
-    def _snapshots(self) -> Snapshots:
-        if self._taker is None:
-            self._taker = Snapshots(self.config, self.machine, self._disks, type(self).over)
-        return self._taker
-
-    def snapshot(self) -> Snapshot:
-        """All of the guest as it stands still: RAM, vCPUs, interrupts, clock, devices, disks.
-
-        Also inside a breakpoint's action. The first costs the same for any RAM (``shared=on``, the
-        default), later ones what was written since the first. HostError: a guest with passed
-        through devices, RAM in huge pages, or an image that it writes to.
-        """
-        self._open()
-        with self._control.standing():
-            if self.outcome is not None:
-                raise RuntimeError(f"the guest has ended ({self.outcome.kind}): nothing to take")
-            for cpu in self.cpus:
-                cpu.flush()
-            self._patches.take_all_out()
-            return self._snapshots().capture()
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Make the guest what it was, ended or not: exactly, with its clocks and random numbers.
-
-        Only pages written since are put back. What consoles heard stays; breakpoints stay. An error
-        leaves a guest that can only be closed. StateError: a snapshot of another machine.
-        """
-        self._open()
-        with self._control.driving(ended=True):
-            self._control.driver.reset()
-            for cpu in self.cpus:
-                cpu.forget()
-            self._snapshots().restore(snapshot)
-            self._patches.forget()
-            self._control.restarted()
-
-    def fork(self) -> Guest:
-        """A second guest from here, standing still: snapshot() and Snapshot.fork() in one.
-
-        RAM is shared until either writes; disks have overlays. Consoles are new. The fork has
-        another VM generation id and is told (Linux reseeds); its clocks have gone on. Nobody can
-        change what the guest made of itself: host name, machine id, keys, connections.
-        """
-        return type(self).over(self.snapshot())
 
     # --- life ---
 

@@ -69,9 +69,7 @@ class Snapshots:
             self._base = devices
         finally:
             self._devices.go_on()
-        return Snapshot(
-            self._config, ram, vcpus, vm, devices, disks, self._revive, self._fresh
-        )
+        return Snapshot(self._config, ram, vcpus, vm, devices, disks, self._revive, self._fresh)
 
     def _capture_vcpus(self) -> tuple[VcpuState, ...]:
         fds = [vcpu.fd for vcpu in self._machine.vcpus]
