@@ -145,7 +145,7 @@ def _generation(spec: AcpiSpec) -> bytes:
     low, high = spec.vmgenid_gpa & 0xFFFFFFFF, spec.vmgenid_gpa >> 32
     return aml.device(
         "\\_SB.VGEN",
-        aml.name("_HID", aml.string("QEMUVGID")),
+        aml.name("_HID", aml.string("VMGC0001")),
         aml.name("_CID", aml.string("VM_Gen_Counter")),
         aml.name("_DDN", aml.string("VM_Gen_Counter")),
         aml.name("ADDR", aml.package(aml.integer(low), aml.integer(high))),
