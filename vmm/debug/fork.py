@@ -9,7 +9,6 @@ import warnings
 from typing import TYPE_CHECKING
 
 from vmm import layout
-from vmm._native.kvm.vcpustate import tell_pause
 from vmm.debug.rebuild import rebuild_machine
 from vmm.light.teardown import close_all
 
@@ -58,6 +57,6 @@ def wake(machine: Machine, snapshots: Snapshots, snapshot: Snapshot) -> None:
     snapshots.settle_new(snapshot, ahead)
     if ahead > PAUSE_TOLD_NS:
         for vcpu in machine.vcpus:
-            tell_pause(vcpu.fd)
+            vcpu.fd.kvmclock_ctrl()
     machine.memory.write(layout.VMGENID_GPA, os.urandom(layout.VMGENID_SIZE))
     machine.ged.new_generation(snapshot.vm.pin_open(layout.GED_GSI))

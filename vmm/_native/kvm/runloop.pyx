@@ -293,7 +293,7 @@ cdef class VcpuLoop:
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
                     # Reached with a port access completed, so registers are whole here. The
-                    # kernel may leave the reason of the exit before: nobody shall complete it again.
+                    # kernel may leave the old reason: nobody shall complete that exit again.
                     self.vcpu.run.exit_reason = KVM_EXIT_INTR
                     if vmm_load(&self.pause_wanted):
                         self.park()

@@ -7,7 +7,7 @@ the LAPIC before the MSRs, one of which arms its timer; general registers before
 they would drop.
 """
 
-from libc.errno cimport EINTR, EINVAL, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
@@ -136,15 +136,6 @@ def settle(VcpuFd vcpu):
         rc = settle_exit(vcpu, NULL)
     check(rc, b"KVM_RUN")
     return rc == 0
-
-
-def tell_pause(VcpuFd vcpu):
-    """The guest's watchdogs shall not count the time that it stood still (KVM_KVMCLOCK_CTRL).
-
-    Nothing for a guest that does not use KVM's clock.
-    """
-    if ioctl(vcpu.fd, KVM_KVMCLOCK_CTRL, 0) < 0 and errno != EINVAL:
-        check(-1, b"KVM_KVMCLOCK_CTRL")
 
 
 def linear_rip(VcpuFd vcpu):
@@ -370,8 +361,8 @@ cdef class VcpuState:
             part = part_of(new, number)
             content = state[key_of(part.name.decode())]
             if <size_t>len(content) != part.size:
-                raise ValueError(f"vCPU state: {key_of(part.name.decode())} has {len(content)} bytes, "
-                                 f"{part.size} are needed")
+                raise ValueError(f"vCPU state: {key_of(part.name.decode())} has {len(content)} "
+                                 f"bytes, {part.size} are needed")
             memcpy(part.data, <const char *>content, part.size)
         new.fill_msrs(state["msrs"])
         new.cpuid = tuple(checked_row(row, 7, 32, "cpuid") for row in state["cpuid"])

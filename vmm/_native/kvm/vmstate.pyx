@@ -26,6 +26,7 @@ cdef enum:
     CHIPS = 3                    # KVM_IRQCHIP_PIC_MASTER, _PIC_SLAVE, _IOAPIC
     IOAPIC = 2
     IOAPIC_PINS = 24             # KVM_IOAPIC_NUM_PINS
+    MASKED = 1 << 16             # of a redirection table's entry
     MSR_LIST_MAX = 1024
 
 CHIP_NAMES = ("pic_master", "pic_slave", "ioapic")
@@ -96,7 +97,11 @@ cdef class VmState:
 
     def pin_open(self, int pin):
         """Whether the guest lets interrupts of that IOAPIC pin through."""
-        return 0 <= pin < IOAPIC_PINS and not self.chips[IOAPIC].chip.ioapic.redirtbl[pin].bits >> 16 & 1
+        cdef uint64_t entry
+        if not 0 <= pin < IOAPIC_PINS:
+            raise ValueError(f"the IOAPIC has no pin {pin}")
+        entry = self.chips[IOAPIC].chip.ioapic.redirtbl[pin].bits
+        return not entry & MASKED
 
     def to_state(self):
         """All of it as a dict of ints and bytes."""
