@@ -194,6 +194,17 @@ def test_a_snapshot_inside_a_breakpoint_s_action(guest):
         assert run(child) == (1, 1)
 
 
+def test_watched_pages_stay_watched_and_are_in_no_snapshot(guest):
+    guest.watch(TOUCHED_GPA, 4096)
+    base = guest.snapshot()
+    for _ in range(2):
+        assert guest.run(seconds=60).kind == "watch"
+        guest.restore(base)
+        assert rounds(guest) == (0, 0)
+    with base.fork() as child:
+        assert run(child) == (1, 1)
+
+
 def test_a_snapshot_of_another_machine_is_refused(guest, tmp_path):
     with Guest(kernel=kernel(tmp_path), memory="8M") as other:
         base = other.snapshot()

@@ -12,6 +12,7 @@ from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
 from vmm.debug.fork import remake, wake
 from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
     from vmm.debug.points import Action, Condition, Point
     from vmm.debug.snapshot import Snapshot
+    from vmm.debug.stats import Stats
     from vmm.debug.stop import Stop
+    from vmm.debug.trace import Trace
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.settings.config import Config
@@ -66,6 +69,7 @@ class Guest(Snapshotting):
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
+        self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
         self._taker = None
@@ -104,8 +108,9 @@ class Guest(Snapshotting):
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
         self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(self.cpus, patches, self._claim_port())
         self._patches = patches
+        self._pages = PageWatch(machine)
+        self.points = Breakpoints(self.cpus, patches, self._pages, self._claim_port())
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
@@ -280,6 +285,25 @@ class Guest(Snapshotting):
     def _symbol_at(self, address: int) -> str | None:
         return None
 
+    # --- what it does ---
+
+    @property
+    def trace(self) -> Trace:
+        """Exits of all vCPUs in native rings, off until its start(). Any thread."""
+        if self._trace is None:
+            from vmm.debug.trace import Trace
+
+            self._open()
+            self._trace = Trace(self.machine, os.path.basename(self.config.kernel_path))
+        return self._trace
+
+    def stats(self) -> Stats:
+        """What KVM itself counted, also of exits that do not come to us. Any thread."""
+        from vmm.debug.stats import read_stats
+
+        self._open()
+        return read_stats(self.machine)
+
     # --- life ---
 
     def _open(self) -> None:
@@ -296,6 +320,8 @@ class Guest(Snapshotting):
         steps: list[Callable[[], object]] = []
         if self._taker is not None:
             steps.append(self._taker.close)
+        if self._trace is not None:
+            steps.append(self._trace.stop)
         if hasattr(self, "machine"):
             steps.append(self.machine.close)
         if hasattr(self, "_control"):

@@ -34,8 +34,9 @@ class Snapshots:
         machine: Machine,
         disks: list[Disk],
         revive: Callable[[Snapshot], Any],
+        lay_out: Callable[[], None],
     ) -> None:
-        """``revive`` makes a guest of a snapshot."""
+        """``revive`` makes a guest of a snapshot; ``lay_out`` gives KVM all of RAM's slots anew."""
         if machine.passed_through():
             names = ", ".join([function.name for function in machine.passed_through()])
             raise HostError(
@@ -47,6 +48,7 @@ class Snapshots:
         self._machine = machine
         self._disks = disks
         self._revive = revive
+        self._lay_out = lay_out
         self._fresh = Fresh()
         self._devices = MachineState(machine)
         self._tracker = RamTracker(machine.memory)
@@ -101,7 +103,8 @@ class Snapshots:
                 paging = state.apply(vcpu.fd, self._shadow) or paging
             self._tracker.restore(snapshot.ram)
             if self._shadow and paging:
-                self._drop_shadow()
+                # Or KVM goes on with what it made of the page tables that were.
+                self._lay_out()
             snapshot.vm.apply(self._machine.vm.fd)
             for disk, saved in zip(self._disks, snapshot.disks, strict=True):
                 if disk.overlay is not None:
@@ -119,13 +122,6 @@ class Snapshots:
                 f"the snapshot is of another machine: (RAM, CPUs, disks) {its}, here {ours}",
                 "use snapshot.fork()",
             )
-
-    def _drop_shadow(self) -> None:
-        """KVM forgets what it knows of the guest's page tables: each slot goes and comes."""
-        vm = self._machine.vm.fd
-        for number, (gpa, size, hva) in enumerate(self._machine.memory.slots):
-            vm.set_user_memory_region(number, gpa, 0, hva)
-            vm.set_user_memory_region(number, gpa, size, hva)
 
     def settle_new(self, snapshot: Snapshot, ahead_ns: int) -> None:
         """The first restore of a machine just made over the snapshot's RAM.

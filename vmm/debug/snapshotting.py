@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from vmm.debug.cpu import Cpu
+    from vmm.debug.pagewatch import PageWatch
     from vmm.debug.patches import Patches
     from vmm.debug.runcontrol import RunControl
     from vmm.host.disk import Disk
@@ -32,6 +33,7 @@ class Snapshotting:
     _disks: list[Disk]
     _control: RunControl
     _patches: Patches
+    _pages: PageWatch
     _taker: Snapshots | None
 
     def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
@@ -68,7 +70,9 @@ class Snapshotting:
 
     def _snapshots(self) -> Snapshots:
         if self._taker is None:
-            self._taker = Snapshots(self.config, self.machine, self._disks, type(self).over)
+            self._taker = Snapshots(
+                self.config, self.machine, self._disks, type(self).over, self._pages.lay_out
+            )
         return self._taker
 
     def snapshot(self) -> Snapshot:

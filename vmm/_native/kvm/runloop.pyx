@@ -13,21 +13,15 @@ from posix.unistd cimport close as c_close
 from cpython.exc cimport PyErr_CheckSignals
 
 from vmm._native.kvm.bus cimport (
-    own_thread_begins,
-    own_thread_ends,
-    OUTCOME_CONTINUE,
-    OUTCOME_CRASH,
-    OUTCOME_ERROR,
-    OUTCOME_KICKED,
-    OUTCOME_RESET,
-    OUTCOME_STOP,
-    Bus,
+    own_thread_begins, own_thread_ends, OUTCOME_CONTINUE, OUTCOME_CRASH, OUTCOME_ERROR,
+    OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
 )
 from vmm._native.kvm.signals cimport (
     timer_delete, timer_t, usleep, vmm_gettid, vmm_heed_sigint, vmm_kick_install, vmm_kick_unblock,
     vmm_load, vmm_notify, vmm_run_begins, vmm_store, vmm_store_byte, vmm_tgkill, vmm_timer_start,
     vmm_unheed_sigint, vmm_wait_for,
 )
+from vmm._native.kvm.tracering cimport change_ring, run_vcpu, trace_exit
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
 from vmm._native.host.thread cimport thread_join, thread_start
@@ -43,19 +37,11 @@ cdef enum:
     PAUSE_STEP_US = 500          # how often pause() asks again
 
 EXIT_NAMES = {
-    KVM_EXIT_UNKNOWN: "unknown",
-    KVM_EXIT_EXCEPTION: "exception",
-    KVM_EXIT_IO: "io",
-    KVM_EXIT_HYPERCALL: "hypercall",
-    KVM_EXIT_DEBUG: "debug",
-    KVM_EXIT_HLT: "hlt",
-    KVM_EXIT_MMIO: "mmio",
-    KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
-    KVM_EXIT_SHUTDOWN: "shutdown",
-    KVM_EXIT_FAIL_ENTRY: "fail_entry",
-    KVM_EXIT_INTR: "intr",
-    KVM_EXIT_INTERNAL_ERROR: "internal_error",
-    KVM_EXIT_SYSTEM_EVENT: "system_event",
+    KVM_EXIT_UNKNOWN: "unknown", KVM_EXIT_EXCEPTION: "exception", KVM_EXIT_IO: "io",
+    KVM_EXIT_HYPERCALL: "hypercall", KVM_EXIT_DEBUG: "debug", KVM_EXIT_HLT: "hlt",
+    KVM_EXIT_MMIO: "mmio", KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
+    KVM_EXIT_SHUTDOWN: "shutdown", KVM_EXIT_FAIL_ENTRY: "fail_entry", KVM_EXIT_INTR: "intr",
+    KVM_EXIT_INTERNAL_ERROR: "internal_error", KVM_EXIT_SYSTEM_EVENT: "system_event",
 }
 
 
@@ -83,8 +69,7 @@ cdef class VcpuLoop:
         self.thread.started = False
         self.outcome = OUTCOME_CONTINUE
         self.resume_fd = -1
-        memset(self.counts, 0, sizeof(self.counts))
-        memset(self.trail, 0, sizeof(self.trail))
+        self.rings = []
 
     def __dealloc__(self):
         # The thread uses this object without a reference; an owner that forgot join() must not
@@ -219,9 +204,14 @@ cdef class VcpuLoop:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
+        # An access that crosses pages has more parts, each an exit of its own.
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
-        if ioctl(self.vcpu.fd, KVM_RUN, 0) < 0 and errno == EINTR:
-            self.vcpu.run.exit_reason = KVM_EXIT_INTR
+        while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
+            self.late = self.dispatch()
+            if self.late == OUTCOME_STOP:
+                self.late = OUTCOME_CONTINUE
+        if self.late == OUTCOME_CONTINUE:
+            self.vcpu.run.exit_reason = KVM_EXIT_INTR       # for settle(): it is complete
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -261,6 +251,15 @@ cdef class VcpuLoop:
             found.append((name, record.address, record.size, bool(record.is_write), record.data))
         return found
 
+    def set_trace(self, ring):
+        """Record exits in ``ring`` (a fresh TraceRing), None: no more. Any thread, at any time.
+
+        The vCPU leaves the guest once, so that it holds from now on and not from its next exit.
+        """
+        self.rings = change_ring(&self.tracing, self.rings, ring, self.vcpu.index)
+        if vmm_load(&self.tid):
+            self.interrupt()
+
     def newest_exit(self):
         """(reason, address) of the newest exit; ("", 0) before the first."""
         if self.exits == 0:
@@ -288,12 +287,15 @@ cdef class VcpuLoop:
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
         vmm_run_begins(self.vcpu.run)
+        if self.late != OUTCOME_CONTINUE:
+            outcome = self.late
+            self.late = OUTCOME_CONTINUE
+            return outcome
         while not vmm_load(&self.stop):
-            rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
+            rc = run_vcpu(&self.tracing, self.vcpu.fd, self.vcpu.run)
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
-                    # Reached with a port access completed, so registers are whole here. The
-                    # kernel may leave the old reason: nobody shall complete that exit again.
+                    # Reached with a port access completed, so registers are whole here.
                     self.vcpu.run.exit_reason = KVM_EXIT_INTR
                     if vmm_load(&self.pause_wanted):
                         self.park()
@@ -305,6 +307,7 @@ cdef class VcpuLoop:
                 self.failure = errno
                 return OUTCOME_ERROR
             outcome = self.dispatch()
+            trace_exit(&self.tracing, self.vcpu.run, &self.trail[(self.exits - 1) & (TRAIL - 1)])
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:

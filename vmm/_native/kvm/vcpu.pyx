@@ -247,6 +247,10 @@ cdef class VcpuFd(OwnedFd):
         check(rc, b"KVM_KVMCLOCK_CTRL")
         return True
 
+    def get_stats_fd(self):
+        """A new descriptor of the vCPU's statistics (KVM_CAP_BINARY_STATS_FD); the caller's."""
+        return check(ioctl(self.fd, KVM_GET_STATS_FD, 0), b"KVM_GET_STATS_FD")
+
     def translate(self, uint64_t linear):
         """The guest physical address behind a linear one, or None when it is not mapped."""
         cdef kvm_translation translation
