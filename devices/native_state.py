@@ -6,13 +6,15 @@ from vmm._native.console.uart import Uart
 from vmm._native.ports.pmtimer import PmTimer
 from vmm._native.ports.postport import PostPort
 from vmm._native.ports.stopport import StopPort
-from vmm.light.state import data, flag, read_state, unsigned
+from vmm.light.state import data, flag, misfit, read_state, unsigned
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from vmm.light.state import Check
 
-INPUT_MAX = 4096
+INPUT_MAX = 1 << 20
 LOOP_MAX = 64
 FIELDS: dict[type, dict[str, Check]] = {
     Uart: {
@@ -26,13 +28,17 @@ FIELDS: dict[type, dict[str, Check]] = {
         "loop": data(0, LOOP_MAX),
         "input": data(0, INPUT_MAX),
     },
-    PmTimer: {"ticks": unsigned(32)},
     StopPort: {},
+    PmTimer: {"ticks": unsigned(32)},
     PostPort: {"last": unsigned(8), "count": unsigned(64)},
 }
 
 
-def set_device_state(name: str, device: object, state: object) -> None:
+def set_device_state(name: str, device: Any, state: object) -> None:
     """``device.set_state(state)``, checked first where the device is native; StateError."""
     fields = FIELDS.get(type(device))
-    device.set_state(state if fields is None else read_state(name, state, fields))  # type: ignore[attr-defined]
+    try:
+        device.set_state(state if fields is None else read_state(name, state, fields))
+    except ValueError as error:
+        # What only the host's end knows: how much input can wait there.
+        raise misfit(name, f" cannot be set: {error}") from error

@@ -17,6 +17,8 @@ from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm._native.kvm.vm import VmFd
 
 log = get_logger(__name__)
@@ -151,11 +153,7 @@ class MsiVector:
     @property
     def pending(self) -> bool:
         """True while an interrupt waits for unmask()."""
-        if self.unmasked or self.fd < 0:
-            return False
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(pending([self]))
 
     def set_pending(self, pending: bool) -> None:
         """Whether an interrupt waits, of a masked vector."""
@@ -173,6 +171,17 @@ class MsiVector:
             self._router.release(self)
             os.close(self.fd)
             self.fd = -1
+
+
+def pending(vectors: Sequence[MsiVector]) -> list[int]:
+    """The indices of those in which an interrupt waits for unmask()."""
+    poll = select.poll()
+    waits: dict[int, int] = {}
+    for index, vector in enumerate(vectors):
+        if not vector.unmasked and vector.fd >= 0:
+            waits[vector.fd] = index
+            poll.register(vector.fd, select.POLLIN)
+    return sorted([waits[fd] for fd, _ in poll.poll(0)]) if waits else []
 
 
 class IrqRouter:

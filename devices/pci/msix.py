@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import struct
 
+from vmm.irq import pending as find_pending
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.irq import MsiVector
@@ -82,17 +84,15 @@ class Msix:
 
     def state(self) -> dict[str, object]:
         """The table, and which masked vectors have an interrupt waiting."""
-        pending = [index for index, vector in enumerate(self.vectors) if vector.pending]
-        return {"table": bytes(self._table), "pending": pending}
+        return {"table": bytes(self._table), "pending": find_pending(self.vectors)}
 
     def set_state(self, control: int, table: bytes, pending: list[int]) -> None:
         """Message control as in configuration space, and the values of a state(), checked.
 
         Routes change only where the table does.
         """
-        for vector in self.vectors:
-            if not vector.unmasked:
-                vector.clear()
+        for index in find_pending(self.vectors):
+            self.vectors[index].clear()
         if table != self._table:
             self._table[:] = table
             self.enabled = bool(control & CONTROL_ENABLE)

@@ -40,8 +40,7 @@ def _function_state(function: PciFunction) -> dict[str, object]:
     return {
         "slot": function.slot,
         "name": function.name,
-        # What no capability uses is 0.
-        "config": bytes(function.config.data).rstrip(b"\0"),
+        "config": bytes(function.config.data[: function.config.end]),
         "bars": [_bar_state(bar) for bar in function.bars],
     }
 
@@ -91,7 +90,7 @@ def _each(here: list[PciFunction]) -> Check:
             {
                 "slot": int_in(function.slot, function.slot),
                 "name": exactly(function.name),
-                "config": data(0, SIZE),
+                "config": data(function.config.end),
                 "bars": many(_bar(), len(function.bars)),
             }
         )
@@ -117,7 +116,7 @@ def _bar() -> Check:
 
 
 def _check_config(function: PciFunction, config: bytes) -> bytes:
-    """The whole space; only what a guest may write can differ from ours."""
+    """The whole space again; only what a guest may write can differ from ours."""
     full = config.ljust(SIZE, b"\0")
     own = function.config
     if full != own.data:

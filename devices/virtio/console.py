@@ -23,8 +23,8 @@ F_SIZE = 1
 RECEIVE = 0
 TRANSMIT = 1
 QUEUE_SIZE = 256
-# What a byte port lets wait.
-INPUT_MAX = 4096
+# Of a state; how much can wait is known by the host's end alone.
+INPUT_MAX = 1 << 20
 # Columns, rows, number of ports, emergency write.
 CONFIG = struct.Struct("<HHII")
 

@@ -177,12 +177,12 @@ def _fields(function: Transport) -> dict[str, Check]:
 def _check_sense(function: Transport, found: dict[str, Any]) -> None:
     """Values that go together, as a driver could have brought them about."""
     name, vectors = function.name, len(function.msix.vectors)
-    chosen = [found["config_vector"], *[queue["vector"] for queue in found["queues"]]]
-    for vector in chosen:
+    chosen = {"config_vector": found["config_vector"]}
+    for index, queue in enumerate(found["queues"]):
+        chosen[f"queues[{index}].vector"] = queue["vector"]
+    for key, vector in chosen.items():
         if vector >= vectors and vector != NO_VECTOR:
-            raise misfit(
-                name, f", config_vector or queues: vector {vector:#x}: there are {vectors}"
-            )
+            raise misfit(name, f", {key} is {vector:#x}: {vectors} vectors are there")
     for index, queue in enumerate(found["queues"]):
         size, most = queue["size"], function.common.queues[index].size_max
         if not 0 < size <= most or size & (size - 1):

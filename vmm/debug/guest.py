@@ -18,7 +18,7 @@ from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
 from vmm.debug.snapshotting import Snapshotting
 from vmm.host.console import HostConsole
-from vmm.host.disk import open_disks
+from vmm.host.overlay import open_overlays
 from vmm.light.teardown import close_all
 from vmm.machine import build_machine
 
@@ -43,7 +43,8 @@ class Guest(Snapshotting):
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
     ``cpu_count``, ``memory``, ``devices``, ``cmdline``, ``initramfs``, ``serial``, ``console``,
-    ``gpudirect_clique``); only ``kernel`` is required. ConfigError, HostError and the like have the
+    ``gpudirect_clique``); only ``kernel`` is required. Images are only read: what the guest writes
+    stays in memory. ConfigError, HostError and the like have the
     command's words. One thread drives a guest; any thread may call pause() and read RAM.
     """
 
@@ -79,7 +80,7 @@ class Guest(Snapshotting):
             self.serial = self._open_console("serial", kept)
             self.machine: Machine
             if snapshot is None:
-                self._disks = open_disks(config.system_images, config.config_images)
+                self._disks = open_overlays(config.system_images, config.config_images)
                 self.machine = build_machine(config, self._disks, self.console, self.serial)
             else:
                 self._disks, self.machine = remake(snapshot, self.console, self.serial)

@@ -14,6 +14,7 @@ from vmm.errors import StateError
 from vmm.light.state import misfit, show
 
 if TYPE_CHECKING:
+    from vmm._native.disk.overlay import Overlay
     from vmm._native.kvm.bus import Bus
     from vmm.machine import Machine
 
@@ -65,13 +66,16 @@ class MachineState:
         if type(states) is not dict:
             raise misfit("machine", f" is {show(states)}: a dict by the devices' names is needed")
         for name in parts:
-            if name not in states:
+            # What a script put there since stays as it is.
+            if name not in states and base is None:
                 raise misfit(name, " is missing")
         for name in states:
             if name not in parts:
                 raise misfit("machine", f" has a device {show(name)} that is not here")
         for name in self._chosen(states, base):
-            set_device_state(name, parts[name], states[name])
+            # Most devices of a fork are as they were built.
+            if states[name] != _state_of(name, parts[name]):
+                set_device_state(name, parts[name], states[name])
         self.clear_touched()
 
     def _chosen(self, states: States, base: States | None) -> list[str]:
@@ -81,7 +85,25 @@ class MachineState:
         used = self.touched()
         if states is not base:
             used |= {name for name in states if states[name] != base.get(name)}
-        return [name for name in self.parts() if name in used] if used else []
+        return [name for name in self.parts() if name in used and name in states] if used else []
+
+    def overlays(self) -> dict[str, Overlay]:
+        """What is above each writable disk, by the device's name: freeze() and restore() them.
+
+        StateError names a disk that is written itself: what its image was then is gone.
+        """
+        found = {}
+        for function in self._machine.virtio:
+            disk = getattr(function.device, "disk", None)
+            if disk is None or disk.read_only:
+                continue
+            if disk.overlay is None:
+                raise StateError(
+                    f"{function.name}: its image {disk.path} is written itself and cannot go back",
+                    "give the guest an overlay above the image (OverlayDisk)",
+                )
+            found[function.name] = disk.overlay
+        return found
 
     def touched(self) -> set[str]:
         """The names of the devices that were used since clear_touched()."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from devices.virtio.block import Block
 from vmm._native.disk.overlay import merge
-from vmm._native.host.posix import ofd_lock
 from vmm.errors import StateError
 from vmm.host.disk import Disk
 from vmm.host.overlay import OverlayDisk
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vmm._native.disk.layer import Layer
-    from vmm.machine import Machine
 
 # Of one disk in a file: 65536 extents are 4 GiB at the least.
 EXTENTS_MAX = 1 << 20
@@ -60,32 +57,6 @@ def _twin(disk: Disk) -> Disk:
     )
     twin.fd = os.dup(disk.fd)
     return twin
-
-
-def lay_above(machine: Machine, disks: list[Disk]) -> None:
-    """From now on what the guest writes to its disks goes to memory; images stay as they are.
-
-    The devices are quiesced.
-    """
-    for function in machine.virtio:
-        device = function.device
-        if not isinstance(device, Block) or device.disk.read_only or device.disk.overlay:
-            continue
-        state = function.state()
-        _read_only(device.disk)
-        above = OverlayDisk(device.disk, None)
-        disks[disks.index(device.disk)] = above
-        device.disk = above
-        function.stop()
-        function.set_state(state)
-
-
-def _read_only(disk: Disk) -> None:
-    """Others may read the image now, as we do: the exclusive lock becomes a shared one."""
-    try:
-        ofd_lock(disk.fd, False, 0, 0)
-    except OSError:
-        return  # a file system without locks, as was told when it was opened
 
 
 def disks_to(disks: Sequence[SavedDisk]) -> tuple[list[dict[str, object]], list[Layer]]:

@@ -8,13 +8,13 @@ from vmm._native.kvm.vcpustate import VcpuState, settle
 from vmm._native.kvm.vmstate import VmState, msr_index_list, xsave_size
 from vmm._native.memory.ramimage import RamTracker
 from vmm.debug.machinestate import MachineState
-from vmm.debug.saveddisks import SavedDisk, lay_above
+from vmm.debug.saveddisks import SavedDisk
 from vmm.debug.shadow import pages_by_hardware
 from vmm.debug.snapshot import Fresh, Snapshot
 from vmm.errors import HostError, StateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from vmm.debug.machinestate import States
@@ -32,7 +32,7 @@ class Snapshots:
         self,
         config: Config,
         machine: Machine,
-        disks: list[Disk],
+        disks: Sequence[Disk],
         revive: Callable[[Snapshot], Any],
         lay_out: Callable[[], None],
     ) -> None:
@@ -61,7 +61,6 @@ class Snapshots:
         """All of it as it is now."""
         self._devices.quiesce()
         try:
-            lay_above(self._machine, self._disks)
             devices = self._devices.state()
             vcpus = self._capture_vcpus()
             vm = VmState.capture(self._machine.vm.fd)

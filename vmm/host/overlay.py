@@ -14,12 +14,14 @@ from vmm._native.disk.layer import CLUSTER_BYTES, Layer, bits_bytes
 from vmm._native.disk.overlay import Overlay, merge
 from vmm._native.host.posix import ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
-from vmm.host.disk import SECTOR, Disk
+from vmm.host.disk import SECTOR, Disk, make_serials_distinct
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from vmm.settings.images import ImageSpec
 
 log = get_logger(__name__)
 
@@ -123,6 +125,22 @@ class OverlayDisk(Disk):
         os.replace(fresh, path)
 
 
+def open_overlays(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list[Disk]:
+    """As open_disks(), with system disks that keep what is written in memory."""
+    disks: list[Disk] = []
+    try:
+        for image in system:
+            disks.append(OverlayDisk.above(image.path, serial=image.serial))
+        for image in config:
+            disks.append(Disk.open(image.path, read_only=True, serial=image.serial))
+    except BaseException:
+        for disk in disks:
+            disk.close()
+        raise
+    make_serials_distinct(disks)
+    return disks
+
+
 def _memory_layer(size: int) -> Layer:
     return _layer(os.memfd_create("disk-overlay", os.MFD_CLOEXEC), size)
 
@@ -201,5 +219,5 @@ def _check_header(path: str, fd: int, at: int, size: int, mtime: int) -> None:
         )
     if then != mtime:
         raise ConfigError(
-            [f"the image under the overlay {path} was written since (give the overlay another file)"]
+            [f"the image under the overlay {path} was written since (give it another file)"]
         )

@@ -59,7 +59,7 @@ def change(rng: random.Random, disk: OverlayDisk, model: bytearray) -> None:
         model[offset : offset + length] = data
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_random_operations_against_a_model(image, tmp_path, seed):
     rng = random.Random(seed)
     path = str(tmp_path / "over") if seed % 2 else None
@@ -135,9 +135,9 @@ def test_layers_of_another_disk_are_refused(disk, tmp_path):
     for layer in (other, growing):
         with pytest.raises(ValueError, match="not of this disk"):
             disk.overlay.restore([layer])
+    frozen = disk.new_layer()
+    frozen.freeze()
     with pytest.raises(ValueError, match="at most"):
-        frozen = disk.new_layer()
-        frozen.freeze()
         disk.overlay.restore([frozen] * (DEPTH_LIMIT + 1))
 
 

@@ -31,15 +31,20 @@ cpdef bytes pending_input(BytePort port):
     # SAFETY: at most INPUT_QUEUE bytes are ever between the two.
     vmm_ring_copy(data, port.input, port.input_tail, length, INPUT_QUEUE)
     pthread_mutex_unlock(<pthread_mutex_t *>port.ring_lock)
-    return bytes(data[:length])
+    # A script's console has more behind the queue.
+    more = getattr(port, "unfed", None)
+    return bytes(data[:length]) + (b"" if more is None else more())
 
 
 cpdef int set_pending_input(BytePort port, bytes data) except -1:
     """Let ``data`` wait in place of what waits now."""
-    cdef size_t length = len(data)
+    cdef size_t length = min(len(data), <Py_ssize_t>INPUT_QUEUE)
     need(port)
-    if length > INPUT_QUEUE:
-        raise ValueError(f"{length} bytes of input: at most {INPUT_QUEUE} can wait")
+    set_more = getattr(port, "set_unfed", None)
+    if set_more is not None:
+        set_more(b"")
+    elif len(data) > INPUT_QUEUE:
+        raise ValueError(f"{len(data)} bytes of input: at most {INPUT_QUEUE} can wait here")
     pthread_mutex_lock(<pthread_mutex_t *>port.ring_lock)
     port.input_tail = port.input_head
     vmm_ring_store(port.input, <const uint8_t *><const char *>data, port.input_head, length,
@@ -47,5 +52,8 @@ cpdef int set_pending_input(BytePort port, bytes data) except -1:
     port.input_head += length
     pthread_mutex_unlock(<pthread_mutex_t *>port.ring_lock)
     # The pump may have stopped reading from the host while the queue was full.
-    vmm_wake(port.wake_fd if port.feeder_fd < 0 else port.feeder_fd)
+    if set_more is None:
+        vmm_wake(port.wake_fd if port.feeder_fd < 0 else port.feeder_fd)
+    elif len(data) > INPUT_QUEUE:
+        set_more(data[INPUT_QUEUE:])
     return 0

@@ -1,6 +1,5 @@
 """Layers of a disk. Their files are sparse: a cluster that was never written takes no space."""
 
-from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint64_t
 from posix.types cimport off_t
 from posix.unistd cimport close as c_close, ftruncate
@@ -122,7 +121,7 @@ cdef class Layer:
         """Whole clusters of a layer that is being made (loaded, merged); ValueError for others."""
         cdef uint64_t length = len(data)
         if self.frozen or offset % CLUSTER or length % CLUSTER:
-            raise ValueError(f"{length} bytes at {offset}: whole clusters of a new layer are needed")
+            raise ValueError(f"{length} bytes at {offset}: not whole clusters, or it is frozen")
         if offset > self.clusters * CLUSTER or length > self.clusters * CLUSTER - offset:
             raise ValueError(f"[{offset}, {offset + length}) is outside the disk")
         if vmm_pwrite_all(self.fd, <const char *>data, length, offset) < 0:

@@ -20,4 +20,4 @@ cdef class StopPort(BusTarget):
         return {"version": 1}
 
     def set_state(self, state):
-        """A state() again."""
+        """A state() again, which has been checked (devices/native_state.py)."""
