@@ -16,6 +16,7 @@ from tests.support.counting_guest import PAGES, TOUCHED_GPA, count, kernel, roun
 from tests.support.guest_asm import RESULT_GPA, Program
 from tests.support.two_vcpus import AP_CODE, RealMode, wake_others
 from vmm import layout
+from vmm._native.kvm import bus
 from vmm.debug.guest import Guest
 from vmm.errors import HostError, StateError
 
@@ -171,6 +172,13 @@ def test_a_running_guest_is_refused(tmp_path):
             guest.restore(base)
         guest.pause()
         guest.restore(base)
+
+
+def test_an_outcome_still_to_come_is_not_the_restored_guest_s(guest):
+    base = guest.snapshot()
+    guest.cpus[0].vcpu.loop.late = bus.SHUTDOWN
+    guest.restore(base)
+    assert run(guest) == (1, 1)
 
 
 def test_an_ended_guest_has_nothing_to_take_but_comes_back(guest):

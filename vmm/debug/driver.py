@@ -76,7 +76,8 @@ class Alone:
         return function(*arguments)
 
     def reset(self) -> None:
-        """The guest may have ended, and shall run again."""
+        """The guest gets another state, and shall run again if it has ended."""
+        self._vcpu.loop.late = bus.CONTINUE
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -195,8 +196,10 @@ class Several:
         return call.result
 
     def reset(self) -> None:
-        """The guest may have ended, and shall run again: threads are made anew where one ended."""
+        """The guest gets another state; threads are made anew where one has ended."""
         loops = [vcpu.loop for vcpu in self._vcpus]
+        for loop in loops:
+            loop.late = bus.CONTINUE
         if not self._started or all(loop.outcome == bus.CONTINUE for loop in loops):
             return
         for loop in loops:
