@@ -10,12 +10,14 @@ from vmm.debug import stop
 from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
+from vmm.debug.fork import remake, wake
 from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
+from vmm.debug.snapshotting import Snapshotting
 from vmm.host.console import HostConsole
 from vmm.host.overlay import open_overlays
 from vmm.light.teardown import close_all
@@ -26,19 +28,19 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.snapshot import Snapshot
     from vmm.debug.stats import Stats
     from vmm.debug.stop import Stop
     from vmm.debug.trace import Trace
     from vmm.guest.symbols import Symbols
     from vmm.host.disk import Disk
     from vmm.machine import Machine
-    from vmm.run.outcome import Outcome
     from vmm.settings.config import Config
 
 STOP_PORTS = range(0xE0, 0xFF)
 
 
-class Guest:
+class Guest(Snapshotting):
     """A VM, standing still at its entry point; a context manager.
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
@@ -66,25 +68,27 @@ class Guest:
         guest._build(*config_of_environment(environment))
         return guest
 
-    def _build(self, config: Config, kept: set[str]) -> None:
+    def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
         self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
+        self._taker = None
         self._consoles: list[KeptConsole | HostConsole] = []
         try:
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
-            self._disks = open_overlays(config.system_images, config.config_images)
-            self.machine: Machine = build_machine(
-                config,
-                self._disks,
-                self.console,
-                self.serial,
-            )
+            self.machine: Machine
+            if snapshot is None:
+                self._disks = open_overlays(config.system_images, config.config_images)
+                self.machine = build_machine(config, self._disks, self.console, self.serial)
+            else:
+                self._disks, self.machine = remake(snapshot, self.console, self.serial)
             self._hold()
+            if snapshot is not None:
+                wake(self.machine, self._snapshots(), snapshot)
         except BaseException:
             self.close()
             raise
@@ -108,7 +112,9 @@ class Guest:
         self.memory = Ram(machine.memory, patches)
         self._symbols = KernelSymbols(self.config.kernel_path, self.memory, lambda: self.cpus[0])
         self.cpus = [Cpu(vcpu, self.memory, self._symbols, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(self.cpus, patches, PageWatch(machine), self._claim_port())
+        self._patches = patches
+        self._pages = PageWatch(machine)
+        self.points = Breakpoints(self.cpus, patches, self._pages, self._claim_port())
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols.at)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
@@ -204,11 +210,6 @@ class Guest:
     def running(self) -> bool:
         """True while some thread lets it run."""
         return not self._closed and self._control.busy
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How the guest ended; None while it can go on."""
-        return self._control.outcome
 
     def _run_until(self, found: Callable[[], bool], seconds: float | None) -> None:
         """Let it run (or go on in the background) until ``found()`` or the time is over."""
@@ -316,6 +317,8 @@ class Guest:
             self.pause()
         self._closed = True
         steps: list[Callable[[], object]] = []
+        if self._taker is not None:
+            steps.append(self._taker.close)
         if self._trace is not None:
             steps.append(self._trace.stop)
         if hasattr(self, "machine"):

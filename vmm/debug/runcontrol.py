@@ -57,14 +57,17 @@ class RunControl:
     # --- who drives ---
 
     @contextmanager
-    def driving(self) -> Iterator[None]:
-        """For the time of a run; RuntimeError when another thread drives, or the guest ended."""
+    def driving(self, ended: bool = False) -> Iterator[None]:
+        """For the time of a run; RuntimeError when another thread drives, or the guest ended.
+
+        ``ended``: it may have.
+        """
         if self._thread == threading.get_ident():
             raise RuntimeError("an action or a hook of this guest cannot let it run")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("the guest runs on another thread: pause() it first")
         try:
-            if self.outcome is not None:
+            if self.outcome is not None and not ended:
                 raise RuntimeError(
                     f"the guest has ended ({self.outcome.kind}: {self.outcome.reason}); restore() "
                     "a snapshot, or make a new one"
@@ -74,6 +77,16 @@ class RunControl:
         finally:
             self._thread = 0
             self._lock.release()
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """For something that only needs the guest to stand still; inside an action as well."""
+        if self._thread == threading.get_ident():
+            self.still()
+            yield
+            return
+        with self.driving(ended=True):
+            yield
 
     @property
     def busy(self) -> bool:
@@ -146,6 +159,8 @@ class RunControl:
         return soon if deadline is None else min(soon, deadline)
 
     def _leave_points(self, deadline: float | None) -> None:
+        if not self._points.any:
+            return
         for cpu in self._cpus:
             if self._points.standing_on(cpu):
                 found = self._step(cpu, deadline)
