@@ -66,7 +66,7 @@ def main(*files: str, each: float = SLICE, quiet: int = QUIET) -> int:
         first = bisect(guest, moments, each * quiet)
         print(f"it hangs from {first * each:g} s on; the end of what it said before:")
         print(guest.serial.text[-200:])
-        guest.restore(moments[first])
+        is_good(guest, moments[first], each * quiet)
         for cpu in guest.cpus:
             rounds = Counter(guest.step(cpu=cpu.index).address for _ in range(STEPS))
             for address, times in rounds.most_common(5):

@@ -17,7 +17,7 @@ XEN_ENTRY = 18
 
 
 def settings(files: tuple[str, ...] | list[str], **more: Any) -> dict[str, Any]:
-    """Keywords of vmm.Guest: KERNEL [INITRAMFS] of a command line, else the guest of `make demo`."""
+    """Keywords of vmm.Guest: KERNEL [INITRAMFS] of a command line, else `make demo`'s guest."""
     found: dict[str, Any] = {"cmdline": "console=ttyS0 panic=-1"}
     if files:
         found.update(zip(("kernel", "initramfs"), files, strict=False))

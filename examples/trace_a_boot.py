@@ -26,9 +26,7 @@ def main(*files: str) -> int:
         print(guest.trace.summary())
         # What never came to the VMM, because the kernel did it: by KVM's own counters.
         total = guest.stats().total
-        print(
-            "KVM itself:", {name: total[name] for name in ("exits", "halt_exits") if name in total}
-        )
+        print("KVM itself:", {name: total.get(name) for name in ("exits", "halt_exits")})
         print(guest.trace.perfetto("trace_a_boot.json"), "exits are in trace_a_boot.json")
         try:
             guest.trace.plot().savefig("trace_a_boot.png")

@@ -16,6 +16,7 @@ _LAZY = {
     "GuestMemory": "vmm._native.memory.guestmem",
     "HostError": "vmm.errors",
     "Machine": "vmm.machine",
+    "Snapshot": "vmm.debug.snapshot",
     "STOP": "vmm.debug.stop",
     "Stop": "vmm.debug.stop",
     "VmmError": "vmm.errors",

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from vmm._native.console.keptport import KeptPort
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +18,7 @@ OVERLAP = 4096
 TAIL_SHOWN = 200
 
 
-class KeptConsole:
+class KeptConsole(Shown):
     """One console of a guest, kept in memory; any thread may call.
 
     ``text`` and ``bytes`` are what the guest wrote (the newest 16 MiB), ``write()`` is typing.

@@ -8,10 +8,12 @@ from vmm._native.kvm.vcpustate import linear_rip
 from vmm.debug.cpumemory import CpuMemory
 from vmm.debug.registers import Regs, Sregs
 from vmm.guest.backtrace import FRAMES_MAX, backtrace
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.debug.disassembly import Listing
     from vmm.debug.kernelsymbols import KernelSymbols
     from vmm.debug.ram import Ram
     from vmm.guest.backtrace import Frame
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 RFLAGS_RF = 1 << 16
 
 
-class Msrs:
+class Msrs(Shown):
     """``msrs[index]``: one model-specific register, 64 bits. Source: api.rst, KVM_GET_MSRS."""
 
     def __init__(self, vcpu: Vcpu, still: Callable[[], None]) -> None:
@@ -41,8 +43,11 @@ class Msrs:
         if self._vcpu.fd.set_msrs([(index, value)]) != 1:
             raise ValueError(f"MSR {index:#x}: KVM refuses the value {value:#x}")
 
+    def __repr__(self) -> str:
+        return f"<MSRs of cpu {self._vcpu.index}>"
 
-class Cpu:
+
+class Cpu(Shown):
     """vCPU number ``index``. The thread that drives the guest, while the guest stands still.
 
     ``regs`` and ``sregs`` are read once and written back before the guest runs; ``msrs`` at once.
@@ -100,6 +105,17 @@ class Cpu:
         """
         return backtrace(self.regs.as_dict(), self.memory.read, self._symbols.get(), limit)
 
+    def disassemble(self, n: int = 8, where: str | int | None = None) -> Listing:
+        """``n`` instructions from ``where`` (None: what runs next) on: address, bytes, text, symbol.
+
+        Fewer where the code is not mapped. Needs capstone: HostError says how to get it.
+        """
+        from vmm.debug.disassembly import code_bits, disassemble
+
+        start = self.address if where is None else self._symbols.resolve(where)
+        bits = code_bits(self.sregs.as_dict())
+        return disassemble(self.memory.read, start, n, bits, self._symbols.at)
+
     def flush(self) -> None:
         """Write changed registers to the vCPU."""
         self.sregs.flush()
@@ -113,4 +129,7 @@ class Cpu:
         self._address = None
 
     def __repr__(self) -> str:
-        return f"<cpu {self.index} at {self.address:#x}>"
+        try:
+            return f"<cpu {self.index} at {self.address:#x}>"
+        except (RuntimeError, OSError):
+            return f"<cpu {self.index}, not standing still>"

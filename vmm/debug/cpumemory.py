@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm.guest import pagetables
 from vmm.guest.pagetables import Paging
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ STRING_MAX = 4096
 STRING_PIECE = 128
 
 
-class CpuMemory:
+class CpuMemory(Shown):
     """Memory by gva; a string in place of an address is a symbol (``name`` or ``name+0x12``).
 
     While the guest stands still. PageFault, a ValueError, names the gva that is not mapped.

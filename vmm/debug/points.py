@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug.condition import compile_condition
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +22,7 @@ STEP = "step"
 PAGE = "page"
 
 
-class Point:
+class Point(Shown):
     """A breakpoint, or a watchpoint with ``size`` and ``access``. The thread that drives the guest.
 
     ``kind`` says how it is made: hardware, int3, port (an ``out`` in place of the code), step

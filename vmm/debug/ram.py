@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.light.shown import Shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 FIND_CHUNK = 4 << 20
 
 
-class Ram:
+class Ram(Shown):
     """The guest's RAM by guest physical address (gpa). Any thread; ValueError outside of it.
 
     read() and write() copy; view() and numpy() share the memory, live and writable.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.light.shown import Shown
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -17,7 +19,7 @@ SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 TABLES = ("gdt", "idt")
 
 
-class _Registers:
+class _Registers(Shown):
     """What general and system registers have in common. The thread that drives the guest only."""
 
     _names: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from vmm._native.kvm.vcpustate import VcpuState
 from vmm._native.kvm.vmstate import VmState
 from vmm.debug import snapshotfile
 from vmm.debug.saveddisks import disks_from, disks_to
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     import os
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vmm.settings.config import Config
 
 
-class SnapshotMemory:
+class SnapshotMemory(Shown):
     """A snapshot's RAM by guest physical address (gpa), read only. Any thread."""
 
     def __init__(self, image: RamImage) -> None:
@@ -75,7 +76,7 @@ class Fresh:
         self.states: States | None = None
 
 
-class Snapshot:
+class Snapshot(Shown):
     """A guest as it stood still; made by guest.snapshot(), never changes. Any thread.
 
     ``memory`` is its RAM. ``taken`` is when, in seconds since 1970. It stays good when its guest is

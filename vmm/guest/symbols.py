@@ -13,6 +13,7 @@ from vmm.guest import kallsyms, pagetables, symbolfiles
 from vmm.guest.kernelimage import BANNER, KERNEL_START, Stretch, kernel_paging
 from vmm.guest.pagetables import CR4_LA57, CR4_PAE, EFER_LMA, EFER_NXE, Paging
 from vmm.guest.symbolat import DAMAGED, is_elf, name_and_offset, nearest_in
+from vmm.light.shown import Shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class FileTable:
         return self._rows[index][3]
 
 
-class Symbols:
+class Symbols(Shown):
     """A kernel's symbols, where it runs. A mapping of names to addresses, and more.
 
     ``source`` says where they are from, ``slide`` how far KASLR moved the kernel (0 where the
