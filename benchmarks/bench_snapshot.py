@@ -5,11 +5,13 @@ All to the guest's first exit, of 4 MiB of RAM with 16 pages written; the interp
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,25 @@ def row(what: str, mine: list[float], c: list[float]) -> Row:
     }  # fmt: skip
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ahead of all other processes, where that is permitted: each waits for the kernel's threads
+    several times, and would then wait for its turn as well.
+    """
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        print("not permitted to go ahead of other processes: on a busy host this is too much")
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def main(rounds: int) -> dict[str, Row]:
-    found = measure(rounds)
+    with undisturbed():
+        found = measure(rounds)
     print("\nto the first exit, microseconds: median, and the tenth percentile")
     for what, one in found.items():
         met = "met" if one["ratio"] <= one["aim"] else "missed"

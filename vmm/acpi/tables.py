@@ -104,8 +104,21 @@ def rsdp(xsdt_gpa: int) -> bytes:
     return bytes(data)
 
 
+# The latest, for a process that makes one guest like the other.
+_latest: list[tuple[AcpiSpec, bytes]] = []
+
+
 def build_acpi(spec: AcpiSpec) -> bytes:
-    """All tables, contiguous, for RSDP_GPA: RSDP, DSDT, FACP, APIC, MCFG, XSDT."""
+    """All tables, contiguous, for RSDP_GPA: RSDP, DSDT, FACP, APIC, MCFG, XSDT. Any thread."""
+    for known, tables in _latest:
+        if known == spec:
+            return tables
+    tables = _build(spec)
+    _latest[:] = [(spec, tables)]
+    return tables
+
+
+def _build(spec: AcpiSpec) -> bytes:
     pointer_size = 36
     gpa = layout.RSDP_GPA + pointer_size
     dsdt = table(b"DSDT", 6, b"CHDSDT", dsdt_terms(spec))

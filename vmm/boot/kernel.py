@@ -61,9 +61,13 @@ def open_plan(path: str, cache_directory: str | None) -> tuple[int, LoadPlan]:
         ) from error
     try:
         stat = os.fstat(fd)
-        plan = plancache.load(cache_directory, stat) if cache_directory else None
+        plan = plancache.recall(stat)
+        if plan is None and cache_directory:
+            plan = plancache.load(cache_directory, stat)
         if plan is None:
             plan = make_plan(fd, path, stat.st_size)
+            if plan.kind != BZIMAGE:
+                plancache.remember(stat, plan)
             if cache_directory and plan.kind != BZIMAGE:
                 plancache.store(cache_directory, stat, plan)
         check_plan(plan, path, stat.st_size)

@@ -1,4 +1,4 @@
-"""Load plans kept between starts, so that the same ELF is parsed once.
+"""Load plans kept between starts and between guests of a process: the same ELF is parsed once.
 
 One small file for each kernel, named by its device, inode, size, mtime and ctime. An entry that is
 stale, damaged or not ours is ignored; what it says is checked against the file again before use.
@@ -18,9 +18,29 @@ KINDS = (PVH, BZIMAGE)
 ENTRY_MAX_BYTES = 64 * 1024
 
 
+# Of this process's latest kernels.
+KEPT_MAX = 8
+_kept: dict[tuple[int, ...], LoadPlan] = {}
+
+
+def _key(stat: os.stat_result) -> tuple[int, ...]:
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
 def _path(directory: str, stat: os.stat_result) -> str:
-    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return os.path.join(directory, "plan-" + "-".join([f"{part:x}" for part in key]))
+    return os.path.join(directory, "plan-" + "-".join([f"{part:x}" for part in _key(stat)]))
+
+
+def recall(stat: os.stat_result) -> LoadPlan | None:
+    """The plan that this process made for the file with this ``stat``, or None. Any thread."""
+    return _kept.get(_key(stat))
+
+
+def remember(stat: os.stat_result, plan: LoadPlan) -> None:
+    """Keep ``plan`` for the guests of this process. Any thread."""
+    while len(_kept) >= KEPT_MAX:
+        _kept.pop(next(iter(_kept)), None)
+    _kept[_key(stat)] = plan
 
 
 def load(directory: str, stat: os.stat_result) -> LoadPlan | None:

@@ -13,6 +13,7 @@ from vmm.debug.cpu import Cpu
 from vmm.debug.fork import remake, wake
 from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.outside import Outside
 from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 STOP_PORTS = range(0xE0, 0xFF)
 
 
-class Guest(Snapshotting):
+class Guest(Snapshotting, Outside):
     """A VM, standing still at its entry point; a context manager.
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
@@ -115,7 +116,7 @@ class Guest(Snapshotting):
         self._patches = patches
         self._pages = PageWatch(machine)
         self.points = Breakpoints(self.cpus, patches, self._pages, self._claim_port())
-        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols.at)
+        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
                 self._control.driver.listen(console.port)
@@ -145,12 +146,23 @@ class Guest(Snapshotting):
         """
         self._open()
         with self._control.driving():
+            deadline = deadline_of(seconds)
+            if isinstance(until, str) and self._symbols.get() is None:
+                early = self._come_to_kernel(deadline)
+                if early is not None:
+                    return early
             point = None if until is None else self._add_point(until, None, None, None)
             try:
-                return self._control.run(deadline_of(seconds))
+                return self._control.run(deadline)
             finally:
                 if point is not None:
                     point.remove()
+
+    def _come_to_kernel(self, deadline: float | None) -> Stop | None:
+        from vmm.debug.kernelstart import come_to_kernel
+
+        path, control = self.config.kernel_path, self._control
+        return come_to_kernel(path, control, self.points, self.cpus[0], self._symbols, deadline)
 
     def step(self, count: int = 1, cpu: int = 0) -> Stop:
         """``count`` instructions of one vCPU, the others standing still."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmm.debug.breakpoints import Breakpoints
     from vmm.debug.cpu import Cpu
+    from vmm.debug.kernelsymbols import KernelSymbols
     from vmm.debug.patches import Patches
     from vmm.debug.points import Point
     from vmm.machine import Machine
@@ -37,7 +38,7 @@ class RunControl:
         cpus: Sequence[Cpu],
         points: Breakpoints,
         patches: Patches,
-        symbol_at: Callable[[int], str | None],
+        symbols: KernelSymbols,
     ) -> None:
         self.driver = driver.make_driver(machine)
         self.outcome: Outcome | None = None
@@ -45,7 +46,7 @@ class RunControl:
         self._cpus = cpus
         self._points = points
         self._patches = patches
-        self._symbol_at = symbol_at
+        self._symbols = symbols
         self._asked: list[Stop] = []
         self._errors: list[BaseException] = []
         self._lock = threading.Lock()
@@ -231,7 +232,7 @@ class RunControl:
             address = cpu.address
         except (OSError, RuntimeError):
             return found
-        return replace(found, address=address, symbol=self._symbol_at(address))
+        return replace(found, address=address, symbol=self._symbols.at(address))
 
     def restarted(self) -> None:
         """The vCPUs got another state: nothing that was known of them counts."""
@@ -239,6 +240,7 @@ class RunControl:
         self._asked.clear()
         self._errors.clear()
         self._points.forget()
+        self._symbols.forget()
 
 
 def late(deadline: float | None) -> bool:

@@ -50,6 +50,8 @@ class Snapshots:
         self._revive = revive
         self._lay_out = lay_out
         self._fresh = Fresh()
+        # The newest restored: it fits, so it does again.
+        self._restored: Snapshot | None = None
         self._devices = MachineState(machine)
         self._tracker = RamTracker(machine.memory)
         self._vcpus: tuple[VcpuState, ...] = ()
@@ -94,7 +96,9 @@ class Snapshots:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Make the guest what it was. An error leaves a guest that can only be closed."""
-        self._fits(snapshot)
+        if snapshot is not self._restored:
+            self._fits(snapshot)
+            self._restored = snapshot
         self._devices.quiesce()
         try:
             paging = False
@@ -144,4 +148,5 @@ class Snapshots:
 
     def close(self) -> None:
         """Give the descriptor back; snapshots stay good."""
+        self._restored = None
         self._tracker.close()
