@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import re
 from pathlib import Path
 
 import numpy  # noqa: F401  # its threads are there before a test counts them
 import pytest
+from matplotlib.figure import Figure
 
 import vmm
 from tests.support.elf_builder import LOAD_GPA, build_elf
@@ -23,6 +25,14 @@ TICKS_A_SECOND = 3_579_545
 FOR_EVER = "ebfe"
 # KVM cannot emulate it: an FPU instruction on an address where no RAM is.
 CRASH = "d935000000d0 f4"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fonts():
+    """matplotlib keeps the files of its fonts open: before a test counts what is."""
+    figure = Figure()
+    figure.subplots().set(title="words", xlabel="s")
+    figure.savefig(io.BytesIO())
 
 
 @pytest.fixture
