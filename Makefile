@@ -1,4 +1,4 @@
-# Verbs: demo, test, test-full, lint, bench, binary, install, uninstall, deb. Each sets up what it needs on a Debian 12 machine.
+# Verbs: demo, test, test-full, lint, bench, docs, binary, install, uninstall, deb. Each sets up what it needs on a Debian 12 machine.
 # demo FIRMWARE=1: a whole Debian disk that a firmware boots, with a cloud-init seed.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +16,7 @@ BINARY := dist/vllmd-hypervisor
 BUNDLED := $(VENV)/.bundled
 MODULES := $(shell find vmm devices -name '*.py')
 
-.PHONY: demo test test-full lint bench build binary install uninstall deb clean
+.PHONY: demo test test-full lint bench docs build binary install uninstall deb clean
 
 build: $(STAMP) $(BUNDLED)
 
@@ -95,6 +95,13 @@ lint: build
 bench: build
 	@$(PACKAGES) test
 	$(BIN)/python -m benchmarks
+
+# HTML in build/docs: tutorial, how-to, reference from the docstrings; pictures where /dev/kvm is.
+docs: build
+	@$(BIN)/python -c "import sphinx, myst_parser" 2>/dev/null || \
+	    $(BIN)/python -m pip --quiet --disable-pip-version-check install --editable '.[docs]'
+	$(BIN)/python -m sphinx --quiet -W --keep-going -b html docs build/docs
+	@echo "open build/docs/index.html"
 
 clean:
 	rm -rf build dist *.egg-info $(STAMP) $(BUNDLED) vmm/*.bundle

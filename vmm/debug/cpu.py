@@ -106,7 +106,7 @@ class Cpu(Shown):
         return backtrace(self.regs.as_dict(), self.memory.read, self._symbols.get(), limit)
 
     def disassemble(self, n: int = 8, where: str | int | None = None) -> Listing:
-        """``n`` instructions from ``where`` on (None: what runs next): address, bytes, text, symbol.
+        """``n`` instructions from ``where`` (None: the next one) on: address, bytes, text, symbol.
 
         Fewer where the code is not mapped. Needs capstone: HostError says how to get it.
         """

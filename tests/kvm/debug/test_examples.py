@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy  # noqa: F401  # its threads are there before a test counts them
@@ -186,3 +190,51 @@ def test_the_smallest_kernel_there_is(example, tmp_path):
     with vmm.Guest(kernel=path, memory="16M") as guest:
         assert guest.run(seconds=patience(10)).outcome.kind == "shutdown"
         assert guest.serial.text == "tiny"
+
+
+def cells_of(path: Path) -> list[str]:
+    document = json.loads(path.read_text())
+    assert (document["nbformat"], document["nbformat_minor"] >= 5) == (4, True)
+    cells = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    return ["".join(cell["source"]) for cell in cells]
+
+
+def test_the_notebook_s_cells_one_after_the_other(example):
+    """As a notebook does: what the last line of a cell is worth is shown."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    shown = []
+    for source in cells_of(EXAMPLES / "notebook.ipynb"):
+        tree = ast.parse(source)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "cell", "exec"), names)
+        if last is not None:
+            found = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+            shown.append(found._repr_html_() if hasattr(found, "_repr_html_") else found)
+    assert "standing still" in shown[0]
+    assert "inc dword ptr [0x200000]" in shown[1]
+    assert "." * 50 in shown
+    assert 50 in shown
+    assert ["0x200000"] in shown
+    names["guest"].close()
+
+
+JUPYTER = """
+import sys, nbclient, nbformat
+document = nbformat.read("notebook.ipynb", 4)
+nbformat.validate(document)
+done = nbclient.NotebookClient(document, timeout=float(sys.argv[1])).execute()
+print(sum(bool(cell.get("outputs")) for cell in done.cells))
+"""
+
+
+@pytest.mark.waits
+def test_the_notebook_as_jupyter_runs_it():
+    for package in ("nbformat", "nbclient", "ipykernel"):
+        pytest.importorskip(package)
+    done = subprocess.run(
+        [sys.executable, "-c", JUPYTER, str(patience(60))], cwd=EXAMPLES, check=False,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 10
