@@ -65,16 +65,18 @@ def build_machine(
     cache_directory: str | None = None,
     progress: Progress = no_progress,
     vfio_kernel: VfioKernel | None = None,
+    more: Callable[[Machine], None] | None = None,
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
     ``disks`` are the opened and locked images in the order of their slots; they and the consoles
     outlive the machine, so that a guest's reboot can use them again. ``progress`` hears of the
     steps that take long with much RAM. ``vfio_kernel`` opens VFIO's files; None: the kernel's own.
+    ``more`` adds devices of somebody else's, behind ours.
     """
     machine = Machine(config, progress, vfio_kernel)
     try:
-        _build(machine, disks, console, serial, cache_directory)
+        _build(machine, disks, console, serial, cache_directory, more)
     except BaseException:
         machine.close()
         raise
@@ -87,6 +89,7 @@ def _build(
     console: HostConsole,
     serial: HostConsole,
     cache_directory: str | None,
+    more: Callable[[Machine], None] | None,
 ) -> None:
     config = machine.config
     kernel_fd, plan = open_plan(config.kernel_path, cache_directory)
@@ -105,6 +108,8 @@ def _build(
         if config.devices:
             attach_passthrough(machine)
             machine.mark("passthrough")
+        if more is not None:
+            more(machine)
         load_guest(
             plan, kernel_fd, config.kernel_path, machine.memory, config.initramfs_path,
             config.cmdline,

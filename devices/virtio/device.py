@@ -84,6 +84,8 @@ class VirtioDevice:
     config_size: int = 0
     # True where firmware must reach the registers below 4 GiB.
     low_bar: bool = False
+    # False: a queue's doorbell is no eventfd, notified() is called on the vCPU's thread instead.
+    doorbells: bool = True
     # Set by the transport: tells the driver that the configuration changed.
     config_changed: Callable[[], None] | None = None
 
@@ -100,6 +102,9 @@ class VirtioDevice:
         ValueError when one cannot be used, OSError when the host lacks something; reset() follows.
         """
         raise NotImplementedError(self.name)
+
+    def notified(self, index: int) -> None:
+        """The driver rang the doorbell of a queue, where there are no ``doorbells``."""
 
     def reset(self) -> None:
         """Stop working; when it returns no guest memory is in use. Idempotent."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import stop
 from vmm.debug.breakpoints import Breakpoints
+from vmm.debug.caller import Caller
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
+from vmm.debug.device import attach_devices, split_devices
+from vmm.debug.hooking import Hooking
+from vmm.debug.hooks import Hooks
 from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
@@ -20,9 +25,10 @@ from vmm.light.teardown import close_all
 from vmm.machine import build_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from vmm.debug.device import Device
     from vmm.debug.points import Action, Condition, Point
     from vmm.debug.stop import Stop
     from vmm.host.disk import Disk
@@ -30,21 +36,24 @@ if TYPE_CHECKING:
     from vmm.run.outcome import Outcome
     from vmm.settings.config import Config
 
-STOP_PORTS = range(0xE0, 0xFF)
+# The highest first: test devices of kernels and emulators lie at the lower ones.
+STOP_PORTS = range(0xFE, 0xDF, -1)
 
 
-class Guest:
+class Guest(Hooking):
     """A VM, standing still at its entry point; a context manager.
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
     ``cpu_count``, ``memory``, ``devices``, ``cmdline``, ``initramfs``, ``serial``, ``console``,
-    ``gpudirect_clique``); only ``kernel`` is required. ConfigError, HostError and the like have the
+    ``gpudirect_clique``); only ``kernel`` is required. ``devices`` takes objects and classes of
+    PciDevice and VirtioDevice as well. ConfigError, HostError and the like have the
     command's words. One thread drives a guest; any thread may call pause() and read RAM.
     """
 
     def __init__(self, **settings: Any) -> None:
+        devices = split_devices(settings)
         config, kept = config_of_keywords(settings)
-        self._build(config, kept)
+        self._build(config, kept, devices)
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None) -> Guest:
@@ -60,13 +69,15 @@ class Guest:
         guest._build(*config_of_environment(environment))
         return guest
 
-    def _build(self, config: Config, kept: set[str]) -> None:
+    def _build(self, config: Config, kept: set[str], devices: Sequence[Device] = ()) -> None:
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
         self._consoles: list[KeptConsole | HostConsole] = []
+        self._devices = devices
+        self._caller = Caller()
         try:
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
@@ -76,6 +87,7 @@ class Guest:
                 self._disks,
                 self.console,
                 self.serial,
+                more=partial(attach_devices, devices, self._caller),
             )
             self._hold()
         except BaseException:
@@ -99,9 +111,15 @@ class Guest:
         machine = self.machine
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
-        self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(self.cpus, patches, self._claim_port())
+        self.cpus = [Cpu(vcpu, partial(self._still, vcpu.index)) for vcpu in machine.vcpus]
+        stop_port = self._claim_port()
+        self.points = Breakpoints(self.cpus, patches, stop_port)
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
+        self._caller.connect(self._control, self.cpus)
+        self._hooks = Hooks(machine, self.cpus, self._caller, stop_port)
+        for device in self._devices:
+            device._guest = self
+            device.reset()
         for console in self._consoles:
             if isinstance(console, KeptConsole) and len(self.cpus) == 1:
                 console.port.attend(machine.vcpus[0].loop)
@@ -116,10 +134,10 @@ class Guest:
                 return port
         raise ValueError("no port is free for breakpoints")
 
-    def _still(self) -> None:
+    def _still(self, index: int) -> None:
         if self._closed:
             raise RuntimeError("the guest is closed")
-        self._control.still()
+        self._control.still(index)
 
     # --- run control ---
 

@@ -13,15 +13,8 @@ from posix.unistd cimport close as c_close
 from cpython.exc cimport PyErr_CheckSignals
 
 from vmm._native.kvm.bus cimport (
-    own_thread_begins,
-    own_thread_ends,
-    OUTCOME_CONTINUE,
-    OUTCOME_CRASH,
-    OUTCOME_ERROR,
-    OUTCOME_KICKED,
-    OUTCOME_RESET,
-    OUTCOME_STOP,
-    Bus,
+    own_thread_begins, own_thread_ends, vcpu_begins, OUTCOME_CONTINUE, OUTCOME_CRASH, OUTCOME_ERROR,
+    OUTCOME_FAULT, OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
 )
 from vmm._native.kvm.signals cimport (
     timer_delete, timer_t, usleep, vmm_gettid, vmm_heed_sigint, vmm_kick_install, vmm_kick_unblock,
@@ -41,21 +34,15 @@ cdef extern from "<sys/ioctl.h>" nogil:
 
 cdef enum:
     PAUSE_STEP_US = 500          # how often pause() asks again
+    PIECES_MAX = 64              # of one access that is completed in several
 
 EXIT_NAMES = {
-    KVM_EXIT_UNKNOWN: "unknown",
-    KVM_EXIT_EXCEPTION: "exception",
-    KVM_EXIT_IO: "io",
-    KVM_EXIT_HYPERCALL: "hypercall",
-    KVM_EXIT_DEBUG: "debug",
-    KVM_EXIT_HLT: "hlt",
-    KVM_EXIT_MMIO: "mmio",
-    KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
-    KVM_EXIT_SHUTDOWN: "shutdown",
-    KVM_EXIT_FAIL_ENTRY: "fail_entry",
-    KVM_EXIT_INTR: "intr",
-    KVM_EXIT_INTERNAL_ERROR: "internal_error",
-    KVM_EXIT_SYSTEM_EVENT: "system_event",
+    KVM_EXIT_UNKNOWN: "unknown", KVM_EXIT_EXCEPTION: "exception", KVM_EXIT_IO: "io",
+    KVM_EXIT_HYPERCALL: "hypercall", KVM_EXIT_DEBUG: "debug", KVM_EXIT_HLT: "hlt",
+    KVM_EXIT_MMIO: "mmio", KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
+    KVM_EXIT_SHUTDOWN: "shutdown", KVM_EXIT_FAIL_ENTRY: "fail_entry", KVM_EXIT_INTR: "intr",
+    KVM_EXIT_INTERNAL_ERROR: "internal_error", KVM_EXIT_SYSTEM_EVENT: "system_event",
+    KVM_EXIT_X86_RDMSR: "rdmsr", KVM_EXIT_X86_WRMSR: "wrmsr",
 }
 
 
@@ -146,6 +133,7 @@ cdef class VcpuLoop:
 
     cdef void run_thread(self) noexcept nogil:
         vmm_kick_unblock()
+        vcpu_begins(self.vcpu.index)
         self.outcome = self.loop()
         vmm_run_begins(NULL)
         vmm_store(&self.tid, 0)
@@ -187,6 +175,7 @@ cdef class VcpuLoop:
         """
         cdef timer_t timer
         cdef int rc = 0
+        cdef int outer
         vmm_kick_install()
         cdef bint heeded = vmm_heed_sigint()
         self.here = True
@@ -195,7 +184,10 @@ cdef class VcpuLoop:
             if timeout_ns > 0:
                 rc = vmm_timer_start(&timer, timeout_ns)
             if rc == 0:
+                # A hook of one guest may run another one on the same thread.
+                outer = vcpu_begins(self.vcpu.index)
                 self.outcome = self.loop()
+                vcpu_begins(outer)
                 vmm_run_begins(NULL)
                 vmm_store(&self.stop, 0)
                 vmm_store(&self.tid, 0)
@@ -219,8 +211,12 @@ cdef class VcpuLoop:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
+        cdef int _piece
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
-        ioctl(self.vcpu.fd, KVM_RUN, 0)
+        for _piece in range(PIECES_MAX):
+            if ioctl(self.vcpu.fd, KVM_RUN, 0) < 0:
+                break
+            self.dispatch()          # an access over two pages has another half
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -301,6 +297,9 @@ cdef class VcpuLoop:
                 # An interrupted port access is completed by the next KVM_RUN only; the guest
                 # executes nothing more, so nobody misses it.
                 return outcome
+        if self.here:
+            # Asked for between an access and its completion: registers shall be whole.
+            self.complete()
         return OUTCOME_KICKED
 
     cdef void stand(self) noexcept nogil:
@@ -353,7 +352,11 @@ cdef class VcpuLoop:
         run.msr.error = 1
         if self.msr is not None:
             run.msr.error = 0
-            outcome = self.msr.access(run.msr.index, data, 8, record.is_write)
+            # Eight bytes each, so that neighbours do not overlap on the bus.
+            outcome = self.msr.access(<uint64_t>run.msr.index * 8, data, 8, record.is_write)
+            if outcome == OUTCOME_FAULT:
+                run.msr.error = 1
+                outcome = OUTCOME_CONTINUE
         record.data = run.msr.data
         return outcome
 
