@@ -25,7 +25,7 @@ from vmm._native.ports.pmtimer import PmTimer
 from vmm._native.ports.postport import PostPort
 from vmm.acpi.spec import AcpiSpec
 from vmm.acpi.tables import build_acpi
-from vmm.boot.image import BZIMAGE
+from vmm.boot.image import BZIMAGE, MULTIBOOT, PVH
 from vmm.boot.kernel import check_payload, load_guest, open_plan
 from vmm.boot.smbios import build_smbios
 from vmm.errors import HostError
@@ -55,6 +55,11 @@ log = get_logger(__name__)
 
 # One that does not leave the guest costs a tenth of a second, and the reply has to fit.
 SNAPSHOTS_MAX = 16
+ENTRY_REGS = {
+    PVH: regs.pvh_regs,
+    BZIMAGE: regs.bzimage_regs,
+    MULTIBOOT: regs.multiboot_regs,
+}
 
 
 def build_machine(
@@ -115,8 +120,7 @@ def _build(
             config.cmdline,
         )  # fmt: skip
         describe_platform(machine, apic_ids)
-        entry_regs = regs.bzimage_regs if plan.kind == BZIMAGE else regs.pvh_regs
-        configure_vcpus(machine, topology, entry_regs(plan.entry))
+        configure_vcpus(machine, topology, ENTRY_REGS[plan.kind](plan.entry))
         machine.mark("loaded")
     finally:
         os.close(kernel_fd)
