@@ -102,7 +102,7 @@ def test_a_read_that_gives_no_such_value_says_so(tmp_path, answer):
     program.read_port(PORT)
     with tiny_guest(tmp_path, program.power_off()) as guest:
         guest.on_port(PORT, 1, read=lambda *_: answer)
-        with pytest.raises((TypeError, ValueError), match="read of <port hook at 0x500"):
+        with pytest.raises((TypeError, ValueError), match="<port hook at 0x500.*it gave"):
             guest.run(seconds=SECONDS)
 
 

@@ -86,10 +86,10 @@ class Caller:
         return STOP if found is STOP else check(found)
 
 
-def fitting(value: object, size: int, whose: str) -> int:
+def fitting(value: object, size: int, whose: object) -> int:
     """A value of ``size`` bytes, negative ones as two's complement; TypeError or ValueError."""
     if not isinstance(value, int):
-        raise TypeError(f"{whose} gave {value!r}: an integer of {size} bytes is needed")
+        raise TypeError(f"{whose}: it gave {value!r}, an integer of {size} bytes is needed")
     if not -(1 << 8 * size - 1) <= value < 1 << 8 * size:
-        raise ValueError(f"{whose} gave {value:#x}: that does not fit into {size} bytes")
+        raise ValueError(f"{whose}: it gave {value:#x}, which does not fit into {size} bytes")
     return value & (1 << 8 * size) - 1

@@ -110,14 +110,13 @@ class Hook:
         function = self.write if is_write else self.read
         if function is None:
             return value, bus.CONTINUE
-        whose = f"{'write' if is_write else 'read'} of {self!r}"
 
         def check(found: Any) -> int:
             if found is None and (is_write or self.mode == WATCH):
                 return value
             if is_write and self.mode == REPLACE:
-                raise TypeError(f"{whose} gave {found!r}: None or vmm.STOP is possible")
-            return fitting(found, size, whose)
+                raise TypeError(f"{self!r}: a write gave {found!r}: None or vmm.STOP is possible")
+            return fitting(found, size, self)
 
         with_value = is_write or self.mode == WATCH
         more = (address, value, size) if with_value else (address, size)

@@ -125,12 +125,11 @@ class MsrTarget:
         if hook is None or function is None or not hook.enabled:
             return self._pass(vcpu, value, is_write)
         hook.hits += 1
-        whose = f"{'write' if is_write else 'read'} of {hook!r}"
 
         def check(found: Any) -> Any:
             if found is None or found is GP or (found is DONE and is_write):
                 return found
-            return fitting(found, size, whose)
+            return fitting(found, size, hook)
 
         more = (value, size) if is_write else (size,)
         found, outcome = self._caller.ask(vcpu, hook, check, function, address, *more)

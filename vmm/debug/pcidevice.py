@@ -185,7 +185,7 @@ class ScriptedFunction(PciFunction):
 
     def _config_value(self, offset: int, size: int, value: int) -> int:
         found = self.device.config_read(offset, size, value)
-        return fitting(found, size, f"{self.name}.config_read({offset:#x})")
+        return fitting(found, size, f"{self.name}.config_read()")
 
     def config_write(self, offset: int, value: int, size: int) -> None:
         """As the base, MSI-X, and then the script."""
@@ -212,8 +212,7 @@ class _Register:
         device, caller = function.device, function._caller
 
         def check(found: object) -> int:
-            whose = f"{device.name}: read of BAR {index} at {offset:#x}"
-            return value if is_write else fitting(found, size, whose)
+            return value if is_write else fitting(found, size, f"{device.name} BAR {index}")
 
         def call(cpu: Cpu) -> Any:
             device.cpu = cpu

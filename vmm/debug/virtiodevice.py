@@ -94,6 +94,8 @@ class VirtioDevice(Device):
     features: int = 0
     config: bytes | bytearray = b""
     pci_class: int = UNCLASSIFIED
+    # True where firmware must reach the registers below 4 GiB.
+    low_bar: bool = False
     driver_features: int = 0
     _function: ScriptedVirtio | None = None
     _adapter: Adapter | None = None
@@ -180,6 +182,7 @@ class Adapter(Base):
         self.queue_sizes = tuple(device.queue_sizes)
         self.features = device.features | F_INDIRECT_DESC | F_EVENT_IDX
         self.pci_class = device.pci_class
+        self.low_bar = device.low_bar
         self.config_size = len(device.config)
         self.queues: dict[int, Queue] = {}
         self._memory = machine.memory
@@ -195,7 +198,7 @@ class Adapter(Base):
 
     def _config_value(self, offset: int, size: int) -> int:
         found = self.device.read_config(offset, size)
-        return fitting(found, size, f"{self.name}.read_config({offset:#x})")
+        return fitting(found, size, f"{self.name}.read_config()")
 
     def write_config(self, offset: int, value: int, size: int) -> None:
         """To the script."""
