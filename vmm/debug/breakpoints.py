@@ -11,22 +11,25 @@ from typing import TYPE_CHECKING
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
 from vmm.debug.onebyte import is_one_byte
-from vmm.debug.points import HARDWARE, INT3, PORT, STEP, Point
+from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.debug.cpu import Cpu
+    from vmm.debug.pagewatch import PageWatch
     from vmm.debug.patches import Patch, Patches
     from vmm.debug.points import Action, Condition
 
 HARDWARE_MAX = 4
-DR6_STEP = 1 << 14
+DR6_HITS = 15
 DEBUG_EXIT = "debug"
 IO_EXIT = "io"
 BREAK_EXCEPTION = 3
 OUT = 0xE6
+PAGE_BYTES = 4096
+MMIO_EXIT = "mmio"
 
 
 class Site:
@@ -42,14 +45,20 @@ class Site:
 class Breakpoints:
     """All points of a guest. The thread that drives it, while the guest stands still."""
 
-    def __init__(self, cpus: Sequence[Cpu], patches: Patches, stop_port: int) -> None:
+    def __init__(
+        self, cpus: Sequence[Cpu], patches: Patches, pages: PageWatch, stop_port: int
+    ) -> None:
+        self._pages = pages
         self._cpus = cpus
         self._patches = patches
         self._stop_port = stop_port
         self._slots: list[Point] = []
         self._sites: dict[int, Site] = {}
         self._armed: list[object] = [None] * len(cpus)
-        self._dirty = True
+        self._armed_slots: list[Point] = []
+        # Addresses whose patches have to be looked at, and the kinds that are in use.
+        self._todo: set[int] = set()
+        self._kinds: set[str] = set()
 
     # --- making and removing ---
 
@@ -72,30 +81,51 @@ class Breakpoints:
             site = self._site(address, label)
             point.kind = site.kind
             site.points.append(point)
-        self._changed()
+            self._changed(point)
         return point
 
     def watch(
         self, address: int, label: str | None, size: int, access: str, action: Action | None,
         condition: str | Condition | None,
     ) -> Point:  # fmt: skip
-        """A hardware watchpoint on 1, 2, 4 or 8 aligned bytes."""
-        if size not in LENGTHS or address % size:
-            raise ValueError(
-                f"a watchpoint of {size} bytes at {address:#x}: 1, 2, 4 or 8 bytes, aligned"
-            )
-        if not (ABILITIES.watch and len(self._slots) < HARDWARE_MAX):
-            raise _no_hardware(ABILITIES.watch, "write")
+        """By hardware for 1, 2, 4 or 8 aligned bytes while one is free, else by its pages."""
         point = Point(address, label, action, condition, self._remove, self._changed)
         point.size = size
         point.access = access
-        self._take_slot(point)
+        fits = size in LENGTHS and address % size == 0
+        if fits and ABILITIES.watch and len(self._slots) < HARDWARE_MAX:
+            self._take_slot(point)
+        elif access == "w" and ABILITIES.page:
+            self._pages.add(point, self._gpas(address, size))
+            point.kind = PAGE
+        elif fits:
+            raise _no_hardware(ABILITIES.watch, "write")
+        else:
+            raise HostError(
+                f"{size} bytes at {address:#x} cannot be watched for {access!r}: hardware does 1, "
+                "2, 4 or 8 aligned ones, and by pages "
+                + ("only writes" if ABILITIES.page else "this KVM reports no writes (tried)"),
+                "watch less",
+            )
         return point
+
+    def _gpas(self, address: int, size: int) -> list[tuple[int, int]]:
+        """(gpa, size) of a linear range, page by page; ValueError where nothing is mapped."""
+        found = []
+        while size > 0:
+            length = min(size, PAGE_BYTES - address % PAGE_BYTES)
+            gpa = self._gpa(address)
+            if gpa is None:
+                raise ValueError(f"nothing is mapped at {address:#x}")
+            found.append((gpa, length))
+            address += length
+            size -= length
+        return found
 
     def _take_slot(self, point: Point) -> None:
         point.kind = HARDWARE
         self._slots.append(point)
-        self._changed()
+        self._changed(point)
 
     def _site(self, address: int, label: str | None) -> Site:
         site = self._sites.get(address)
@@ -134,7 +164,9 @@ class Breakpoints:
         return self._cpus[0].vcpu.fd.translate(address)
 
     def _remove(self, point: Point) -> None:
-        if point in self._slots:
+        if point.kind == PAGE:
+            self._pages.remove(point)
+        elif point in self._slots:
             self._slots.remove(point)
         else:
             site = self._sites[point.address]
@@ -143,10 +175,13 @@ class Breakpoints:
                 if site.patch is not None:
                     self._patches.remove(site.patch)
                 del self._sites[point.address]
-        self._changed()
+        self._changed(point)
 
-    def _changed(self) -> None:
-        self._dirty = True
+    def _changed(self, point: Point) -> None:
+        self._todo.add(point.address)
+        # Watchpoints first, in the registers that they have in a single step as well.
+        enabled = [slot for slot in self._slots if slot.enabled]
+        self._armed_slots = sorted(enabled, key=lambda slot: not slot.is_watch)
 
     def forget(self) -> None:
         """The vCPUs' debug settings are not known any more (a restored snapshot)."""
@@ -156,17 +191,16 @@ class Breakpoints:
 
     def arm(self) -> None:
         """Before the guest runs: debug registers, and patches in its code."""
-        for site in self._sites.values():
-            self._patch(site)
+        if self._todo:
+            self._todo = {address for address in self._todo if not self._patch(address)}
+            sites = self._sites.values()
+            self._kinds = {s.kind for s in sites if any(p.enabled for p in s.points)}
         self._patches.put()
-        armed = [p for p in self._slots if p.enabled]
-        active = [s for s in self._sites.values() if any(p.enabled for p in s.points)]
         self.set_debug(
-            breakpoints=tuple([_slot(point) for point in armed]),
-            software=any(site.kind == INT3 for site in active),
-            step=any(site.kind == STEP for site in active),
+            breakpoints=tuple([_slot(point) for point in self._armed_slots]),
+            software=INT3 in self._kinds,
+            step=STEP in self._kinds,
         )
-        self._dirty = False
 
     def set_debug(self, cpus: Sequence[Cpu] | None = None, **debug: object) -> None:
         """KVM_SET_GUEST_DEBUG for these vCPUs (None: all), where it is a change."""
@@ -178,17 +212,22 @@ class Breakpoints:
                 cpu.vcpu.fd.set_guest_debug(**debug)  # type: ignore[arg-type]
                 self._armed[cpu.index] = wanted
 
-    def _patch(self, site: Site) -> None:
-        wanted = site.kind != STEP and any(point.enabled for point in site.points)
-        if not wanted:
+    def _patch(self, address: int) -> bool:
+        """Bring a site's patch up to date; False when its page is not there yet."""
+        site = self._sites.get(address)
+        if site is None or site.kind == STEP:
+            return True
+        if not any(point.enabled for point in site.points):
             if site.patch is not None:
                 self._patches.remove(site.patch)
                 site.patch = None
         elif site.patch is None:
-            gpa = self._gpa(site.address)
-            if gpa is not None and self._patches.at(gpa) is None:
-                code = INT3_CODE if site.kind == INT3 else bytes([OUT, self._stop_port])
-                site.patch = self._patches.add(gpa, code)
+            gpa = self._gpa(address)
+            if gpa is None or self._patches.at(gpa) is not None:
+                return False
+            code = INT3_CODE if site.kind == INT3 else bytes([OUT, self._stop_port])
+            site.patch = self._patches.add(gpa, code)
+        return True
 
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
@@ -198,16 +237,22 @@ class Breakpoints:
             return site.patch is not None
         return any(p.address == address and p.enabled and not p.is_watch for p in self._slots)
 
-    def lift(self, cpu: Cpu) -> None:
-        """Take the patch out on which this vCPU stands, for a single step of it."""
+    def arm_step(self, cpu: Cpu) -> None:
+        """For a single step of this vCPU: out with the patch on which it stands."""
+        watches = [_slot(point) for point in self._armed_slots if point.is_watch]
+        self.set_debug([cpu], step=True, block_irq=ABILITIES.block_irq, breakpoints=tuple(watches))
         site = self._sites.get(cpu.address)
         if site is not None and site.patch is not None:
             self._patches.take_out(site.patch)
 
     def stepped(self, cpu: Cpu) -> bool:
         """It stopped because a single step is done."""
-        last = cpu.vcpu.loop.last_exits()[-1]
-        return last[0] == DEBUG_EXIT and cpu.vcpu.loop.debug_exit()[1] != BREAK_EXCEPTION
+        reason, _ = cpu.vcpu.loop.newest_exit()
+        pc, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
+        if reason != DEBUG_EXIT or exception == BREAK_EXCEPTION or dr6 & DR6_HITS:
+            return False
+        cpu.stopped_at(pc)
+        return True
 
     def hits(self, cpu: Cpu) -> list[Point] | None:
         """The points that this vCPU, which wanted an answer, stopped for.
@@ -215,10 +260,12 @@ class Breakpoints:
         An empty list: none of ours any more. None: the exit is nothing of ours at all. rip is at
         the breakpoint afterwards.
         """
-        last = cpu.vcpu.loop.last_exits()[-1]
-        if last[0] == DEBUG_EXIT:
+        reason, port = cpu.vcpu.loop.newest_exit()
+        if reason == DEBUG_EXIT:
             return self._debug_hits(cpu)
-        if last[0] == IO_EXIT and last[1] == self._stop_port:
+        if reason == MMIO_EXIT:
+            return self._pages.take_hits()
+        if reason == IO_EXIT and port == self._stop_port:
             address = cpu.address - 2
             site = self._sites.get(address)
             if site is None or site.patch is None:
@@ -229,6 +276,7 @@ class Breakpoints:
 
     def _debug_hits(self, cpu: Cpu) -> list[Point]:
         pc, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
+        cpu.stopped_at(pc)
         if exception == BREAK_EXCEPTION:
             site = self._sites.get(pc)
             if site is None:
@@ -237,7 +285,7 @@ class Breakpoints:
                 self._armed[cpu.index] = None
                 return []
             return list(site.points)
-        armed = [point for point in self._slots if point.enabled]
+        armed = self._armed_slots
         found = [point for n, point in enumerate(armed) if dr6 >> n & 1 and point.is_watch]
         found += [point for point in armed if not point.is_watch and point.address == pc]
         site = self._sites.get(pc)

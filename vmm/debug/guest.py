@@ -16,9 +16,10 @@ from vmm.debug.device import attach_devices, split_devices
 from vmm.debug.hooking import Hooking
 from vmm.debug.hooks import Hooks
 from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
-from vmm.debug.runcontrol import RunControl, deadline_of
+from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.light.teardown import close_all
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
     from vmm.debug.device import Device
     from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.stats import Stats
     from vmm.debug.stop import Stop
+    from vmm.debug.trace import Trace
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
@@ -73,6 +76,7 @@ class Guest(Hooking):
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
+        self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
         self._consoles: list[KeptConsole | HostConsole] = []
@@ -113,7 +117,7 @@ class Guest(Hooking):
         self.memory = Ram(machine.memory, patches)
         self.cpus = [Cpu(vcpu, partial(self._still, vcpu.index)) for vcpu in machine.vcpus]
         stop_port = self._claim_port()
-        self.points = Breakpoints(self.cpus, patches, stop_port)
+        self.points = Breakpoints(self.cpus, patches, PageWatch(machine), stop_port)
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
         self._caller.connect(self._control, self.cpus)
         self._hooks = Hooks(machine, self.cpus, self._caller, stop_port)
@@ -121,8 +125,8 @@ class Guest(Hooking):
             device._guest = self
             device.reset()
         for console in self._consoles:
-            if isinstance(console, KeptConsole) and len(self.cpus) == 1:
-                console.port.attend(machine.vcpus[0].loop)
+            if isinstance(console, KeptConsole):
+                self._control.driver.listen(console.port)
 
     def _claim_port(self) -> int:
         from vmm._native.ports.stopport import StopPort
@@ -243,8 +247,7 @@ class Guest(Hooking):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
-            # Not for ever: the guest may end without a word.
-            poll.poll(200 if left is None else min(left * 1000, 200))
+            poll.poll(1000 * (LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)))
 
     # --- breakpoints ---
 
@@ -299,6 +302,25 @@ class Guest(Hooking):
     def _symbol_at(self, address: int) -> str | None:
         return None
 
+    # --- what it does ---
+
+    @property
+    def trace(self) -> Trace:
+        """Exits of all vCPUs in native rings, off until its start(). Any thread."""
+        if self._trace is None:
+            from vmm.debug.trace import Trace
+
+            self._open()
+            self._trace = Trace(self.machine, os.path.basename(self.config.kernel_path))
+        return self._trace
+
+    def stats(self) -> Stats:
+        """What KVM itself counted, also of exits that do not come to us. Any thread."""
+        from vmm.debug.stats import read_stats
+
+        self._open()
+        return read_stats(self.machine)
+
     # --- life ---
 
     def _open(self) -> None:
@@ -313,6 +335,8 @@ class Guest(Hooking):
             self.pause()
         self._closed = True
         steps: list[Callable[[], object]] = []
+        if self._trace is not None:
+            steps.append(self._trace.stop)
         if hasattr(self, "machine"):
             steps.append(self.machine.close)
         if hasattr(self, "_control"):

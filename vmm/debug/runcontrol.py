@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import driver, stop
-from vmm.debug.abilities import ABILITIES
 from vmm.debug.stop import STOP, Stop
 from vmm.run.outcome import outcome_of
 
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from vmm.debug.points import Point
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
+
+
+LOOK_SECONDS = 0.02
 
 
 class RunControl:
@@ -126,7 +128,9 @@ class RunControl:
         try:
             self._leave_points(deadline)
             while True:
-                found = self._pending() or self._answer(self._go(deadline))
+                found = self._pending() or self._answer(self._go(self._slice(deadline)))
+                if found is not None and found.kind == stop.TIMEOUT and not late(deadline):
+                    continue
                 if found is not None:
                     return self._stopped(found)
         except KeyboardInterrupt:
@@ -159,6 +163,13 @@ class RunControl:
         finally:
             self._running = False
 
+    def _slice(self, deadline: float | None) -> float | None:
+        """Who waits for words looks from time to time."""
+        if self._until is None:
+            return deadline
+        soon = time.monotonic() + LOOK_SECONDS
+        return soon if deadline is None else min(soon, deadline)
+
     def _leave_points(self, deadline: float | None) -> None:
         for cpu in self._cpus:
             if self._points.standing_on(cpu):
@@ -168,8 +179,7 @@ class RunControl:
 
     def _step(self, cpu: Cpu, deadline: float | None) -> Stop | None:
         """One instruction; None when it was just that."""
-        self._points.lift(cpu)
-        self._points.set_debug([cpu], step=True, block_irq=ABILITIES.block_irq)
+        self._points.arm_step(cpu)
         while True:
             event = self._go(deadline, cpu)
             if event.kind != driver.WOKEN:
@@ -240,6 +250,11 @@ class RunControl:
         self._asked.clear()
         self._errors.clear()
         self._points.forget()
+
+
+def late(deadline: float | None) -> bool:
+    """It has passed."""
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def deadline_of(seconds: float | None) -> float | None:

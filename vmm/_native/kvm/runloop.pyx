@@ -21,11 +21,13 @@ from vmm._native.kvm.signals cimport (
     vmm_load, vmm_notify, vmm_run_begins, vmm_store, vmm_store_byte, vmm_tgkill, vmm_timer_start,
     vmm_unheed_sigint, vmm_wait_for,
 )
+from vmm._native.kvm.tracering cimport change_ring, run_vcpu, trace_exit
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
 from vmm._native.host.thread cimport thread_join, thread_start
 
 from vmm._native.host.fd import IoctlError
+from vmm._native.kvm.vcpu import EXIT_NAMES
 
 import os
 
@@ -34,16 +36,6 @@ cdef extern from "<sys/ioctl.h>" nogil:
 
 cdef enum:
     PAUSE_STEP_US = 500          # how often pause() asks again
-    PIECES_MAX = 64              # of one access that is completed in several
-
-EXIT_NAMES = {
-    KVM_EXIT_UNKNOWN: "unknown", KVM_EXIT_EXCEPTION: "exception", KVM_EXIT_IO: "io",
-    KVM_EXIT_HYPERCALL: "hypercall", KVM_EXIT_DEBUG: "debug", KVM_EXIT_HLT: "hlt",
-    KVM_EXIT_MMIO: "mmio", KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
-    KVM_EXIT_SHUTDOWN: "shutdown", KVM_EXIT_FAIL_ENTRY: "fail_entry", KVM_EXIT_INTR: "intr",
-    KVM_EXIT_INTERNAL_ERROR: "internal_error", KVM_EXIT_SYSTEM_EVENT: "system_event",
-    KVM_EXIT_X86_RDMSR: "rdmsr", KVM_EXIT_X86_WRMSR: "wrmsr",
-}
 
 
 cdef void vcpu_main(void *arg) noexcept nogil:
@@ -70,8 +62,7 @@ cdef class VcpuLoop:
         self.thread.started = False
         self.outcome = OUTCOME_CONTINUE
         self.resume_fd = -1
-        memset(self.counts, 0, sizeof(self.counts))
-        memset(self.trail, 0, sizeof(self.trail))
+        self.rings = []
 
     def __dealloc__(self):
         # The thread uses this object without a reference; an owner that forgot join() must not
@@ -174,8 +165,7 @@ cdef class VcpuLoop:
         thread is another one than before.
         """
         cdef timer_t timer
-        cdef int rc = 0
-        cdef int outer
+        cdef int rc = 0, outer
         vmm_kick_install()
         cdef bint heeded = vmm_heed_sigint()
         self.here = True
@@ -184,7 +174,6 @@ cdef class VcpuLoop:
             if timeout_ns > 0:
                 rc = vmm_timer_start(&timer, timeout_ns)
             if rc == 0:
-                # A hook of one guest may run another one on the same thread.
                 outer = vcpu_begins(self.vcpu.index)
                 self.outcome = self.loop()
                 vcpu_begins(outer)
@@ -211,12 +200,12 @@ cdef class VcpuLoop:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
-        cdef int _piece
+        # An access that crosses pages has more parts, each an exit of its own.
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
-        for _piece in range(PIECES_MAX):
-            if ioctl(self.vcpu.fd, KVM_RUN, 0) < 0:
-                break
-            self.dispatch()          # an access over two pages has another half
+        while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
+            self.late = self.dispatch()
+            if self.late == OUTCOME_STOP:
+                self.late = OUTCOME_CONTINUE
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -256,28 +245,39 @@ cdef class VcpuLoop:
             found.append((name, record.address, record.size, bool(record.is_write), record.data))
         return found
 
+    def set_trace(self, ring):
+        """Record exits in ``ring`` (a fresh TraceRing), None: no more. Any thread, at any time.
+
+        The vCPU leaves the guest once, so that it holds from now on and not from its next exit.
+        """
+        self.rings = change_ring(&self.tracing, self.rings, ring, self.vcpu.index)
+        if vmm_load(&self.tid):
+            self.interrupt()
+
+    def newest_exit(self):
+        """(reason, address) of the newest exit; ("", 0) before the first."""
+        if self.exits == 0:
+            return "", 0
+        record = self.trail[(self.exits - 1) & (TRAIL - 1)]
+        return EXIT_NAMES.get(record.reason, f"exit_{record.reason}"), record.address
+
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
-        cdef kvm_run *run = self.vcpu.run
         if self.failure:
             return str(IoctlError(self.failure, "KVM_RUN"))
-        if run.exit_reason == KVM_EXIT_INTERNAL_ERROR:
-            words = [f"{run.internal.data[i]:#x}" for i in range(min(run.internal.ndata, 16))]
-            return f"KVM internal error, suberror {run.internal.suberror}, data {' '.join(words)}"
-        if run.exit_reason == KVM_EXIT_FAIL_ENTRY:
-            return (f"VM entry failed, hardware reason "
-                    f"{run.fail_entry.hardware_entry_failure_reason:#x}")
-        if run.exit_reason == KVM_EXIT_SYSTEM_EVENT:
-            return f"system event {run.system_event.type}"
-        return EXIT_NAMES.get(run.exit_reason, f"exit reason {run.exit_reason}")
+        return self.vcpu.exit_text()
 
     cdef int loop(self) noexcept nogil:
         cdef int outcome
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
-        vmm_run_begins(self.vcpu.run)
+        if self.late != OUTCOME_CONTINUE:
+            outcome = self.late
+            self.late = OUTCOME_CONTINUE
+            return outcome
         while not vmm_load(&self.stop):
-            rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
+            vmm_run_begins(self.vcpu.run)
+            rc = run_vcpu(&self.tracing, self.vcpu.fd, self.vcpu.run)
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
                     # Reached with a port access completed, so registers are whole here.
@@ -291,6 +291,7 @@ cdef class VcpuLoop:
                 self.failure = errno
                 return OUTCOME_ERROR
             outcome = self.dispatch()
+            trace_exit(&self.tracing, self.vcpu.run, &self.trail[(self.exits - 1) & (TRAIL - 1)])
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:
