@@ -15,7 +15,7 @@ from examples.virtio_rng import CountingRng
 from tests.lab.guests.guest_run import WORK, expect
 from tests.lab.guests.job_guest import write_job
 from tests.support.speed import patience
-from vmm.layout import CMOS_PORT, CMOS_SIZE
+from vmm.layout import PCI_CONFIG_PORT, PCI_CONFIG_SIZE
 
 SECTORS = 2048
 MIB = 1 << 20
@@ -36,7 +36,7 @@ grep vmw_vmci /proc/interrupts | sed 's/^/guest: irq /'
 
 def linux_binds(kernel: str, initramfs: str) -> str:
     """One boot; every driver is the kernel's own."""
-    vmci, clock = Vmci(), []
+    vmci, config = Vmci(), []
     with tempfile.TemporaryDirectory(dir=WORK) as name:
         folder = Path(name)
         (folder / "system.img").write_bytes(bytes(MIB))
@@ -47,22 +47,22 @@ def linux_binds(kernel: str, initramfs: str) -> str:
             cmdline="console=ttyS0 console=hvc0 quiet panic=-1",
             devices=[FunctionDisk, CountingRng, vmci],
         ) as guest:  # fmt: skip
-            hook = guest.on_port(CMOS_PORT, CMOS_SIZE, mode="watch")
+            hook = guest.on_port(PCI_CONFIG_PORT, PCI_CONFIG_SIZE, mode="watch")
 
             @hook
             def watch(cpu, port, value, size):
-                clock.append((cpu.regs.rip, port, value))
+                config.append((cpu.regs.rip, port, value))
 
             stop = guest.run(seconds=patience(400))
             text = guest.console.text.replace("\r", "")
             expect(stop.kind == "ended", f"{stop}\n{text}\n{guest.serial.text}\n{vmci.trail}")
-            expect(hook.hits == len(clock) > 0, f"{hook}")
-            expect(all(rip >> 63 for rip, _, _ in clock), f"{clock[:5]}")
+            expect(hook.hits == len(config) > 0, f"{hook}")
+            expect(all(rip >> 63 for rip, _, _ in config), f"{config[:5]}")
     print(text)
     _disk(text)
     _random(text)
     _pci(text, vmci)
-    return f"{len(clock)} accesses of the clock\n" + "\n".join(vmci.trail[:20])
+    return f"{len(config)} accesses of configuration space by ports\n" + "\n".join(vmci.trail[:20])
 
 
 def said(text: str, word: str) -> str:
