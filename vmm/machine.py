@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vmm._native.memory.guestmem import GuestMemory
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
+    from vmm.irq import IrqLine
     from vmm.memory import Progress
     from vmm.settings.config import Config
 
@@ -126,8 +127,13 @@ def _build(
         os.close(kernel_fd)
 
 
-def create_vm(machine: Machine, apic_ids: list[int]) -> None:
-    """KVM, guest RAM and its slots, then the interrupt controllers, then the vCPUs."""
+def create_vm(machine: Machine, apic_ids: list[int], memory: GuestMemory | None = None) -> None:
+    """KVM, guest RAM and its slots, then the interrupt controllers, then the vCPUs.
+
+    ``memory`` that is there already is the machine's from here on. None: as configured.
+    """
+    if memory is not None:
+        machine.memory = memory
     config = machine.config
     kvm = open_kvm()
     try:
@@ -136,7 +142,8 @@ def create_vm(machine: Machine, apic_ids: list[int]) -> None:
     except BaseException:
         kvm.close()
         raise
-    machine.memory = allocate(config.memory, machine.progress)
+    if memory is None:
+        machine.memory = allocate(config.memory, machine.progress)
     machine.vm.map_memory(machine.memory)
     machine.vm.create_irqchip(apic_ids)
     machine.vm.create_vcpus(apic_ids)
@@ -149,7 +156,8 @@ def attach_platform(machine: Machine, serial: HostConsole) -> None:
     irq = machine.vm.irq
     pio = machine.pio
     low = min(machine.memory.size, layout.LOW_RAM_MAX)
-    machine.uart = Uart(serial.port, irq.line(layout.COM1_GSI).fd)
+    machine.uart_line = irq.line(layout.COM1_GSI)
+    machine.uart = Uart(serial.port, machine.uart_line.fd)
     pio.attach(layout.COM1_PORT, layout.COM1_SIZE, machine.uart, "COM1")
     pio.attach(layout.I8042_PORT, layout.I8042_SIZE, I8042(), "i8042")
     rtc = Rtc(low, machine.memory.size - low)
@@ -221,6 +229,7 @@ def describe_platform(machine: Machine, apic_ids: list[int]) -> None:
     ged_gpa = layout.ged_gpa(machine.phys_bits)
     memory.write(layout.RSDP_GPA, build_acpi(AcpiSpec(apic_ids, window64, ged_gpa)))
     memory.write(layout.SMBIOS_GPA, build_smbios())
+    memory.write(layout.VMGENID_GPA, os.urandom(layout.VMGENID_SIZE))
     memory.write(layout.BOOT_GDT_GPA, regs.gdt_bytes())
     memory.write(layout.BOOT_IDT_GPA, regs.idt_bytes())
 
@@ -277,6 +286,7 @@ class Machine:
         self.ged: Ged
         self.pvpanic: PvPanic
         self.uart: Uart
+        self.uart_line: IrqLine
         self.console: Console
 
     def mark(self, phase: str) -> None:

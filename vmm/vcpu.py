@@ -53,13 +53,17 @@ class BootState:
 class Place:
     """Where a vCPU was: linear ``address`` of its code, and whether it was halted there.
 
-    ``waits``: halted with interrupts on, so that any interrupt lets it go on.
+    ``waits``: halted with interrupts on, so that any interrupt lets it go on. ``sregs``: how it
+    translates addresses, as KVM_GET_SREGS has it.
     """
 
-    def __init__(self, address: int, halted: bool, waits: bool) -> None:
+    def __init__(
+        self, address: int, halted: bool, waits: bool, sregs: Mapping[str, Any] | None = None
+    ) -> None:
         self.address = address
         self.halted = halted
         self.waits = waits
+        self.sregs = sregs or {}
 
 
 class Vcpu:
@@ -118,11 +122,11 @@ class Vcpu:
             return None
         try:
             halted = self.fd.get_mp_state() == MP_STATE_HALTED
-            regs = self.fd.get_regs()
-            address = _linear_rip(regs, self.fd.get_sregs())
+            regs, sregs = self.fd.get_regs(), self.fd.get_sregs()
         finally:
             self.loop.resume()
-        return Place(address, halted, halted and bool(regs["rflags"] & RFLAGS_IF))
+        waits = halted and bool(regs["rflags"] & RFLAGS_IF)
+        return Place(_linear_rip(regs, sregs), halted, waits, sregs)
 
     def snapshot(self, memory: GuestMemory) -> str:
         """report() of a running vCPU, paused for a moment."""

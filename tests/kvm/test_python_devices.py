@@ -121,3 +121,11 @@ def test_the_list_of_devices(tmp_path):
         tiny_guest(tmp_path, b"\xf4", devices=[Upper, "nonsense"])
     with pytest.raises(HostError, match="all 32 slots"):
         tiny_guest(tmp_path, b"\xf4", devices=[Upper] * 40)
+
+
+def test_a_snapshot_says_what_it_cannot_keep(tmp_path):
+    with (
+        tiny_guest(tmp_path, b"\xf4", devices=Upper) as guest,
+        pytest.raises(HostError, match="upper0> is a device in Python"),
+    ):
+        guest.snapshot()

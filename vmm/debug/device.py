@@ -91,6 +91,14 @@ def attach_devices(devices: Sequence[Device], caller: Caller, machine: Machine) 
         device._taken = True
 
 
+def connect_devices(devices: Sequence[Device], guest: Any, caller: Caller) -> None:
+    """The guest is whole: devices can use it, and vCPUs come to them."""
+    caller.connect(guest._control, guest.cpus)
+    for device in devices:
+        device._guest = guest
+        device.reset()
+
+
 def _free_slot(machine: Machine, device: Device) -> int:
     for slot, function in enumerate(machine.pci.functions):
         if function is None:

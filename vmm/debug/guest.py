@@ -12,16 +12,20 @@ from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.caller import Caller
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
-from vmm.debug.device import attach_devices, split_devices
+from vmm.debug.device import attach_devices, connect_devices, split_devices
+from vmm.debug.fork import remake, wake
 from vmm.debug.hooking import Hooking
 from vmm.debug.hooks import Hooks
+from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.outside import Outside
 from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
+from vmm.debug.snapshotting import Snapshotting
 from vmm.host.console import HostConsole
-from vmm.host.disk import open_disks
+from vmm.host.overlay import open_overlays
 from vmm.light.teardown import close_all
 from vmm.machine import build_machine
 
@@ -31,32 +35,34 @@ if TYPE_CHECKING:
 
     from vmm.debug.device import Device
     from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.snapshot import Snapshot
     from vmm.debug.stats import Stats
     from vmm.debug.stop import Stop
     from vmm.debug.trace import Trace
+    from vmm.guest.symbols import Symbols
     from vmm.host.disk import Disk
     from vmm.machine import Machine
-    from vmm.run.outcome import Outcome
     from vmm.settings.config import Config
 
 # The highest first: test devices of kernels and emulators lie at the lower ones.
 STOP_PORTS = range(0xFE, 0xDF, -1)
 
 
-class Guest(Hooking):
+class Guest(Hooking, Snapshotting, Outside):
     """A VM, standing still at its entry point; a context manager.
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
     ``cpu_count``, ``memory``, ``devices``, ``cmdline``, ``initramfs``, ``serial``, ``console``,
     ``gpudirect_clique``); only ``kernel`` is required. ``devices`` takes objects and classes of
-    PciDevice and VirtioDevice as well. ConfigError, HostError and the like have the
+    PciDevice and VirtioDevice as well. Images are only read: what the guest writes stays in
+    memory. ConfigError, HostError and the like have the
     command's words. One thread drives a guest; any thread may call pause() and read RAM.
     """
 
     def __init__(self, **settings: Any) -> None:
         devices = split_devices(settings)
         config, kept = config_of_keywords(settings)
-        self._build(config, kept, devices)
+        self._build(config, kept, devices=devices)
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None) -> Guest:
@@ -72,28 +78,35 @@ class Guest(Hooking):
         guest._build(*config_of_environment(environment))
         return guest
 
-    def _build(self, config: Config, kept: set[str], devices: Sequence[Device] = ()) -> None:
+    def _build(
+        self, config: Config, kept: set[str], snapshot: Snapshot | None = None,
+        devices: Sequence[Device] = (),
+    ) -> None:  # fmt: skip
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
         self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
+        self._taker = None
         self._consoles: list[KeptConsole | HostConsole] = []
         self._devices = devices
         self._caller = Caller()
         try:
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
-            self._disks = open_disks(config.system_images, config.config_images)
-            self.machine: Machine = build_machine(
-                config,
-                self._disks,
-                self.console,
-                self.serial,
-                more=partial(attach_devices, devices, self._caller),
-            )
+            self.machine: Machine
+            if snapshot is None:
+                self._disks = open_overlays(config.system_images, config.config_images)
+                self.machine = build_machine(
+                    config, self._disks, self.console, self.serial,
+                    more=partial(attach_devices, devices, self._caller),
+                )  # fmt: skip
+            else:
+                self._disks, self.machine = remake(snapshot, self.console, self.serial)
             self._hold()
+            if snapshot is not None:
+                wake(self.machine, self._snapshots(), snapshot)
         except BaseException:
             self.close()
             raise
@@ -115,15 +128,18 @@ class Guest(Hooking):
         machine = self.machine
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
-        self.cpus = [Cpu(vcpu, partial(self._still, vcpu.index)) for vcpu in machine.vcpus]
+        self._symbols = KernelSymbols(self.config.kernel_path, self.memory, lambda: self.cpus[0])
+        self.cpus = [
+            Cpu(vcpu, self.memory, self._symbols, partial(self._still, vcpu.index))
+            for vcpu in machine.vcpus
+        ]
+        self._patches = patches
+        self._pages = PageWatch(machine)
         stop_port = self._claim_port()
-        self.points = Breakpoints(self.cpus, patches, PageWatch(machine), stop_port)
-        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
-        self._caller.connect(self._control, self.cpus)
+        self.points = Breakpoints(self.cpus, patches, self._pages, stop_port)
+        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols)
         self._hooks = Hooks(machine, self.cpus, self._caller, stop_port)
-        for device in self._devices:
-            device._guest = self
-            device.reset()
+        connect_devices(self._devices, self, self._caller)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
                 self._control.driver.listen(console.port)
@@ -153,12 +169,23 @@ class Guest(Hooking):
         """
         self._open()
         with self._control.driving():
+            deadline = deadline_of(seconds)
+            if isinstance(until, str) and self._symbols.get() is None:
+                early = self._come_to_kernel(deadline)
+                if early is not None:
+                    return early
             point = None if until is None else self._add_point(until, None, None, None)
             try:
-                return self._control.run(deadline_of(seconds))
+                return self._control.run(deadline)
             finally:
                 if point is not None:
                     point.remove()
+
+    def _come_to_kernel(self, deadline: float | None) -> Stop | None:
+        from vmm.debug.kernelstart import come_to_kernel
+
+        path, control = self.config.kernel_path, self._control
+        return come_to_kernel(path, control, self.points, self.cpus[0], self._symbols, deadline)
 
     def step(self, count: int = 1, cpu: int = 0) -> Stop:
         """``count`` instructions of one vCPU, the others standing still."""
@@ -219,11 +246,6 @@ class Guest(Hooking):
         """True while some thread lets it run."""
         return not self._closed and self._control.busy
 
-    @property
-    def outcome(self) -> Outcome | None:
-        """How the guest ended; None while it can go on."""
-        return self._control.outcome
-
     def _run_until(self, found: Callable[[], bool], seconds: float | None) -> None:
         """Let it run (or go on in the background) until ``found()`` or the time is over."""
         self._open()
@@ -249,7 +271,12 @@ class Guest(Hooking):
                 return
             poll.poll(1000 * (LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)))
 
-    # --- breakpoints ---
+    # --- symbols and breakpoints ---
+
+    @property
+    def symbols(self) -> Symbols:
+        """The kernel's symbols: names to addresses and back; GuestError while there are none."""
+        return self._symbols.require()
 
     def breakpoint(
         self,
@@ -280,27 +307,17 @@ class Guest(Hooking):
         self._open()
         if access not in ("w", "rw"):
             raise ValueError(f"access={access!r}: 'w' for writes, 'rw' for writes and reads")
-        where = self._address(address)
+        where = self._symbols.resolve(address)
         return self.points.watch(where, self._label(address), size, access, action, condition)
 
     def _add_point(
         self, where: str | int, action: Action | None, hardware: bool | None, condition: Any
     ) -> Point:
-        address = self._address(where)
+        address = self._symbols.resolve(where)
         return self.points.add(address, self._label(where), action, hardware, condition)
 
-    def _address(self, where: str | int) -> int:
-        if isinstance(where, int):
-            if not 0 <= where < 1 << 64:
-                raise ValueError(f"{where:#x} is no linear address")
-            return where
-        raise KeyError(f"{where!r}: no symbols are known")
-
     def _label(self, where: str | int) -> str | None:
-        return where if isinstance(where, str) else self._symbol_at(where)
-
-    def _symbol_at(self, address: int) -> str | None:
-        return None
+        return where if isinstance(where, str) else self._symbols.at(where)
 
     # --- what it does ---
 
@@ -335,6 +352,8 @@ class Guest(Hooking):
             self.pause()
         self._closed = True
         steps: list[Callable[[], object]] = []
+        if self._taker is not None:
+            steps.append(self._taker.close)
         if self._trace is not None:
             steps.append(self._trace.stop)
         if hasattr(self, "machine"):

@@ -162,7 +162,7 @@ class ScriptedVirtio(VirtioPciFunction):
         lock may wait for just this thread.
         """
         self.common.generation = self.common.generation + 1 & 0xFF
-        if self._active:
+        if self.active:
             self._raise_config()
 
 
@@ -204,7 +204,7 @@ class Adapter(Base):
         """To the script."""
         self._caller.run(bus.current_vcpu(), self.device.write_config, offset, value, size)
 
-    def activate(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
+    def prepare(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
         """Open the queues."""
         self._config_call_fd = config_call_fd
         self.device.driver_features = features

@@ -130,6 +130,10 @@ cdef int python_access_gil(PythonTarget target, uint64_t offset, uint8_t *data, 
         return target.bus.device_raised(target, error)
 
 
+cdef device_of(BusTarget target):
+    return (<PythonTarget>target).device if isinstance(target, PythonTarget) else target
+
+
 cdef class Bus:
     """One address space of devices (ports, or MMIO).
 
@@ -154,7 +158,7 @@ cdef class Bus:
         vmm_rwlock_init(<pthread_rwlock_t *>self.lock)
 
     def __dealloc__(self):
-        free(self.devices.entries)
+        free(self.attached.entries)
         free(self.covers.entries)
         if self.lock != NULL:
             pthread_rwlock_destroy(<pthread_rwlock_t *>self.lock)
@@ -166,27 +170,31 @@ cdef class Bus:
         pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
         found = find(&self.covers, address, size)
         if found.handler == NULL:
-            found = find(&self.devices, address, size)
+            found = find(&self.attached, address, size)
         # Unlocked before the device runs: it may itself move ranges (a BAR), and the owner of
         # `opaque` lives in `owners`, `covering` or `retired` until the bus itself goes.
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
         if found.handler == NULL:
             return OUTCOME_CONTINUE
+        # SAFETY: `opaque` is a BusTarget, which is alive as just said.
+        vmm_touch(&(<BusTarget>found.opaque).touched)
         return found.handler(found.opaque, address - found.start, data, size, is_write)
 
     cdef int device_access(self, uint64_t address, uint8_t *data, uint32_t size,
                            int is_write) noexcept nogil:
         cdef Entry found
         pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
-        found = find(&self.devices, address, size)
+        found = find(&self.attached, address, size)
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
         if found.handler == NULL:
             return OUTCOME_CONTINUE
+        # SAFETY: `opaque` is a BusTarget, which is alive as said above.
+        vmm_touch(&(<BusTarget>found.opaque).touched)
         return found.handler(found.opaque, address - found.start, data, size, is_write)
 
     def attach(self, start, length, target, str name):
         """Give [start, start + length) to ``target`` (a BusTarget or a Python device)."""
-        self.add(&self.devices, self.owners, start, length, target, name)
+        self.add(&self.attached, self.owners, start, length, target, name)
 
     def cover(self, start, length, target, str name):
         """Let ``target`` stand in front of whatever device is there, or comes there."""
@@ -215,15 +223,17 @@ cdef class Bus:
         if native.handler == NULL:
             raise TypeError(f"{self.name}: {name}: a BusTarget without a handler")
         owners[start] = (native, name, length)
+        self.changes += 1
         self.insert(table, Entry(start, length, native.handler, <void *><PyObject *>native))
         return 0
 
     def detach(self, start):
         """Take back the range that begins at ``start``; KeyError when there is none."""
         target, _, _ = self.owners.pop(start)
+        self.changes += 1
         if target not in self.retired:
             self.retired.append(target)
-        self.remove(&self.devices, start)
+        self.remove(&self.attached, start)
 
     def move(self, old, new):
         """Move the range at ``old`` to ``new``; on a clash it stays and ValueError is raised.
@@ -237,6 +247,22 @@ cdef class Bus:
     def ranges(self):
         """(start, length, name) of everything attached, ascending."""
         return sorted([(start, length, name) for start, (_, name, length) in self.owners.items()])
+
+    def devices(self):
+        """(start, name, device) of everything attached, ascending: Python devices themselves."""
+        return sorted([(start, name, device_of(target))
+                       for start, (target, name, _) in self.owners.items()],
+                      key=lambda found: found[0])
+
+    def touched(self):
+        """The devices that a guest's access reached since clear_touched(), in no order."""
+        return [device_of(target) for target, _, _ in self.owners.values()
+                if (<BusTarget>target).touched]
+
+    def clear_touched(self):
+        """Forget which ones; while vCPUs run an access may go unseen."""
+        for target, _, _ in self.owners.values():
+            (<BusTarget>target).touched = 0
 
     def read(self, address, int size):
         """What a guest would read at ``address``; for tests and scripts."""

@@ -65,8 +65,7 @@ cdef class VcpuLoop:
         self.rings = []
 
     def __dealloc__(self):
-        # The thread uses this object without a reference; an owner that forgot join() must not
-        # free it under the thread.
+        # The thread holds no reference: an owner that forgot join() must not free it meanwhile.
         vmm_store(&self.stop, 1)
         self.finish()
 
@@ -192,10 +191,7 @@ cdef class VcpuLoop:
         return self.outcome
 
     def settle(self):
-        """Complete the port or MMIO access that the vCPU stopped in; its thread stands still.
-
-        Only then are its registers those of an instruction's end. Source: api.rst, KVM_RUN.
-        """
+        """Complete the access that the vCPU stopped in, for its registers; it stands still."""
         with nogil:
             self.complete()
 
@@ -204,8 +200,9 @@ cdef class VcpuLoop:
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
         while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
             self.late = self.dispatch()
-            if self.late == OUTCOME_STOP:
-                self.late = OUTCOME_CONTINUE
+            self.late = OUTCOME_CONTINUE if self.late == OUTCOME_STOP else self.late
+        if self.late == OUTCOME_CONTINUE:
+            self.vcpu.run.exit_reason = KVM_EXIT_INTR       # for settle(): it is complete
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -255,11 +252,9 @@ cdef class VcpuLoop:
             self.interrupt()
 
     def newest_exit(self):
-        """(reason, address) of the newest exit; ("", 0) before the first."""
-        if self.exits == 0:
-            return "", 0
+        """(reason, address) of the newest exit."""
         record = self.trail[(self.exits - 1) & (TRAIL - 1)]
-        return EXIT_NAMES.get(record.reason, f"exit_{record.reason}"), record.address
+        return EXIT_NAMES.get(record.reason, ""), record.address
 
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
@@ -271,9 +266,8 @@ cdef class VcpuLoop:
         cdef int outcome
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
-        if self.late != OUTCOME_CONTINUE:
-            outcome = self.late
-            self.late = OUTCOME_CONTINUE
+        outcome, self.late = self.late, OUTCOME_CONTINUE
+        if outcome != OUTCOME_CONTINUE:
             return outcome
         while not vmm_load(&self.stop):
             vmm_run_begins(self.vcpu.run)
@@ -281,6 +275,7 @@ cdef class VcpuLoop:
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
                     # Reached with a port access completed, so registers are whole here.
+                    self.vcpu.run.exit_reason = KVM_EXIT_INTR
                     if vmm_load(&self.pause_wanted):
                         self.park()
                     # Before `stop` is read again: kick() sets it first, so it is not missed.
@@ -295,8 +290,7 @@ cdef class VcpuLoop:
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:
-                # An interrupted port access is completed by the next KVM_RUN only; the guest
-                # executes nothing more, so nobody misses it.
+                # A port access is completed by the next KVM_RUN only, which restore() waits for.
                 return outcome
         if self.here:
             # Asked for between an access and its completion: registers shall be whole.
