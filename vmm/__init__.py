@@ -10,15 +10,20 @@ __version__ = "0.1.0"
 PROGRAM = "vllmd-hypervisor"
 
 _LAZY = {
+    "Bar": "vmm.debug.pcidevice",
     "Config": "vmm.settings.config",
     "ConfigError": "vmm.errors",
+    "DONE": "vmm.debug.msrhooks",
+    "GP": "vmm.debug.msrhooks",
     "Guest": "vmm.debug.guest",
     "GuestMemory": "vmm._native.memory.guestmem",
     "HostError": "vmm.errors",
     "Machine": "vmm.machine",
+    "PciDevice": "vmm.debug.pcidevice",
     "Snapshot": "vmm.debug.snapshot",
     "STOP": "vmm.debug.stop",
     "Stop": "vmm.debug.stop",
+    "VirtioDevice": "vmm.debug.virtiodevice",
     "VmmError": "vmm.errors",
     "build_machine": "vmm.machine",
 }

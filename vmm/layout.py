@@ -21,6 +21,11 @@ PVH_MODULES_GPA = 0x6040
 # The PVH memory map, or Linux's zero page for a bzImage; never both.
 PVH_MEMMAP_GPA = 0x7000
 ZERO_PAGE_GPA = 0x7000
+# What a Multiboot kernel is told, in the same places; never beside the others.
+MULTIBOOT_INFO_GPA = 0x6000
+MULTIBOOT_MODULES_GPA = 0x6080
+MULTIBOOT_NAME_GPA = 0x60C0
+MULTIBOOT_MEMMAP_GPA = 0x7000
 BOOT_STACK_GPA = 0x8FF0
 CMDLINE_GPA = 0x20000
 CMDLINE_MAX = 0x10000

@@ -25,7 +25,7 @@ from vmm._native.ports.pmtimer import PmTimer
 from vmm._native.ports.postport import PostPort
 from vmm.acpi.spec import AcpiSpec
 from vmm.acpi.tables import build_acpi
-from vmm.boot.image import BZIMAGE
+from vmm.boot.image import BZIMAGE, MULTIBOOT, PVH
 from vmm.boot.kernel import check_payload, load_guest, open_plan
 from vmm.boot.smbios import build_smbios
 from vmm.errors import HostError
@@ -56,6 +56,11 @@ log = get_logger(__name__)
 
 # One that does not leave the guest costs a tenth of a second, and the reply has to fit.
 SNAPSHOTS_MAX = 16
+ENTRY_REGS = {
+    PVH: regs.pvh_regs,
+    BZIMAGE: regs.bzimage_regs,
+    MULTIBOOT: regs.multiboot_regs,
+}
 
 
 def build_machine(
@@ -66,16 +71,18 @@ def build_machine(
     cache_directory: str | None = None,
     progress: Progress = no_progress,
     vfio_kernel: VfioKernel | None = None,
+    more: Callable[[Machine], None] | None = None,
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
     ``disks`` are the opened and locked images in the order of their slots; they and the consoles
     outlive the machine, so that a guest's reboot can use them again. ``progress`` hears of the
     steps that take long with much RAM. ``vfio_kernel`` opens VFIO's files; None: the kernel's own.
+    ``more`` adds devices of somebody else's, behind ours.
     """
     machine = Machine(config, progress, vfio_kernel)
     try:
-        _build(machine, disks, console, serial, cache_directory)
+        _build(machine, disks, console, serial, cache_directory, more)
     except BaseException:
         machine.close()
         raise
@@ -88,6 +95,7 @@ def _build(
     console: HostConsole,
     serial: HostConsole,
     cache_directory: str | None,
+    more: Callable[[Machine], None] | None,
 ) -> None:
     config = machine.config
     kernel_fd, plan = open_plan(config.kernel_path, cache_directory)
@@ -106,13 +114,14 @@ def _build(
         if config.devices:
             attach_passthrough(machine)
             machine.mark("passthrough")
+        if more is not None:
+            more(machine)
         load_guest(
             plan, kernel_fd, config.kernel_path, machine.memory, config.initramfs_path,
             config.cmdline,
         )  # fmt: skip
         describe_platform(machine, apic_ids)
-        entry_regs = regs.bzimage_regs if plan.kind == BZIMAGE else regs.pvh_regs
-        configure_vcpus(machine, topology, entry_regs(plan.entry))
+        configure_vcpus(machine, topology, ENTRY_REGS[plan.kind](plan.entry))
         machine.mark("loaded")
     finally:
         os.close(kernel_fd)

@@ -87,6 +87,8 @@ class VirtioDevice:
     config_size: int = 0
     # True where firmware must reach the registers below 4 GiB.
     low_bar: bool = False
+    # False: a queue's doorbell is no eventfd, notified() is called on the vCPU's thread instead.
+    doorbells: bool = True
     # The queues in use, by their index; replaced as a whole.
     opened: Mapping[int, VirtQueue] = {}
     # Set by the transport: tells the driver that the configuration changed.
@@ -110,6 +112,9 @@ class VirtioDevice:
     def prepare(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
         """All of activate() but that nothing works yet: go_on() follows. Raises the same."""
         raise NotImplementedError(self.name)
+
+    def notified(self, index: int) -> None:
+        """The driver rang the doorbell of a queue, where there are no ``doorbells``."""
 
     def workers(self) -> Sequence[tuple[str, Worker]]:
         """The threads that serve queues now, and what they are called."""

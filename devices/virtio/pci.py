@@ -199,8 +199,12 @@ class VirtioPciFunction(PciFunction):
 
     def _kick(self, index: int) -> None:
         # Reached when the kernel has no doorbell for this address (a device not yet active).
-        if self.active and index < len(self._kick_fds):
+        if not self.active or index >= len(self._kick_fds):
+            return
+        if self.device.doorbells:
             os.eventfd_write(self._kick_fds[index], 1)
+        else:
+            self.device.notified(index)
 
     # --- life ---
 
@@ -293,7 +297,7 @@ class VirtioPciFunction(PciFunction):
 
     def _attach_bells(self) -> None:
         base = self._bell_base
-        if base is None:
+        if base is None or not self.device.doorbells:
             return
         for index, fd in enumerate(self._kick_fds):
             if self.common.queues[index].enabled:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
+import vmm
 from tests.support.elf_builder import build_elf
-from vmm.debug.guest import Guest
+from tests.support.guest_asm import RESULT_GPA, Program
 
 
-def tiny_guest(folder: Path, code: bytes, **settings: object) -> Guest:
+def tiny_guest(folder: Path, code: bytes, **settings: object) -> vmm.Guest:
+    """Standing at the first instruction of ``code``; 16 MiB of RAM."""
     kernel = folder / "guest.elf"
     kernel.write_bytes(build_elf(code))
-    return Guest(kernel=kernel, **{"memory": "16M", **settings})
+    return vmm.Guest(kernel=kernel, **{"memory": "16M", **settings})
+
+
+def results(guest: vmm.Guest, program: Program) -> list[int]:
+    """What the program has read."""
+    data = guest.memory.read(RESULT_GPA, 8 * max(program.reads, 1))
+    return list(struct.unpack(f"<{len(data) // 8}Q", data))[: program.reads]

@@ -1,5 +1,6 @@
-"""ELF kernels and firmware with a PVH entry. pyelftools reads the headers, this file the notes.
+"""ELF kernels and firmware with a PVH entry, or else a Multiboot header.
 
+pyelftools reads the ELF's headers, this file the notes.
 Source: the ELF specification; Xen's PVH boot protocol (docs/misc/pvh.pandoc), whose note
 XEN_ELFNOTE_PHYS32_ENTRY gives the physical address of a 32-bit entry point. A file may claim
 anything: only its file header, its program headers and a limited number of notes are read.
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import struct
 
-from vmm.boot.image import PVH, LoadPlan, Segment, kernel_error
+from vmm.boot.image import MULTIBOOT, PVH, LoadPlan, Segment, kernel_error
+from vmm.boot.multiboot import SEARCHED, has_header
 from vmm.errors import GuestError
 
 TYPE_CHECKING = False
@@ -62,12 +64,16 @@ def _plan(elf: ELFFile, path: str, notes: _Notes) -> LoadPlan:
             )
         elif header.p_type == "PT_NOTE" and entry is None:
             entry = notes.entry(header.p_offset, header.p_filesz, header.p_align)
-    if entry is None:
-        raise kernel_error(
-            path, "an ELF file without a PVH entry (note XEN_ELFNOTE_PHYS32_ENTRY)",
-            "build the kernel with CONFIG_PVH=y, or give its bzImage (vmlinuz) instead",
-        )  # fmt: skip
-    return LoadPlan(PVH, entry, tuple(segments))
+    if entry is not None:
+        return LoadPlan(PVH, entry, tuple(segments))
+    elf.stream.seek(0)
+    if has_header(elf.stream.read(SEARCHED), path):
+        return LoadPlan(MULTIBOOT, elf["e_entry"], tuple(segments))
+    raise kernel_error(
+        path,
+        "an ELF file without a PVH entry (note XEN_ELFNOTE_PHYS32_ENTRY) or a Multiboot header",
+        "build the kernel with CONFIG_PVH=y, or give its bzImage (vmlinuz) instead",
+    )
 
 
 def _program_headers(elf: ELFFile, path: str) -> list[Any]:

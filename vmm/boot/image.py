@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 PVH = "pvh"
 BZIMAGE = "bzimage"
+MULTIBOOT = "multiboot"
 ENTRY_MAX = 1 << 32
 # Linux for x86 takes so much where it says nothing of it (COMMAND_LINE_SIZE with its NUL is 2048).
 CMDLINE_USUAL = 2047
@@ -41,9 +42,9 @@ class Segment(Record):
 
 
 class LoadPlan(Record):
-    """Format (PVH or BZIMAGE), 32-bit entry address, segments, and Linux's setup header.
+    """Format (PVH, BZIMAGE or MULTIBOOT), 32-bit entry address, segments, and Linux's setup header.
 
-    ``setup_header`` is empty for PVH; for a bzImage it is the header from offset 0x1f1 on.
+    ``setup_header`` is empty for the others; for a bzImage it is the header from offset 0x1f1 on.
     """
 
     __slots__ = ("entry", "kind", "segments", "setup_header")

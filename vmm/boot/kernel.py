@@ -8,6 +8,7 @@ from vmm.boot import plancache
 from vmm.boot.bzimage import cmdline_limit, initrd_limit, is_bzimage, plan_bzimage
 from vmm.boot.image import (
     BZIMAGE,
+    MULTIBOOT,
     LoadPlan,
     check_fits,
     check_plan,
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 HEAD_BYTES = 4096
-ACCEPTED = "accepted: a bzImage (vmlinuz), or an ELF kernel or firmware with a PVH entry"
+ACCEPTED = (
+    "accepted: a bzImage (vmlinuz), or an ELF kernel or firmware with a PVH entry or a Multiboot "
+    "header"
+)
 # First bytes of files that people give by mistake, with what they are.
 KNOWN_FILES = (
     (b"\x1f\x8b", "gzip data; gunzip it first"),
@@ -139,6 +143,10 @@ def load_guest(
     guest_map = memory_map(memory.regions)
     if plan.kind == BZIMAGE:
         write_zero_page(memory, plan.setup_header, guest_map, initrd)
+    elif plan.kind == MULTIBOOT:
+        from vmm.boot.multiboot import write_multiboot
+
+        write_multiboot(memory, guest_map, initrd)
     else:
         write_pvh(memory, guest_map, initrd)
 

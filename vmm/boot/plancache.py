@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import struct
 
-from vmm.boot.image import BZIMAGE, PVH, LoadPlan, Segment
+from vmm.boot.image import BZIMAGE, MULTIBOOT, PVH, LoadPlan, Segment
 
 MAGIC = b"VHPLAN01"
 HEAD = struct.Struct("<8sBQHI")
 SEGMENT = struct.Struct("<QQQQ")
-KINDS = (PVH, BZIMAGE)
+KINDS = (PVH, BZIMAGE, MULTIBOOT)
 ENTRY_MAX_BYTES = 64 * 1024
 
 

@@ -29,7 +29,8 @@ TIMEOUT = "timeout"
 STOPPED = "stopped"
 ENDED = "ended"
 NS = 1_000_000_000
-PAUSE_TRIES = 100
+PAUSE_TRIES = 1000
+PAUSE_MS = 10
 
 
 class Event:
@@ -75,6 +76,10 @@ class Alone:
         """Run a hook: a vCPU's exits are on the driving thread already."""
         return function(*arguments)
 
+    def later(self, function: Callable[[], Any]) -> None:
+        """Nothing comes later: the only vCPU stands still while its exit is served."""
+        function()
+
     def reset(self) -> None:
         """The guest gets another state, and shall run again if it has ended."""
         self._vcpu.loop.late = bus.CONTINUE
@@ -112,6 +117,7 @@ class Several:
         for fd in (self._outcome_fd, self._wake_fd):
             self._poll.register(fd, select.POLLIN)
         self._started = False
+        self._woken = False
         self._calls: deque[_Call] = deque()
         self._thread = 0
 
@@ -143,26 +149,28 @@ class Several:
             if deadline is not None:
                 timeout = max(0.0, deadline - time.monotonic()) * 1000
             ready = [fd for fd, _ in self._poll.poll(timeout)]
-            if not ready:
-                return True
             for fd in ready:
                 _drain(fd)
-            if not self._calls or ready != [self._wake_fd]:
-                return False
             self._serve()
+            if self._woken or any(fd != self._wake_fd for fd in ready):
+                self._woken = False
+                return False
+            # Asked each time: hooks may come so fast that there is always one.
+            if deadline is not None and time.monotonic() >= deadline:
+                return True
 
     def _serve(self) -> None:
-        while self._calls:
+        for _ in range(len(self._calls)):
             self._calls.popleft().run()
 
     def _hold(self) -> None:
         for vcpu in self._vcpus:
             loop = vcpu.loop
             for _ in range(PAUSE_TRIES):
-                if loop.outcome != bus.CONTINUE or loop.pause():
-                    break
                 # It may be waiting for a hook that nobody but this thread runs.
                 self._serve()
+                if loop.outcome != bus.CONTINUE or loop.pause(PAUSE_MS):
+                    break
             else:
                 raise HostError(f"vCPU {vcpu.index} does not leave the guest", "see the kernel log")
 
@@ -177,6 +185,10 @@ class Several:
 
     def wake(self) -> None:
         """Make go() come back soon; any thread."""
+        self._woken = True
+        self._ring()
+
+    def _ring(self) -> None:
         os.eventfd_write(self._wake_fd, 1)
 
     def listen(self, port: KeptPort) -> None:
@@ -189,11 +201,16 @@ class Several:
             return function(*arguments)
         call = _Call(function, arguments)
         self._calls.append(call)
-        self.wake()
+        self._ring()
         call.done.wait()
         if call.error is not None:
             raise call.error
         return call.result
+
+    def later(self, function: Callable[[], Any]) -> None:
+        """Run ``function`` on the driving thread soon, behind what waits there already."""
+        self._calls.append(_Call(function, ()))
+        self._ring()
 
     def reset(self) -> None:
         """The guest gets another state; threads are made anew where one has ended."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import stop
 from vmm.debug.breakpoints import Breakpoints
+from vmm.debug.caller import Caller
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
+from vmm.debug.device import attach_devices, connect_devices, split_devices
 from vmm.debug.fork import remake, wake
+from vmm.debug.hooking import Hooking
+from vmm.debug.hooks import Hooks
 from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.outside import Outside
@@ -25,9 +30,10 @@ from vmm.light.teardown import close_all
 from vmm.machine import build_machine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
+    from vmm.debug.device import Device
     from vmm.debug.points import Action, Condition, Point
     from vmm.debug.snapshot import Snapshot
     from vmm.debug.stats import Stats
@@ -38,22 +44,25 @@ if TYPE_CHECKING:
     from vmm.machine import Machine
     from vmm.settings.config import Config
 
-STOP_PORTS = range(0xE0, 0xFF)
+# The highest first: test devices of kernels and emulators lie at the lower ones.
+STOP_PORTS = range(0xFE, 0xDF, -1)
 
 
-class Guest(Snapshotting, Outside):
+class Guest(Hooking, Snapshotting, Outside):
     """A VM, standing still at its entry point; a context manager.
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
     ``cpu_count``, ``memory``, ``devices``, ``cmdline``, ``initramfs``, ``serial``, ``console``,
-    ``gpudirect_clique``); only ``kernel`` is required. Images are only read: what the guest writes
-    stays in memory. ConfigError, HostError and the like have the
+    ``gpudirect_clique``); only ``kernel`` is required. ``devices`` takes objects and classes of
+    PciDevice and VirtioDevice as well. Images are only read: what the guest writes stays in
+    memory. ConfigError, HostError and the like have the
     command's words. One thread drives a guest; any thread may call pause() and read RAM.
     """
 
     def __init__(self, **settings: Any) -> None:
+        devices = split_devices(settings)
         config, kept = config_of_keywords(settings)
-        self._build(config, kept)
+        self._build(config, kept, devices=devices)
 
     @classmethod
     def from_env(cls, environment: Mapping[str, str] | None = None) -> Guest:
@@ -69,7 +78,10 @@ class Guest(Snapshotting, Outside):
         guest._build(*config_of_environment(environment))
         return guest
 
-    def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
+    def _build(
+        self, config: Config, kept: set[str], snapshot: Snapshot | None = None,
+        devices: Sequence[Device] = (),
+    ) -> None:  # fmt: skip
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
@@ -78,13 +90,18 @@ class Guest(Snapshotting, Outside):
         self._disks: list[Disk] = []
         self._taker = None
         self._consoles: list[KeptConsole | HostConsole] = []
+        self._devices = devices
+        self._caller = Caller()
         try:
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
             self.machine: Machine
             if snapshot is None:
                 self._disks = open_overlays(config.system_images, config.config_images)
-                self.machine = build_machine(config, self._disks, self.console, self.serial)
+                self.machine = build_machine(
+                    config, self._disks, self.console, self.serial,
+                    more=partial(attach_devices, devices, self._caller),
+                )  # fmt: skip
             else:
                 self._disks, self.machine = remake(snapshot, self.console, self.serial)
             self._hold()
@@ -112,11 +129,17 @@ class Guest(Snapshotting, Outside):
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
         self._symbols = KernelSymbols(self.config.kernel_path, self.memory, lambda: self.cpus[0])
-        self.cpus = [Cpu(vcpu, self.memory, self._symbols, self._still) for vcpu in machine.vcpus]
+        self.cpus = [
+            Cpu(vcpu, self.memory, self._symbols, partial(self._still, vcpu.index))
+            for vcpu in machine.vcpus
+        ]
         self._patches = patches
         self._pages = PageWatch(machine)
-        self.points = Breakpoints(self.cpus, patches, self._pages, self._claim_port())
+        stop_port = self._claim_port()
+        self.points = Breakpoints(self.cpus, patches, self._pages, stop_port)
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols)
+        self._hooks = Hooks(machine, self.cpus, self._caller, stop_port)
+        connect_devices(self._devices, self, self._caller)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
                 self._control.driver.listen(console.port)
@@ -131,10 +154,10 @@ class Guest(Snapshotting, Outside):
                 return port
         raise ValueError("no port is free for breakpoints")
 
-    def _still(self) -> None:
+    def _still(self, index: int) -> None:
         if self._closed:
             raise RuntimeError("the guest is closed")
-        self._control.still()
+        self._control.still(index)
 
     # --- run control ---
 

@@ -55,6 +55,8 @@ class _Registers(Shown):
 
     def flush(self) -> None:
         """Write changes to the vCPU; what is in it counts anew afterwards."""
+        if self._values is None:
+            return
         if self._changed:
             self._set(self._values)
         object.__setattr__(self, "_changed", False)

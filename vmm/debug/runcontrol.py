@@ -52,6 +52,8 @@ class RunControl:
         self._lock = threading.Lock()
         self._thread = 0
         self._running = False
+        # The vCPU whose exit a script answers just now, -1: none.
+        self._standing = -1
         # Looked at each time the vCPUs were interrupted: True ends the run.
         self._until: Callable[[], bool] | None = None
 
@@ -94,15 +96,38 @@ class RunControl:
         """True while some thread drives."""
         return self._lock.locked()
 
-    def still(self) -> None:
-        """RuntimeError when the guest runs, or another thread drives it."""
+    def still(self, index: int = -1) -> None:
+        """RuntimeError when the guest runs, or another thread drives it.
+
+        In a hook its own vCPU, number ``index``, stands still and the others do not.
+        """
+        if self._standing >= 0 and self._thread == threading.get_ident():
+            if index in (-1, self._standing):
+                return
+            raise RuntimeError(f"vCPU {index} runs: in a hook only its own one stands still")
         if self._running or (self.busy and self._thread != threading.get_ident()):
             raise RuntimeError("the guest is running: pause() it first")
 
-    def ask(self, kind: str, reason: str = "", where: object = None) -> None:
+    def ask(self, kind: str, reason: str = "", where: object = None, cpu: int = 0) -> None:
         """Let the run end with such a Stop. Any thread."""
-        self._asked.append(Stop(kind, reason=reason, where=where))
+        self._asked.append(Stop(kind, cpu, reason=reason, where=where))
         self.driver.wake()
+
+    def serve(self, index: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a script's function for an exit of vCPU ``index``, on the thread that drives.
+
+        Called by that vCPU's thread; what the function raises comes out here.
+        """
+        return self.driver.call(self._serve, index, function, arguments)
+
+    def _serve(self, index: int, function: Callable[..., Any], arguments: Any) -> Any:
+        before, self._standing = self._standing, index
+        try:
+            return function(*arguments)
+        finally:
+            self._standing = before
+            # Its registers are those of the middle of an instruction: nobody may keep them.
+            self._cpus[index].flush()
 
     def fail(self, error: BaseException) -> None:
         """Let the run end with this exception, the guest intact. Any thread."""
@@ -202,7 +227,8 @@ class RunControl:
         for vcpu in event.vcpus:
             cpu = self._cpus[vcpu.index]
             found = self._hit(cpu) or found
-        if found is None and event.kind == driver.STOPPED:
+        asked = self._asked or self._errors
+        if found is None and event.kind == driver.STOPPED and not asked:
             self._leave_points(None)
         return found
 

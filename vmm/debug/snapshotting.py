@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from vmm.debug.keywords import CONSOLES
 from vmm.debug.snapshot import Snapshot
 from vmm.debug.snapshots import Snapshots
-from vmm.errors import StateError
+from vmm.errors import HostError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
     from vmm.debug.cpu import Cpu
+    from vmm.debug.device import Device
     from vmm.debug.pagewatch import PageWatch
     from vmm.debug.patches import Patches
     from vmm.debug.runcontrol import RunControl
@@ -35,6 +36,7 @@ class Snapshotting:
     _patches: Patches
     _pages: PageWatch
     _taker: Snapshots | None
+    _devices: Sequence[Device]
 
     def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
         raise NotImplementedError
@@ -80,9 +82,14 @@ class Snapshotting:
 
         Also inside a breakpoint's action. The first costs the same for any RAM (``shared=on``, the
         default), later ones what was written since the first. HostError: a guest with passed
-        through devices, RAM in huge pages, or an image that it writes to.
+        through devices or devices in Python, RAM in huge pages, or an image that it writes to.
         """
         self._open()
+        if self._devices:
+            raise HostError(
+                f"{self._devices[0]!r} is a device in Python: nobody knows its state",
+                "take snapshots of a guest without such devices",
+            )
         with self._control.standing():
             if self.outcome is not None:
                 raise RuntimeError(f"the guest has ended ({self.outcome.kind}): nothing to take")

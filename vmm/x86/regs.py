@@ -1,7 +1,8 @@
-"""Registers, GDT and IDT at the two entries: PVH, and Linux's 32-bit boot protocol.
+"""Registers, GDT and IDT at the entries: PVH, Multiboot, and Linux's 32-bit boot protocol.
 
 Source: Xen docs/misc/pvh.pandoc (32-bit protected mode, flat segments, paging off, EBX = start
-info); Documentation/arch/x86/boot.rst, 32-bit boot protocol (ESI = zero page).
+info); Documentation/arch/x86/boot.rst, 32-bit boot protocol (ESI = zero page); the Multiboot
+Specification 0.6.96, 3.2 (EAX = magic, EBX = information).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from vmm.layout import (
     BOOT_GDT_GPA,
     BOOT_IDT_GPA,
     BOOT_STACK_GPA,
+    MULTIBOOT_INFO_GPA,
     PVH_START_INFO_GPA,
     ZERO_PAGE_GPA,
 )
@@ -35,6 +37,7 @@ RFLAGS_RESERVED = 2
 FCW_DEFAULT = 0x37F
 MXCSR_DEFAULT = 0x1F80
 IDT_SIZE = 8
+MULTIBOOT_MAGIC = 0x2BADB002
 
 
 def gdt_bytes() -> bytes:
@@ -55,7 +58,7 @@ def _segment(selector: int, kind: int, limit: int, flat: bool) -> dict[str, int]
 
 
 def boot_sregs() -> dict[str, Any]:
-    """Flat 32-bit protected mode with paging off; the same for both entries."""
+    """Flat 32-bit protected mode with paging off; the same for all entries."""
     data = _segment(DATA_SELECTOR, DATA_TYPE, FLAT_LIMIT, flat=True)
     return {
         "cs": _segment(CODE_SELECTOR, CODE_TYPE, FLAT_LIMIT, flat=True),
@@ -70,6 +73,13 @@ def boot_sregs() -> dict[str, Any]:
 def pvh_regs(entry: int) -> dict[str, int]:
     """General registers at a PVH entry."""
     return {"rip": entry, "rbx": PVH_START_INFO_GPA, "rflags": RFLAGS_RESERVED}
+
+
+def multiboot_regs(entry: int) -> dict[str, int]:
+    """General registers at a Multiboot entry; the stack is the kernel's own affair."""
+    return {
+        "rip": entry, "rax": MULTIBOOT_MAGIC, "rbx": MULTIBOOT_INFO_GPA, "rflags": RFLAGS_RESERVED,
+    }  # fmt: skip
 
 
 def bzimage_regs(entry: int) -> dict[str, int]:

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from vmm._native.kvm import bus as native_bus
-from vmm._native.kvm.bus import Bus
+from vmm._native.kvm.bus import CONTINUE, ERROR, Bus, current_vcpu
+from vmm._native.kvm.hooktarget import HookTarget
 from vmm._native.ports.postport import PostPort
 from vmm._native.virtio.registers import VirtioRegisters
 
@@ -155,6 +156,57 @@ def test_virtio_registers_of_each_request_are_native():
     bus.write(0x1016, 7, 1)
     assert device.seen == [("read", 0x14, 4), ("write", 0x1E, 7, 2), ("write", 0x16, 7, 1)]
     assert registers.selected == 2
+
+
+def test_what_covers_a_range_comes_first_and_goes_again():
+    bus = Bus("test")
+    bus.attach(0x100, 8, Register(1), "device")
+    bus.cover(0x102, 2, Register(2), "hook")
+    bus.cover(0x200, 4, Register(3), "alone")
+    assert [bus.read(0x100 + n, 1) for n in range(5)] == [1, 1, 2, 2, 1]
+    # Not wholly inside: the device's.
+    assert bus.read(0x101, 2) == 1
+    assert bus.read(0x200, 4) == 3
+    with pytest.raises(ValueError, match=r"more at \[0x103, 0x105\) overlaps hook at \[0x102"):
+        bus.cover(0x103, 2, Register(4), "more")
+    bus.uncover(0x102)
+    assert bus.read(0x102, 1) == 1
+    with pytest.raises(KeyError):
+        bus.uncover(0x102)
+    assert bus.ranges() == [(0x100, 8, "device")]
+
+
+def test_a_hook_sees_what_a_watched_device_answers_and_may_change_it():
+    bus, seen = Bus("test"), []
+    device = Register(0x11)
+    bus.attach(0x100, 8, device, "device")
+
+    def hook(vcpu, address, value, size, is_write):
+        seen.append((vcpu, address, value, size, is_write))
+        return value + 1, CONTINUE
+
+    target = HookTarget(hook, 0x100, bus, True, 0x105)
+    bus.cover(0x100, 8, target, "hook")
+    assert bus.read(0x103, 1) == 0x12
+    assert bus.write(0x102, 7, 1) == CONTINUE
+    assert device.seen[-1] == ("w", 2, 8, 1)
+    device.value = 0x11
+    assert bus.read(0x105, 1) == 0x11
+    assert seen == [(-1, 0x103, 0x11, 1, False), (-1, 0x102, 7, 1, True)]
+    target.enabled = False
+    assert bus.read(0x103, 1) == 0x11
+    assert target.hits == 2
+
+
+@pytest.mark.parametrize("answer", [None, (1,), ("x", 0), (1 << 70, 0), (1, None)])
+def test_a_hook_that_gives_no_pair_is_an_error_of_the_bus(answer):
+    bus = Bus("test")
+    bus.cover(0, 1, HookTarget(lambda *_: answer), "hook")
+    assert bus.write(0, 1, 1) == ERROR
+
+
+def test_no_vcpu_runs_on_a_script_s_thread():
+    assert current_vcpu() == -1
 
 
 def test_what_was_touched_is_known():

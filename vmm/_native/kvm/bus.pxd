@@ -25,6 +25,7 @@ cdef enum:
     OUTCOME_CRASH = 4        # the guest cannot go on (triple fault is a reset, not this)
     OUTCOME_ERROR = 5        # a device raised, or KVM_RUN failed
     OUTCOME_STOP = 6         # the vCPU stands still for whoever drives it, and can go on
+    OUTCOME_FAULT = 7        # of an access to an MSR: the guest gets #GP
 
 # `data` has `size` bytes (1, 2, 4 or 8), little endian, prefilled with 0xff for reads.
 ctypedef int (*bus_handler)(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
@@ -48,6 +49,11 @@ cdef int python_access(void *opaque, uint64_t offset, uint8_t *data, uint32_t si
 # access to one, and keeps it. Not at once: that needs the GIL, and a guest shall not wait for it.
 cdef void own_thread_begins() noexcept nogil
 cdef void own_thread_ends() noexcept nogil
+# Before a thread takes the GIL for longer than one access; see own_thread_begins().
+cdef void keep_state() noexcept nogil
+# Says that the calling thread runs vCPU `index` (-1: none) from now on; returns what was said last.
+cdef int vcpu_begins(int index) noexcept nogil
+cdef int vcpu_here() noexcept nogil
 
 cdef struct Entry:
     uint64_t start
@@ -55,13 +61,19 @@ cdef struct Entry:
     bus_handler handler
     void *opaque
 
+# Ascending, without overlap.
+cdef struct Table:
+    Entry *entries
+    int count
+    int capacity
+
 cdef class Bus:
     cdef readonly str name
-    cdef Entry *entries
-    cdef int count
-    cdef int capacity
+    cdef Table attached
+    cdef Table covers             # what stands in front of devices
     cdef void *lock               # pthread_rwlock_t
-    cdef dict owners              # start -> (target, name): keeps every opaque alive
+    cdef dict owners              # start -> (target, name, length): keeps every opaque alive
+    cdef dict covering            # the same of `covers`
     cdef list retired             # targets detached while a vCPU may still be inside them
     cdef object on_error          # hears what a Python target raised, on the vCPU's thread
     cdef public object error      # without it: the first exception, else None
@@ -73,5 +85,9 @@ cdef class Bus:
     cdef int script_access(self, uint64_t address, int size, uint8_t *data, uint64_t value,
                            int is_write) except -1
     cdef int device_raised(self, PythonTarget target, error) noexcept
-    cdef int insert(self, Entry entry) except -1
-    cdef void remove(self, uint64_t start) noexcept
+    # The same for whoever stands in front of the device: it alone.
+    cdef int device_access(self, uint64_t address, uint8_t *data, uint32_t size,
+                           int is_write) noexcept nogil
+    cdef int add(self, Table *table, dict owners, start, length, target, str name) except -1
+    cdef int insert(self, Table *table, Entry entry) except -1
+    cdef void remove(self, Table *table, uint64_t start) noexcept

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy, memmove, memset
 
 from cpython.ref cimport PyObject
 
@@ -37,6 +37,14 @@ cdef extern from *:
             vmm_state = PyEval_SaveThread();
         }
     }
+    /* Which vCPU this thread runs, -1: none. */
+    static __thread int vmm_vcpu = -1;
+    static int vmm_vcpu_begins(int index) {
+        int before = vmm_vcpu;
+        vmm_vcpu = index;
+        return before;
+    }
+    static int vmm_vcpu_here(void) { return vmm_vcpu; }
     static void vmm_own_thread_ends(void) {
         if (vmm_own_thread == 2) {
             PyEval_RestoreThread(vmm_state);
@@ -49,6 +57,8 @@ cdef extern from *:
     void vmm_own_thread_begins() nogil
     void vmm_keep_state() nogil
     void vmm_own_thread_ends() nogil
+    int vmm_vcpu_begins(int index) nogil
+    int vmm_vcpu_here() nogil
 
 CONTINUE = OUTCOME_CONTINUE
 RESET = OUTCOME_RESET
@@ -57,6 +67,7 @@ KICKED = OUTCOME_KICKED
 CRASH = OUTCOME_CRASH
 ERROR = OUTCOME_ERROR
 STOP = OUTCOME_STOP
+FAULT = OUTCOME_FAULT
 
 
 cdef class BusTarget:
@@ -86,6 +97,24 @@ cdef void own_thread_ends() noexcept nogil:
     vmm_own_thread_ends()
 
 
+cdef void keep_state() noexcept nogil:
+    vmm_keep_state()
+
+
+cdef int vcpu_begins(int index) noexcept nogil:
+    return vmm_vcpu_begins(index)
+
+
+cdef int vcpu_here() noexcept nogil:
+    return vmm_vcpu_here()
+
+
+def current_vcpu():
+    """The number of the vCPU that the calling thread runs: whose access a device serves; -1: none.
+    """
+    return vmm_vcpu_here()
+
+
 cdef int python_access_gil(PythonTarget target, uint64_t offset, uint8_t *data, uint32_t size,
                            int is_write) noexcept:
     cdef uint64_t value = 0
@@ -109,8 +138,9 @@ cdef class Bus:
     """One address space of devices (ports, or MMIO).
 
     attach, detach and move may be called from any Python thread while vCPUs run: ``owners`` is
-    the GIL's, the table of entries has a lock of its own, which no device runs under. Overlap is an
-    error at once (ValueError names both).
+    the GIL's, the tables of entries have a lock of their own, which no device runs under. Overlap
+    is an error at once (ValueError names both). cover() and uncover() are the same for targets that
+    stand in front of the devices: an access that lies wholly in such a range goes there.
     ``on_error(device, name, error)`` hears what a Python device raised; the access that failed
     reads as ones, or is dropped, and the guest goes on. Without it ``error`` is the first one, and
     the guest does not.
@@ -120,6 +150,7 @@ cdef class Bus:
         self.name = name
         self.on_error = on_error
         self.owners = {}
+        self.covering = {}
         self.retired = []
         self.lock = malloc(sizeof(pthread_rwlock_t))
         if self.lock == NULL:
@@ -127,32 +158,33 @@ cdef class Bus:
         vmm_rwlock_init(<pthread_rwlock_t *>self.lock)
 
     def __dealloc__(self):
-        free(self.entries)
+        free(self.attached.entries)
+        free(self.covers.entries)
         if self.lock != NULL:
             pthread_rwlock_destroy(<pthread_rwlock_t *>self.lock)
             free(self.lock)
 
     cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,
                     int is_write) noexcept nogil:
-        cdef int low = 0
-        cdef int high
-        cdef int middle
         cdef Entry found
-        found.handler = NULL
         pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
-        high = self.count
-        while low < high:
-            middle = (low + high) // 2
-            if self.entries[middle].start <= address:
-                low = middle + 1
-            else:
-                high = middle
-        # An access counts for the device it starts in, as long as it ends there too.
-        if low > 0 and address - self.entries[low - 1].start < self.entries[low - 1].length:
-            if size <= self.entries[low - 1].length - (address - self.entries[low - 1].start):
-                found = self.entries[low - 1]
+        found = find(&self.covers, address, size)
+        if found.handler == NULL:
+            found = find(&self.attached, address, size)
         # Unlocked before the device runs: it may itself move ranges (a BAR), and the owner of
-        # `opaque` lives in `owners` or `retired` until the bus itself goes.
+        # `opaque` lives in `owners`, `covering` or `retired` until the bus itself goes.
+        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
+        if found.handler == NULL:
+            return OUTCOME_CONTINUE
+        # SAFETY: `opaque` is a BusTarget, which is alive as just said.
+        vmm_touch(&(<BusTarget>found.opaque).touched)
+        return found.handler(found.opaque, address - found.start, data, size, is_write)
+
+    cdef int device_access(self, uint64_t address, uint8_t *data, uint32_t size,
+                           int is_write) noexcept nogil:
+        cdef Entry found
+        pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
+        found = find(&self.attached, address, size)
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
         if found.handler == NULL:
             return OUTCOME_CONTINUE
@@ -162,10 +194,24 @@ cdef class Bus:
 
     def attach(self, start, length, target, str name):
         """Give [start, start + length) to ``target`` (a BusTarget or a Python device)."""
+        self.add(&self.attached, self.owners, start, length, target, name)
+
+    def cover(self, start, length, target, str name):
+        """Let ``target`` stand in front of whatever device is there, or comes there."""
+        self.add(&self.covers, self.covering, start, length, target, name)
+
+    def uncover(self, start):
+        """Take it away from there; KeyError when nothing stands there."""
+        target, _, _ = self.covering.pop(start)
+        if target not in self.retired:
+            self.retired.append(target)
+        self.remove(&self.covers, start)
+
+    cdef int add(self, Table *table, dict owners, start, length, target, str name) except -1:
         cdef BusTarget native
         if length <= 0 or start < 0 or start + length > 1 << 64:
             raise ValueError(f"{self.name}: {name}: no such range: {start:#x}, {length:#x} bytes")
-        for other, (_, other_name, other_length) in self.owners.items():
+        for other, (_, other_name, other_length) in owners.items():
             if start < other + other_length and other < start + length:
                 raise ValueError(
                     f"{self.name}: {name} at [{start:#x}, {start + length:#x}) overlaps "
@@ -176,9 +222,10 @@ cdef class Bus:
             (<PythonTarget>native).name = name
         if native.handler == NULL:
             raise TypeError(f"{self.name}: {name}: a BusTarget without a handler")
-        self.owners[start] = (native, name, length)
+        owners[start] = (native, name, length)
         self.changes += 1
-        self.insert(Entry(start, length, native.handler, <void *><PyObject *>native))
+        self.insert(table, Entry(start, length, native.handler, <void *><PyObject *>native))
+        return 0
 
     def detach(self, start):
         """Take back the range that begins at ``start``; KeyError when there is none."""
@@ -186,7 +233,7 @@ cdef class Bus:
         self.changes += 1
         if target not in self.retired:
             self.retired.append(target)
-        self.remove(start)
+        self.remove(&self.attached, start)
 
     def move(self, old, new):
         """Move the range at ``old`` to ``new``; on a clash it stays and ValueError is raised.
@@ -255,33 +302,54 @@ cdef class Bus:
             return OUTCOME_CONTINUE
         return OUTCOME_CONTINUE
 
-    cdef int insert(self, Entry entry) except -1:
+    cdef int insert(self, Table *table, Entry entry) except -1:
         cdef Entry *grown
         cdef int place = 0
         pthread_rwlock_wrlock(<pthread_rwlock_t *>self.lock)
-        if self.count == self.capacity:
-            grown = <Entry *>realloc(self.entries, (self.capacity + 16) * sizeof(Entry))
+        if table.count == table.capacity:
+            grown = <Entry *>realloc(table.entries, (table.capacity + 16) * sizeof(Entry))
             if grown == NULL:
                 pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
                 raise MemoryError
-            self.entries = grown
-            self.capacity += 16
-        while place < self.count and self.entries[place].start < entry.start:
+            table.entries = grown
+            table.capacity += 16
+        while place < table.count and table.entries[place].start < entry.start:
             place += 1
-        memmove(&self.entries[place + 1], &self.entries[place],
-                (self.count - place) * sizeof(Entry))
-        self.entries[place] = entry
-        self.count += 1
+        memmove(&table.entries[place + 1], &table.entries[place],
+                (table.count - place) * sizeof(Entry))
+        table.entries[place] = entry
+        table.count += 1
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
         return 0
 
-    cdef void remove(self, uint64_t start) noexcept:
+    cdef void remove(self, Table *table, uint64_t start) noexcept:
         cdef int place = 0
         pthread_rwlock_wrlock(<pthread_rwlock_t *>self.lock)
-        while place < self.count and self.entries[place].start != start:
+        while place < table.count and table.entries[place].start != start:
             place += 1
-        if place < self.count:
-            self.count -= 1
-            memmove(&self.entries[place], &self.entries[place + 1],
-                    (self.count - place) * sizeof(Entry))
+        if place < table.count:
+            table.count -= 1
+            memmove(&table.entries[place], &table.entries[place + 1],
+                    (table.count - place) * sizeof(Entry))
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
+
+
+cdef Entry find(Table *table, uint64_t address, uint32_t size) noexcept nogil:
+    # An access counts for the range it starts in, as long as it ends there too.
+    cdef int low = 0
+    cdef int high = table.count
+    cdef int middle
+    cdef Entry *last
+    cdef Entry found
+    while low < high:
+        middle = (low + high) // 2
+        if table.entries[middle].start <= address:
+            low = middle + 1
+        else:
+            high = middle
+    if low > 0:
+        last = &table.entries[low - 1]
+        if address - last.start < last.length and size <= last.length - (address - last.start):
+            return last[0]
+    memset(&found, 0, sizeof(found))
+    return found

@@ -13,8 +13,8 @@ from posix.unistd cimport close as c_close
 from cpython.exc cimport PyErr_CheckSignals
 
 from vmm._native.kvm.bus cimport (
-    own_thread_begins, own_thread_ends, OUTCOME_CONTINUE, OUTCOME_CRASH, OUTCOME_ERROR,
-    OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
+    own_thread_begins, own_thread_ends, vcpu_begins, OUTCOME_CONTINUE, OUTCOME_CRASH, OUTCOME_ERROR,
+    OUTCOME_FAULT, OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
 )
 from vmm._native.kvm.signals cimport (
     timer_delete, timer_t, usleep, vmm_gettid, vmm_heed_sigint, vmm_kick_install, vmm_kick_unblock,
@@ -27,6 +27,7 @@ from vmm._native.linux.kvm cimport *
 from vmm._native.host.thread cimport thread_join, thread_start
 
 from vmm._native.host.fd import IoctlError
+from vmm._native.kvm.vcpu import EXIT_NAMES
 
 import os
 
@@ -35,14 +36,6 @@ cdef extern from "<sys/ioctl.h>" nogil:
 
 cdef enum:
     PAUSE_STEP_US = 500          # how often pause() asks again
-
-EXIT_NAMES = {
-    KVM_EXIT_UNKNOWN: "unknown", KVM_EXIT_EXCEPTION: "exception", KVM_EXIT_IO: "io",
-    KVM_EXIT_HYPERCALL: "hypercall", KVM_EXIT_DEBUG: "debug", KVM_EXIT_HLT: "hlt",
-    KVM_EXIT_MMIO: "mmio", KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
-    KVM_EXIT_SHUTDOWN: "shutdown", KVM_EXIT_FAIL_ENTRY: "fail_entry", KVM_EXIT_INTR: "intr",
-    KVM_EXIT_INTERNAL_ERROR: "internal_error", KVM_EXIT_SYSTEM_EVENT: "system_event",
-}
 
 
 cdef void vcpu_main(void *arg) noexcept nogil:
@@ -130,6 +123,7 @@ cdef class VcpuLoop:
 
     cdef void run_thread(self) noexcept nogil:
         vmm_kick_unblock()
+        vcpu_begins(self.vcpu.index)
         self.outcome = self.loop()
         vmm_run_begins(NULL)
         vmm_store(&self.tid, 0)
@@ -170,7 +164,7 @@ cdef class VcpuLoop:
         thread is another one than before.
         """
         cdef timer_t timer
-        cdef int rc = 0
+        cdef int rc = 0, outer
         vmm_kick_install()
         cdef bint heeded = vmm_heed_sigint()
         self.here = True
@@ -179,7 +173,9 @@ cdef class VcpuLoop:
             if timeout_ns > 0:
                 rc = vmm_timer_start(&timer, timeout_ns)
             if rc == 0:
+                outer = vcpu_begins(self.vcpu.index)
                 self.outcome = self.loop()
+                vcpu_begins(outer)
                 vmm_run_begins(NULL)
                 vmm_store(&self.stop, 0)
                 vmm_store(&self.tid, 0)
@@ -262,28 +258,19 @@ cdef class VcpuLoop:
 
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
-        cdef kvm_run *run = self.vcpu.run
         if self.failure:
             return str(IoctlError(self.failure, "KVM_RUN"))
-        if run.exit_reason == KVM_EXIT_INTERNAL_ERROR:
-            words = [f"{run.internal.data[i]:#x}" for i in range(min(run.internal.ndata, 16))]
-            return f"KVM internal error, suberror {run.internal.suberror}, data {' '.join(words)}"
-        if run.exit_reason == KVM_EXIT_FAIL_ENTRY:
-            return (f"VM entry failed, hardware reason "
-                    f"{run.fail_entry.hardware_entry_failure_reason:#x}")
-        if run.exit_reason == KVM_EXIT_SYSTEM_EVENT:
-            return f"system event {run.system_event.type}"
-        return EXIT_NAMES.get(run.exit_reason, f"exit reason {run.exit_reason}")
+        return self.vcpu.exit_text()
 
     cdef int loop(self) noexcept nogil:
         cdef int outcome
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
-        vmm_run_begins(self.vcpu.run)
         outcome, self.late = self.late, OUTCOME_CONTINUE
         if outcome != OUTCOME_CONTINUE:
             return outcome
         while not vmm_load(&self.stop):
+            vmm_run_begins(self.vcpu.run)
             rc = run_vcpu(&self.tracing, self.vcpu.fd, self.vcpu.run)
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
@@ -305,6 +292,9 @@ cdef class VcpuLoop:
             elif outcome != OUTCOME_CONTINUE:
                 # A port access is completed by the next KVM_RUN only, which restore() waits for.
                 return outcome
+        if self.here:
+            # Asked for between an access and its completion: registers shall be whole.
+            self.complete()
         return OUTCOME_KICKED
 
     cdef void stand(self) noexcept nogil:
@@ -357,7 +347,11 @@ cdef class VcpuLoop:
         run.msr.error = 1
         if self.msr is not None:
             run.msr.error = 0
-            outcome = self.msr.access(run.msr.index, data, 8, record.is_write)
+            # Eight bytes each, so that neighbours do not overlap on the bus.
+            outcome = self.msr.access(<uint64_t>run.msr.index * 8, data, 8, record.is_write)
+            if outcome == OUTCOME_FAULT:
+                run.msr.error = 1
+                outcome = OUTCOME_CONTINUE
         record.data = run.msr.data
         return outcome
 

@@ -50,6 +50,8 @@ cdef extern from *:
         if (getpid() != vmm_gettid() || sigaction(SIGINT, NULL, &action)) return 0;
         if (action.sa_flags & SA_SIGINFO) return 0;
         if (action.sa_handler == SIG_DFL || action.sa_handler == SIG_IGN) return 0;
+        /* A hook of a guest that runs on this thread runs another guest. */
+        if (action.sa_handler == vmm_sigint_handler) return 0;
         vmm_python_sigint = action;
         action.sa_handler = vmm_sigint_handler;
         return sigaction(SIGINT, &action, NULL) == 0;

@@ -26,6 +26,15 @@ cdef extern from "<sys/mman.h>" nogil:
 cdef enum:
     MSRS_MAX = 64
 
+EXIT_NAMES = {
+    KVM_EXIT_UNKNOWN: "unknown", KVM_EXIT_EXCEPTION: "exception", KVM_EXIT_IO: "io",
+    KVM_EXIT_HYPERCALL: "hypercall", KVM_EXIT_DEBUG: "debug", KVM_EXIT_HLT: "hlt",
+    KVM_EXIT_MMIO: "mmio", KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
+    KVM_EXIT_SHUTDOWN: "shutdown", KVM_EXIT_FAIL_ENTRY: "fail_entry", KVM_EXIT_INTR: "intr",
+    KVM_EXIT_INTERNAL_ERROR: "internal_error", KVM_EXIT_SYSTEM_EVENT: "system_event",
+    KVM_EXIT_X86_RDMSR: "rdmsr", KVM_EXIT_X86_WRMSR: "wrmsr",
+}
+
 SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
 
 
@@ -73,6 +82,19 @@ cdef class VcpuFd(OwnedFd):
             munmap(self.run, self.run_size)
             self.run = NULL
         OwnedFd.close(self)
+
+    def exit_text(self):
+        """What the kernel said of the newest exit, as text."""
+        cdef kvm_run *run = self.run
+        if run.exit_reason == KVM_EXIT_INTERNAL_ERROR:
+            words = [f"{run.internal.data[i]:#x}" for i in range(min(run.internal.ndata, 16))]
+            return f"KVM internal error, suberror {run.internal.suberror}, data {' '.join(words)}"
+        if run.exit_reason == KVM_EXIT_FAIL_ENTRY:
+            return (f"VM entry failed, hardware reason "
+                    f"{run.fail_entry.hardware_entry_failure_reason:#x}")
+        if run.exit_reason == KVM_EXIT_SYSTEM_EVENT:
+            return f"system event {run.system_event.type}"
+        return EXIT_NAMES.get(run.exit_reason, f"exit reason {run.exit_reason}")
 
     def get_regs(self):
         """General registers as a dict, with rip and rflags."""

@@ -5,7 +5,7 @@ Source: Documentation/virt/kvm/api.rst.
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -157,6 +157,42 @@ cdef class VmFd(OwnedFd):
             check(rc, b"KVM_SET_GSI_ROUTING")
         finally:
             free(table)
+
+    def set_msr_filter(self, ranges):
+        """Which MSR accesses leave for us; replaces all. Empty: none.
+
+        ``ranges`` are (reads, writes, base, bitmap): the MSRs from ``base`` on, one bit each, that
+        is 0 for those meant. At most 16. Source: api.rst, 4.97 (KVM_X86_SET_MSR_FILTER).
+        """
+        cdef kvm_msr_filter table
+        cdef int i = 0
+        memset(&table, 0, sizeof(table))
+        if len(ranges) > KVM_MSR_FILTER_MAX_RANGES:
+            raise ValueError(f"{len(ranges)} ranges of MSRs: at most {KVM_MSR_FILTER_MAX_RANGES}")
+        for reads, writes, base, bitmap in ranges:
+            if not 0 < len(bitmap) <= KVM_MSR_FILTER_MAX_BITMAP_SIZE:
+                raise ValueError(f"a bitmap of {len(bitmap)} bytes for MSRs from {base:#x} on")
+            # SAFETY: `ranges` keeps each bitmap (bytes) alive over the call.
+            table.ranges[i].flags = (
+                (KVM_MSR_FILTER_READ if reads else 0) | (KVM_MSR_FILTER_WRITE if writes else 0))
+            table.ranges[i].nmsrs = 8 * len(bitmap)
+            table.ranges[i].base = base
+            table.ranges[i].bitmap = <uint8_t *><char *>(<bytes>bitmap)
+            i += 1
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_X86_SET_MSR_FILTER, &table)
+        check(rc, b"KVM_X86_SET_MSR_FILTER")
+
+    def irq_line(self, uint32_t gsi, bint level):
+        """Raise or lower an interrupt line."""
+        cdef kvm_irq_level line
+        line.irq = gsi
+        line.level = level
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_IRQ_LINE, &line)
+        check(rc, b"KVM_IRQ_LINE")
 
     def create_vfio_device(self):
         """KVM's view of VFIO: it must know the groups whose devices the guest uses."""

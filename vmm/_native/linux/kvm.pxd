@@ -7,7 +7,7 @@ cdef extern from "<linux/kvm.h>" nogil:
     unsigned long KVM_GET_VCPU_MMAP_SIZE, KVM_GET_SUPPORTED_CPUID, KVM_CREATE_VCPU
     unsigned long KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR, KVM_SET_IDENTITY_MAP_ADDR
     unsigned long KVM_CREATE_IRQCHIP, KVM_SET_GSI_ROUTING, KVM_IRQFD, KVM_IOEVENTFD
-    unsigned long KVM_ENABLE_CAP, KVM_SIGNAL_MSI, KVM_IRQ_LINE
+    unsigned long KVM_ENABLE_CAP, KVM_SIGNAL_MSI, KVM_IRQ_LINE, KVM_X86_SET_MSR_FILTER
     unsigned long KVM_CREATE_DEVICE, KVM_SET_DEVICE_ATTR
     enum: KVM_API_VERSION
     int KVM_DEV_TYPE_VFIO, KVM_DEV_VFIO_GROUP, KVM_DEV_VFIO_GROUP_ADD, KVM_DEV_VFIO_GROUP_DEL
@@ -40,6 +40,24 @@ cdef extern from "<linux/kvm.h>" nogil:
     int KVM_CAP_SYNC_REGS, KVM_SYNC_X86_REGS
     unsigned long KVM_GET_STATS_FD
     int KVM_GUESTDBG_USE_SW_BP, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_BLOCKIRQ
+
+    int KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_X86_MSR_FILTER, KVM_MSR_EXIT_REASON_FILTER
+    int KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE, KVM_MSR_FILTER_DEFAULT_ALLOW
+    enum: KVM_MSR_FILTER_MAX_RANGES, KVM_MSR_FILTER_MAX_BITMAP_SIZE
+
+    struct kvm_msr_filter_range:
+        uint32_t flags
+        uint32_t nmsrs
+        uint32_t base
+        uint8_t *bitmap
+
+    struct kvm_msr_filter:
+        uint32_t flags
+        kvm_msr_filter_range ranges[16]
+
+    struct kvm_irq_level:
+        uint32_t irq
+        uint32_t level
 
     struct kvm_userspace_memory_region:
         uint32_t slot
