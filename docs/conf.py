@@ -28,11 +28,11 @@ myst_heading_anchors = 3
 # Documents that were there before link to files of the tree, which are no pages.
 suppress_warnings = ["myst.xref_missing"]
 
-# Says "hello", counts to 200 and reads a clock in between; runs on any KVM.
+# Says "hello", counts to 40 and reads a clock in between; runs on any KVM.
 CODE = bytes.fromhex(
-    "fa ff0500002000 66baf803 b068 ee b065 ee b06c ee ee b06f ee b00a ee"
+    "fa ff0500002000 66baf803 b068 ee b065 ee b06c ee ee b06f ee b020 ee"
     "66ba0806 ed 66ba7000 b000 ee 66ba7100 ec b9e8030000 e2fe"
-    "813d00002000c8000000 72c2 66ba0006 b034 ee f4"
+    "833d0000200028 72c5 66ba0006 b034 ee f4"
 )
 NO_KVM = """\
 ```{note}

@@ -223,7 +223,7 @@ JUPYTER = """
 import sys, nbclient, nbformat
 document = nbformat.read("notebook.ipynb", 4)
 nbformat.validate(document)
-done = nbclient.NotebookClient(document, timeout=float(sys.argv[1])).execute()
+done = nbclient.NotebookClient(document, timeout=int(float(sys.argv[1]))).execute()
 print(sum(bool(cell.get("outputs")) for cell in done.cells))
 """
 
