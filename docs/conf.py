@@ -18,7 +18,6 @@ project = vmm.PROGRAM
 release = vmm.__version__
 author = "the authors of vllmd-hypervisor"
 extensions = ["sphinx.ext.autodoc", "myst_parser"]
-exclude_patterns = ["_made/*.md"]
 html_theme = "alabaster"
 html_theme_options = {"description": "A guest in your hands", "page_width": "1100px"}
 autodoc_member_order = "bysource"
@@ -63,7 +62,7 @@ def make_pictures(_app: object) -> None:
         if able:
             said = run(example, tiny(MADE / "kernel.elf", CODE))
             text = f"```text\n{said}```\n\n![What {example}.py drew](/_made/{example}.png)\n"
-        (MADE / f"{example}.md").write_text(text)
+        (MADE / f"{example}.txt").write_text(text)
 
 
 def setup(app: object) -> None:

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import vmm
+from vmm.debug.guest import Guest
 from vmm.debug.keywords import KEYWORDS
 from vmm.errors import UsageError, VmmError
 from vmm.settings.parse import nearest
@@ -119,8 +120,7 @@ def main(arguments: Sequence[str]) -> int:
         import numpy
 
         settings, code = parse(arguments)
-        make = vmm.Guest(**settings) if settings else vmm.Guest.from_env()
-        with make as guest:
+        with Guest(**settings) if settings else Guest.from_env() as guest:
             names = {"guest": guest, "vmm": vmm, "np": numpy, "__name__": "__main__"}
             if code is not None:
                 run_code(code, names)

@@ -32,7 +32,7 @@ def one_boot(kernel: str, initramfs: str, system: str, config: str) -> str:
     with vmm.Guest(**keywords) as guest, guest.trace:
         stop = guest.run(until="start_kernel", seconds=patience(200))
         expect(stop.symbol == "start_kernel", str(stop))
-        names = {number: counting.name_of(guest, number) for number in range(100)}
+        names = {number: counting.name_of(guest, number) for number in range(450)}
         guest.serial.expect(guests.GREETING, patience(200))
         guest.run(until="schedule", seconds=patience(60))
         told = _processes(list(listing.processes(guest)))
