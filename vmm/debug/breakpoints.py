@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vmm.debug.points import Action, Condition
 
 HARDWARE_MAX = 4
-DR6_STEP = 1 << 14
 DEBUG_EXIT = "debug"
 IO_EXIT = "io"
 BREAK_EXCEPTION = 3
@@ -159,7 +158,7 @@ class Breakpoints:
         for site in self._sites.values():
             self._patch(site)
         self._patches.put()
-        armed = [p for p in self._slots if p.enabled]
+        armed = self._in_slots()
         active = [s for s in self._sites.values() if any(p.enabled for p in s.points)]
         self.set_debug(
             breakpoints=tuple([_slot(point) for point in armed]),
@@ -167,6 +166,15 @@ class Breakpoints:
             step=any(site.kind == STEP for site in active),
         )
         self._dirty = False
+
+    def _in_slots(self) -> list[Point]:
+        """Those of the debug registers, watchpoints first: a step keeps these where they are."""
+        return sorted([p for p in self._slots if p.enabled], key=lambda p: not p.is_watch)
+
+    def set_step(self, cpu: Cpu) -> None:
+        """Let this vCPU stop after one instruction; its watchpoints count."""
+        watches = [_slot(point) for point in self._in_slots() if point.is_watch]
+        self.set_debug([cpu], breakpoints=tuple(watches), step=True, block_irq=ABILITIES.block_irq)
 
     def set_debug(self, cpus: Sequence[Cpu] | None = None, **debug: object) -> None:
         """KVM_SET_GUEST_DEBUG for these vCPUs (None: all), where it is a change."""
@@ -207,7 +215,10 @@ class Breakpoints:
     def stepped(self, cpu: Cpu) -> bool:
         """It stopped because a single step is done."""
         last = cpu.vcpu.loop.last_exits()[-1]
-        return last[0] == DEBUG_EXIT and cpu.vcpu.loop.debug_exit()[1] != BREAK_EXCEPTION
+        _, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
+        watches = [point for point in self._in_slots() if point.is_watch]
+        watched = dr6 & (1 << len(watches)) - 1
+        return last[0] == DEBUG_EXIT and exception != BREAK_EXCEPTION and not watched
 
     def hits(self, cpu: Cpu) -> list[Point] | None:
         """The points that this vCPU, which wanted an answer, stopped for.
@@ -237,7 +248,7 @@ class Breakpoints:
                 self._armed[cpu.index] = None
                 return []
             return list(site.points)
-        armed = [point for point in self._slots if point.enabled]
+        armed = self._in_slots()
         found = [point for n, point in enumerate(armed) if dr6 >> n & 1 and point.is_watch]
         found += [point for point in armed if not point.is_watch and point.address == pc]
         site = self._sites.get(pc)

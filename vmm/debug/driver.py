@@ -124,7 +124,7 @@ class Several:
             if only is not None:
                 self._hold()
         for vcpu in self._vcpus if only is None else [only]:
-            vcpu.loop.resume()
+            vcpu.let_go()
 
     def _wait(self, deadline: float | None) -> bool:
         """True when the deadline came first."""
@@ -149,7 +149,7 @@ class Several:
         for vcpu in self._vcpus:
             loop = vcpu.loop
             for _ in range(PAUSE_TRIES):
-                if loop.outcome != bus.CONTINUE or loop.pause():
+                if loop.outcome != bus.CONTINUE or vcpu.hold():
                     break
                 # It may be waiting for a hook that nobody but this thread runs.
                 self._serve()

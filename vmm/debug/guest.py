@@ -14,6 +14,7 @@ from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import RunControl, deadline_of
+from vmm.debug.stopports import claim_stop_port
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
 from vmm.light.teardown import close_all
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from vmm.debug.gdb.server import GdbServer
     from vmm.debug.points import Action, Condition, Point
     from vmm.debug.stop import Stop
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
     from vmm.settings.config import Config
-
-STOP_PORTS = range(0xE0, 0xFF)
 
 
 class Guest:
@@ -64,6 +64,7 @@ class Guest:
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
+        self._gdb_servers: list[GdbServer] = []
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
         self._consoles: list[KeptConsole | HostConsole] = []
@@ -100,21 +101,11 @@ class Guest:
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
         self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(self.cpus, patches, self._claim_port())
+        self.points = Breakpoints(self.cpus, patches, claim_stop_port(machine.pio))
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
         for console in self._consoles:
             if isinstance(console, KeptConsole) and len(self.cpus) == 1:
                 console.port.attend(machine.vcpus[0].loop)
-
-    def _claim_port(self) -> int:
-        from vmm._native.ports.stopport import StopPort
-
-        taken = [(start, start + length) for start, length, _ in self.machine.pio.ranges()]
-        for port in STOP_PORTS:
-            if not any(first <= port < end for first, end in taken):
-                self.machine.pio.attach(port, 1, StopPort(), "breakpoint port")
-                return port
-        raise ValueError("no port is free for breakpoints")
 
     def _still(self) -> None:
         if self._closed:
@@ -281,6 +272,23 @@ class Guest:
     def _symbol_at(self, address: int) -> str | None:
         return None
 
+    # --- gdb ---
+
+    def gdb(self, address: str = "127.0.0.1:1234", *, thread: bool = True) -> GdbServer:
+        """Serve gdb (``target remote``) at an address on loopback, or at a unix socket's path.
+
+        A thread of the server's drives the guest while gdb is attached: see GdbServer. Without
+        ``thread`` nothing happens until somebody calls ``serve()``. HostError when the address is
+        in use; ValueError when it is none, or not loopback.
+        """
+
+        self._open()
+        server = GdbServer(self, self._control, address)
+        self._gdb_servers.append(server)
+        if thread:
+            server.start()
+        return server
+
     # --- life ---
 
     def _open(self) -> None:
@@ -291,6 +299,8 @@ class Guest:
         """End the guest and give everything back; what consoles heard stays. Idempotent."""
         if self._closed:
             return
+        for server in self._gdb_servers:
+            server.close()
         if hasattr(self, "_control") and self.running:
             self.pause()
         self._closed = True

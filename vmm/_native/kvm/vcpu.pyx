@@ -150,6 +150,20 @@ cdef class VcpuFd(OwnedFd):
         fpu.mxcsr = mxcsr
         check(ioctl(self.fd, KVM_SET_FPU, &fpu), b"KVM_SET_FPU")
 
+    def get_fpu(self):
+        """struct kvm_fpu as it is: x87 and SSE registers. Source: asm/kvm.h."""
+        cdef kvm_fpu fpu
+        check(ioctl(self.fd, KVM_GET_FPU, &fpu), b"KVM_GET_FPU")
+        return (<char *>&fpu)[:sizeof(fpu)]
+
+    def set_fpu_state(self, bytes state not None):
+        """KVM_SET_FPU with all that get_fpu() has given."""
+        cdef kvm_fpu fpu
+        if <size_t>len(state) != sizeof(fpu):
+            raise ValueError(f"struct kvm_fpu has {sizeof(fpu)} bytes, not {len(state)}")
+        memcpy(&fpu, <const char *>state, sizeof(fpu))
+        check(ioctl(self.fd, KVM_SET_FPU, &fpu), b"KVM_SET_FPU")
+
     def set_cpuid2(self, entries):
         """What CPUID answers: (function, index, flags, eax, ebx, ecx, edx) each."""
         cdef size_t count = len(entries)

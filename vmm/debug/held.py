@@ -1,0 +1,55 @@
+"""What a service's machine is to a debugger: vCPUs, RAM, breakpoints and run control."""
+
+from __future__ import annotations
+
+from vmm._native.kvm import bus
+from vmm.debug.breakpoints import Breakpoints
+from vmm.debug.cpu import Cpu
+from vmm.debug.driver import Several
+from vmm.debug.patches import Patches
+from vmm.debug.ram import Ram
+from vmm.debug.runcontrol import RunControl
+from vmm.debug.stopports import claim_stop_port
+from vmm.machine import Machine
+from vmm.run.outcome import Outcome
+
+KINDS = {bus.RESET: "reset", bus.SHUTDOWN: "shutdown", bus.ERROR: "error"}
+
+
+class Held:
+    """A machine whose vCPUs run on threads of their own and are let go by one thread of ours.
+
+    Its owner learns from it that the guest has ended, and takes it apart.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        patches = Patches(machine.memory)
+        self.memory = Ram(machine.memory, patches)
+        self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
+        self.points = Breakpoints(self.cpus, patches, claim_stop_port(machine.pio))
+        self.control = RunControl(
+            machine, self.cpus, self.points, patches, _no_symbols, Several(machine), _outcome
+        )
+
+    def _still(self) -> None:
+        self.control.still()
+
+    def close(self) -> None:
+        """Give back what run control has."""
+        self.control.driver.close()
+
+
+def _no_symbols(address: int) -> str | None:
+    return None
+
+
+def _outcome(machine: Machine) -> Outcome:
+    """In few words: the others are stopped, and the report is made, by the machine's owner."""
+    for vcpu in machine.vcpus:
+        kind = vcpu.loop.outcome
+        if kind == bus.SHUTDOWN and machine.pvpanic.panicked:
+            return Outcome("panic", "the guest's kernel panicked")
+        if kind != bus.CONTINUE:
+            return Outcome(KINDS.get(kind, "crash"), vcpu.loop.stop_detail())
+    return Outcome("error", "the vCPUs stopped without a reason")
