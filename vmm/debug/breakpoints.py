@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmm.debug.points import Action, Condition
 
 HARDWARE_MAX = 4
+DR6_HITS = 15
 DEBUG_EXIT = "debug"
 IO_EXIT = "io"
 BREAK_EXCEPTION = 3
@@ -48,7 +49,10 @@ class Breakpoints:
         self._slots: list[Point] = []
         self._sites: dict[int, Site] = {}
         self._armed: list[object] = [None] * len(cpus)
-        self._dirty = True
+        self._armed_slots: list[Point] = []
+        # Addresses whose patches have to be looked at, and the kinds that are in use.
+        self._todo: set[int] = set()
+        self._kinds: set[str] = set()
 
     # --- making and removing ---
 
@@ -71,7 +75,7 @@ class Breakpoints:
             site = self._site(address, label)
             point.kind = site.kind
             site.points.append(point)
-        self._changed()
+            self._changed(point)
         return point
 
     def watch(
@@ -94,7 +98,7 @@ class Breakpoints:
     def _take_slot(self, point: Point) -> None:
         point.kind = HARDWARE
         self._slots.append(point)
-        self._changed()
+        self._changed(point)
 
     def _site(self, address: int, label: str | None) -> Site:
         site = self._sites.get(address)
@@ -142,10 +146,13 @@ class Breakpoints:
                 if site.patch is not None:
                     self._patches.remove(site.patch)
                 del self._sites[point.address]
-        self._changed()
+        self._changed(point)
 
-    def _changed(self) -> None:
-        self._dirty = True
+    def _changed(self, point: Point) -> None:
+        self._todo.add(point.address)
+        # Watchpoints first, in the registers that they have in a single step as well.
+        enabled = [slot for slot in self._slots if slot.enabled]
+        self._armed_slots = sorted(enabled, key=lambda slot: not slot.is_watch)
 
     def forget(self) -> None:
         """The vCPUs' debug settings are not known any more (a restored snapshot)."""
@@ -155,26 +162,16 @@ class Breakpoints:
 
     def arm(self) -> None:
         """Before the guest runs: debug registers, and patches in its code."""
-        for site in self._sites.values():
-            self._patch(site)
+        if self._todo:
+            self._todo = {address for address in self._todo if not self._patch(address)}
+            sites = self._sites.values()
+            self._kinds = {s.kind for s in sites if any(p.enabled for p in s.points)}
         self._patches.put()
-        armed = self._in_slots()
-        active = [s for s in self._sites.values() if any(p.enabled for p in s.points)]
         self.set_debug(
-            breakpoints=tuple([_slot(point) for point in armed]),
-            software=any(site.kind == INT3 for site in active),
-            step=any(site.kind == STEP for site in active),
+            breakpoints=tuple([_slot(point) for point in self._armed_slots]),
+            software=INT3 in self._kinds,
+            step=STEP in self._kinds,
         )
-        self._dirty = False
-
-    def _in_slots(self) -> list[Point]:
-        """Those of the debug registers, watchpoints first: a step keeps these where they are."""
-        return sorted([p for p in self._slots if p.enabled], key=lambda p: not p.is_watch)
-
-    def set_step(self, cpu: Cpu) -> None:
-        """Let this vCPU stop after one instruction; its watchpoints count."""
-        watches = [_slot(point) for point in self._in_slots() if point.is_watch]
-        self.set_debug([cpu], breakpoints=tuple(watches), step=True, block_irq=ABILITIES.block_irq)
 
     def set_debug(self, cpus: Sequence[Cpu] | None = None, **debug: object) -> None:
         """KVM_SET_GUEST_DEBUG for these vCPUs (None: all), where it is a change."""
@@ -186,17 +183,22 @@ class Breakpoints:
                 cpu.vcpu.fd.set_guest_debug(**debug)  # type: ignore[arg-type]
                 self._armed[cpu.index] = wanted
 
-    def _patch(self, site: Site) -> None:
-        wanted = site.kind != STEP and any(point.enabled for point in site.points)
-        if not wanted:
+    def _patch(self, address: int) -> bool:
+        """Bring a site's patch up to date; False when its page is not there yet."""
+        site = self._sites.get(address)
+        if site is None or site.kind == STEP:
+            return True
+        if not any(point.enabled for point in site.points):
             if site.patch is not None:
                 self._patches.remove(site.patch)
                 site.patch = None
         elif site.patch is None:
-            gpa = self._gpa(site.address)
-            if gpa is not None and self._patches.at(gpa) is None:
-                code = INT3_CODE if site.kind == INT3 else bytes([OUT, self._stop_port])
-                site.patch = self._patches.add(gpa, code)
+            gpa = self._gpa(address)
+            if gpa is None or self._patches.at(gpa) is not None:
+                return False
+            code = INT3_CODE if site.kind == INT3 else bytes([OUT, self._stop_port])
+            site.patch = self._patches.add(gpa, code)
+        return True
 
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
@@ -206,19 +208,22 @@ class Breakpoints:
             return site.patch is not None
         return any(p.address == address and p.enabled and not p.is_watch for p in self._slots)
 
-    def lift(self, cpu: Cpu) -> None:
-        """Take the patch out on which this vCPU stands, for a single step of it."""
+    def arm_step(self, cpu: Cpu) -> None:
+        """For a single step of this vCPU: out with the patch on which it stands."""
+        watches = [_slot(point) for point in self._armed_slots if point.is_watch]
+        self.set_debug([cpu], step=True, block_irq=ABILITIES.block_irq, breakpoints=tuple(watches))
         site = self._sites.get(cpu.address)
         if site is not None and site.patch is not None:
             self._patches.take_out(site.patch)
 
     def stepped(self, cpu: Cpu) -> bool:
         """It stopped because a single step is done."""
-        last = cpu.vcpu.loop.last_exits()[-1]
-        _, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
-        watches = [point for point in self._in_slots() if point.is_watch]
-        watched = dr6 & (1 << len(watches)) - 1
-        return last[0] == DEBUG_EXIT and exception != BREAK_EXCEPTION and not watched
+        reason, _ = cpu.vcpu.loop.newest_exit()
+        pc, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
+        if reason != DEBUG_EXIT or exception == BREAK_EXCEPTION or dr6 & DR6_HITS:
+            return False
+        cpu.stopped_at(pc)
+        return True
 
     def hits(self, cpu: Cpu) -> list[Point] | None:
         """The points that this vCPU, which wanted an answer, stopped for.
@@ -226,10 +231,10 @@ class Breakpoints:
         An empty list: none of ours any more. None: the exit is nothing of ours at all. rip is at
         the breakpoint afterwards.
         """
-        last = cpu.vcpu.loop.last_exits()[-1]
-        if last[0] == DEBUG_EXIT:
+        reason, port = cpu.vcpu.loop.newest_exit()
+        if reason == DEBUG_EXIT:
             return self._debug_hits(cpu)
-        if last[0] == IO_EXIT and last[1] == self._stop_port:
+        if reason == IO_EXIT and port == self._stop_port:
             address = cpu.address - 2
             site = self._sites.get(address)
             if site is None or site.patch is None:
@@ -240,6 +245,7 @@ class Breakpoints:
 
     def _debug_hits(self, cpu: Cpu) -> list[Point]:
         pc, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
+        cpu.stopped_at(pc)
         if exception == BREAK_EXCEPTION:
             site = self._sites.get(pc)
             if site is None:
@@ -248,7 +254,7 @@ class Breakpoints:
                 self._armed[cpu.index] = None
                 return []
             return list(site.points)
-        armed = self._in_slots()
+        armed = self._armed_slots
         found = [point for n, point in enumerate(armed) if dr6 >> n & 1 and point.is_watch]
         found += [point for point in armed if not point.is_watch and point.address == pc]
         site = self._sites.get(pc)

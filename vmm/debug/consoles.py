@@ -58,8 +58,8 @@ class KeptConsole:
     def expect(self, pattern: str | Text, seconds: float | None = None) -> re.Match[Text]:
         """Wait until ``pattern`` (a regular expression) comes, behind what was expected before.
 
-        A guest that stands still runs meanwhile and stands still again. TimeoutError shows the end
-        of what came; the guest's end is an error, too.
+        A match is at most 4096 bytes long. A guest that stands still runs meanwhile and stands
+        still again. TimeoutError shows the end of what came; the guest's end is an error, too.
         """
         regex = re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
         found: list[re.Match[Text]] = []

@@ -46,6 +46,7 @@ class Cpu:
         self.vcpu = vcpu
         self.index = vcpu.index
         self._still = still
+        self._address: int | None = None
         fd = vcpu.fd
         self.regs = Regs(fd.get_regs, fd.set_regs, still)
         self.sregs = Sregs(fd.get_sregs, fd.set_sregs, still)
@@ -54,9 +55,15 @@ class Cpu:
     @property
     def address(self) -> int:
         """The linear address of the next instruction."""
-        cs: dict[str, Any] = self.sregs.cs
-        base = 0 if cs["l"] else cs["base"]
-        return int(self.regs.rip + base) & (1 << 64) - 1
+        if self._address is None or self.regs.changed or self.sregs.changed:
+            cs: dict[str, Any] = self.sregs.cs
+            base = 0 if cs["l"] else cs["base"]
+            self._address = int(self.regs.rip + base) & (1 << 64) - 1
+        return self._address
+
+    def stopped_at(self, address: int) -> None:
+        """KVM told where it stands: no registers have to be read for that."""
+        self._address = address
 
     @property
     def lapic(self) -> bytearray:
@@ -73,6 +80,7 @@ class Cpu:
         """Write changed registers to the vCPU."""
         self.sregs.flush()
         self.regs.flush()
+        self._address = None
 
     def __repr__(self) -> str:
         return f"<cpu {self.index} at {self.address:#x}>"

@@ -11,6 +11,7 @@ import select
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vmm._native.kvm import bus
@@ -19,6 +20,7 @@ from vmm.errors import HostError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from vmm._native.console.keptport import KeptPort
     from vmm.machine import Machine
     from vmm.vcpu import Vcpu
 
@@ -64,6 +66,10 @@ class Alone:
     def wake(self) -> None:
         """Make go() come back soon; any thread."""
         self._vcpu.loop.kick()
+
+    def listen(self, port: KeptPort) -> None:
+        """Come back when output comes on a console whose port is armed."""
+        port.attend(self._vcpu.loop)
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook: a vCPU's exits are on the driving thread already."""
@@ -136,8 +142,8 @@ class Several:
             if not ready:
                 return True
             for fd in ready:
-                os.eventfd_read(fd)
-            if not self._calls or self._outcome_fd in ready:
+                _drain(fd)
+            if not self._calls or ready != [self._wake_fd]:
                 return False
             self._serve()
 
@@ -169,6 +175,10 @@ class Several:
         """Make go() come back soon; any thread."""
         os.eventfd_write(self._wake_fd, 1)
 
+    def listen(self, port: KeptPort) -> None:
+        """Come back when output comes on a console whose port is armed."""
+        self._poll.register(port.ready_fd, select.POLLIN)
+
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run a hook on the driving thread, whichever calls; what it raises comes out here."""
         if threading.get_ident() == self._thread:
@@ -184,6 +194,12 @@ class Several:
     def close(self) -> None:
         """Give the eventfd back; the vCPUs have ended."""
         os.close(self._wake_fd)
+
+
+def _drain(fd: int) -> None:
+    # Somebody else may have looked meanwhile.
+    with suppress(BlockingIOError):
+        os.eventfd_read(fd)
 
 
 Driver = Alone | Several

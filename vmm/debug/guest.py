@@ -13,7 +13,7 @@ from vmm.debug.cpu import Cpu
 from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
-from vmm.debug.runcontrol import RunControl, deadline_of
+from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
 from vmm.debug.stopports import claim_stop_port
 from vmm.host.console import HostConsole
 from vmm.host.disk import open_disks
@@ -104,8 +104,8 @@ class Guest:
         self.points = Breakpoints(self.cpus, patches, claim_stop_port(machine.pio))
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
         for console in self._consoles:
-            if isinstance(console, KeptConsole) and len(self.cpus) == 1:
-                console.port.attend(machine.vcpus[0].loop)
+            if isinstance(console, KeptConsole):
+                self._control.driver.listen(console.port)
 
     def _still(self) -> None:
         if self._closed:
@@ -216,8 +216,7 @@ class Guest:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
-            # Not for ever: the guest may end without a word.
-            poll.poll(200 if left is None else min(left * 1000, 200))
+            poll.poll(1000 * (LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)))
 
     # --- breakpoints ---
 
@@ -281,7 +280,6 @@ class Guest:
         ``thread`` nothing happens until somebody calls ``serve()``. HostError when the address is
         in use; ValueError when it is none, or not loopback.
         """
-
         self._open()
         server = GdbServer(self, self._control, address)
         self._gdb_servers.append(server)

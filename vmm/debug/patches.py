@@ -34,7 +34,8 @@ class Patches:
         self._memory = memory
         self._by_gpa: dict[int, Patch] = {}
         self._places: list[int] = []
-        self._in = False
+        # Those that are not in the guest's memory.
+        self._out: set[Patch] = set()
         self._seen = False
 
     def add(self, gpa: int, code: bytes) -> Patch:
@@ -42,34 +43,28 @@ class Patches:
         patch = Patch(gpa, code)
         self._by_gpa[gpa] = patch
         insort(self._places, gpa)
-        self._in = False
+        self._out.add(patch)
         return patch
 
     def remove(self, patch: Patch) -> None:
         """Take it out, for good."""
         self.take_out(patch)
+        self._out.discard(patch)
         del self._by_gpa[patch.gpa]
         self._places.pop(bisect_left(self._places, patch.gpa))
 
     def put(self) -> None:
         """Put all in, before the guest runs."""
-        if self._in:
-            return
-        for patch in self._by_gpa.values():
-            self.put_in(patch)
-        self._in = True
-
-    def put_in(self, patch: Patch) -> None:
-        """One of them."""
-        if patch.original is None:
+        for patch in self._out:
             original = self._memory.read(patch.gpa, len(patch.code))
             self._memory.write(patch.gpa, patch.code)
             patch.original = original
+        self._out.clear()
 
     def take_out(self, patch: Patch) -> None:
         """One of them; what the guest wrote over it stays."""
         original, patch.original = patch.original, None
-        self._in = False
+        self._out.add(patch)
         if original is None:
             return
         now = self._memory.read(patch.gpa, len(patch.code))
@@ -81,8 +76,8 @@ class Patches:
 
     def take_all_out(self) -> None:
         """Leave the guest's memory as the guest has it."""
-        for patch in self._by_gpa.values():
-            if patch.original is not None:
+        if len(self._out) < len(self._by_gpa):
+            for patch in self._by_gpa.values():
                 self.take_out(patch)
 
     def show_memory(self) -> None:

@@ -36,7 +36,7 @@ class Point:
         action: Action | None,
         condition: str | Condition | None,
         remove: Callable[[Point], None],
-        changed: Callable[[], None],
+        changed: Callable[[Point], None],
     ) -> None:
         self.address = address
         self.label = label
@@ -59,7 +59,7 @@ class Point:
     @enabled.setter
     def enabled(self, wanted: bool) -> None:
         self._enabled = bool(wanted)
-        self._changed()
+        self._changed(self)
 
     def __call__(self, action: Action) -> Point:
         """As a decorator: ``action(cpu)`` runs at each hit."""
@@ -87,5 +87,5 @@ class Point:
     def __repr__(self) -> str:
         what = f"watch {self.size} bytes ({self.access})" if self.is_watch else "breakpoint"
         place = f"{self.address:#x}" + (f" ({self.label})" if self.label else "")
-        state = "removed" if self.removed else "" if self._enabled else "disabled"
+        state = "removed" if self.removed else "" if self.enabled else "disabled"
         return f"<{self.kind} {what} at {place}, {self.hits} hits{', ' + state if state else ''}>"

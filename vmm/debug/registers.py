@@ -45,6 +45,12 @@ class _Registers:
             object.__setattr__(self, "_values", values)
         return values
 
+    @property
+    def changed(self) -> bool:
+        """Some are not in the vCPU yet."""
+        changed: bool = self._changed
+        return changed
+
     def flush(self) -> None:
         """Write changes to the vCPU; what is in it counts anew afterwards."""
         if self._changed:

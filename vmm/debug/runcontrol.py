@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from vmm.run.outcome import Outcome
 
 
+LOOK_SECONDS = 0.02
+
+
 class RunControl:
     """One guest's running and standing still.
 
@@ -105,14 +108,22 @@ class RunControl:
         deadline: float | None,
         until: Callable[[], bool] | None = None,
         only: Cpu | None = None,
+        looks: bool = True,
     ) -> Stop:
-        """Let all vCPUs run, or ``only`` one; ``until`` is asked after each interruption."""
+        """Let all vCPUs run, or ``only`` one; ``until`` is asked after each interruption.
+
+        And from time to time with ``looks``; else whoever knows of a change calls driver.wake().
+        """
         self._until = until
         self.also = []
         try:
             self._leave_points(deadline)
             while True:
-                found = self._pending() or self._answer(self._go(deadline, only))
+                found = self._pending() or self._answer(
+                    self._go(self._slice(deadline) if looks else deadline, only)
+                )
+                if found is not None and found.kind == stop.TIMEOUT and not late(deadline):
+                    continue
                 if found is not None:
                     return self._stopped(found)
         except KeyboardInterrupt:
@@ -157,6 +168,13 @@ class RunControl:
         finally:
             self._running = False
 
+    def _slice(self, deadline: float | None) -> float | None:
+        """Who waits for words looks from time to time."""
+        if self._until is None:
+            return deadline
+        soon = time.monotonic() + LOOK_SECONDS
+        return soon if deadline is None else min(soon, deadline)
+
     def _leave_points(self, deadline: float | None) -> None:
         for cpu in self._cpus:
             if self._points.standing_on(cpu):
@@ -168,11 +186,9 @@ class RunControl:
         """One instruction; None when it was just that."""
         # Without its patch under it nobody else may run: he would miss it.
         alone = not among or self._points.standing_on(cpu)
-        if alone:
-            self._points.lift(cpu)
-        else:
+        if not alone:
             self._points.arm()
-        self._points.set_step(cpu)
+        self._points.arm_step(cpu)
         while True:
             event = self._go(deadline, cpu if alone else None, steps=True)
             if event.kind == driver.STOPPED and self._only_stepped(cpu, event):
@@ -241,6 +257,11 @@ class RunControl:
         self._asked.clear()
         self._errors.clear()
         self._points.forget()
+
+
+def late(deadline: float | None) -> bool:
+    """It has passed."""
+    return deadline is not None and time.monotonic() >= deadline
 
 
 def deadline_of(seconds: float | None) -> float | None:

@@ -4,10 +4,10 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, memmove
 
-from vmm._native.console.byteport cimport BytePort
+from vmm._native.console.byteport cimport INPUT_QUEUE, BytePort
 from vmm._native.console.portio cimport (
-    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_drain, vmm_stop_load,
-    vmm_stop_store, vmm_wake,
+    pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_drain, vmm_now_ms,
+    vmm_ring_store, vmm_stop_load, vmm_stop_store, vmm_wake,
 )
 
 cdef enum:
@@ -24,19 +24,24 @@ cdef class KeptPort(BytePort):
 
     def __cinit__(self):
         self.limit = LIMIT
-        self.typed = []
 
     def __dealloc__(self):
         free(self.kept)
+        free(self.typed)
 
     def attend(self, VcpuLoop loop):
         """Whom to interrupt when output comes that somebody waits for; None: nobody."""
         self.loop = loop
 
     def arm(self, bint wanted=True):
-        """The next output makes ready_fd readable and interrupts the loop; or no more."""
+        """Output makes ready_fd readable and interrupts the loop, once; or no more.
+
+        Not within the next millisecond: who waits for words looks again after a while anyhow, and
+        a guest that writes byte by byte shall not be interrupted for each.
+        """
         if not wanted:
             vmm_drain(self.wake_fd)
+        self.armed_ms = vmm_now_ms()
         vmm_stop_store(&self.armed, wanted)
 
     @property
@@ -67,33 +72,42 @@ cdef class KeptPort(BytePort):
 
     def type(self, bytes data):
         """Input for the guest, in the order of the calls; what finds no room waits for it."""
-        self.typed.append(data)
-        self.feed()
+        cdef size_t length = len(data)
+        cdef uint8_t *grown
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        grown = <uint8_t *>realloc(self.typed, max(self.typed_size + length, <size_t>1))
+        if grown != NULL:
+            self.typed = grown
+            memcpy(grown + self.typed_size, <const char *>data, length)
+            self.typed_size += length
+            self.feed()
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        if grown == NULL:
+            raise MemoryError
+        self.tell_listener()
 
-    cdef void feed(self) noexcept:
-        cdef bytes first
-        cdef size_t done
-        while self.typed:
-            first = self.typed[0]
-            done = self.add_input(<const uint8_t *><const char *>first, len(first))
-            if done < <size_t>len(first):
-                self.typed[0] = first[done:]
-                break
-            self.typed.pop(0)
-        vmm_stop_store(&self.typed_count, len(self.typed))
+    cdef void feed(self) noexcept nogil:
+        # With the ring's lock held.
+        cdef size_t length = min(self.typed_size, self.input_room())
+        vmm_ring_store(self.input, self.typed, self.input_head, length, INPUT_QUEUE)
+        self.input_head += length
+        self.typed_size -= length
+        memmove(self.typed, self.typed + length, self.typed_size)
 
     cdef size_t take(self, uint8_t *data, size_t length) noexcept nogil:
         cdef size_t got = BytePort.take(self, data, length)
-        if got and vmm_stop_load(&self.typed_count):
-            with gil:
-                self.feed()
+        # The device that takes this asks again as long as there is something: nobody is told.
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        if self.typed_size and self.input_room() > INPUT_QUEUE // 2:
+            self.feed()
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
         return got
 
     cdef void add_output(self, const uint8_t *data, size_t length) noexcept nogil:
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
         self.keep(data, length)
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
-        if vmm_stop_load(&self.armed):
+        if vmm_stop_load(&self.armed) and vmm_now_ms() > self.armed_ms + 1:
             vmm_stop_store(&self.armed, 0)
             vmm_wake(self.wake_fd)
             if self.loop is not None:

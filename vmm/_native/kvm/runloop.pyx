@@ -260,6 +260,13 @@ cdef class VcpuLoop:
             found.append((name, record.address, record.size, bool(record.is_write), record.data))
         return found
 
+    def newest_exit(self):
+        """(reason, address) of the newest exit; ("", 0) before the first."""
+        if self.exits == 0:
+            return "", 0
+        record = self.trail[(self.exits - 1) & (TRAIL - 1)]
+        return EXIT_NAMES.get(record.reason, f"exit_{record.reason}"), record.address
+
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
         cdef kvm_run *run = self.vcpu.run

@@ -15,7 +15,7 @@ from vmm.run.outcome import Outcome
 from vmm.settings.gdb import WAIT, parse_gdb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from typing import Protocol
 
     from vmm.debug.breakpoints import Breakpoints
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     class Guest(Protocol):
         """What is asked of a script's Guest."""
 
-        cpus: Sequence[Cpu]
+        cpus: list[Cpu]
         machine: Machine
         memory: Ram
         points: Breakpoints

@@ -127,7 +127,7 @@ class GdbTarget:
         else:
             alone = len(orders) == 1 and len(self.cpus) > 1
             only = self.cpu(next(iter(orders))) if alone else None
-            found = self.control.run(None, until, only)
+            found = self.control.run(None, until, only, looks=False)
         self._untold += self.control.also
         return found
 
