@@ -280,8 +280,10 @@ class Guest:
         ``thread`` nothing happens until somebody calls ``serve()``. HostError when the address is
         in use; ValueError when it is none, or not loopback.
         """
+        from vmm.debug.gdb import server as gdb_server
+
         self._open()
-        server = GdbServer(self, self._control, address)
+        server = gdb_server.GdbServer(self, self._control, address)
         self._gdb_servers.append(server)
         if thread:
             server.start()
