@@ -108,6 +108,7 @@ class Several:
         for fd in (self._outcome_fd, self._wake_fd):
             self._poll.register(fd, select.POLLIN)
         self._started = False
+        self._turn = 0
         self._calls: deque[_Call] = deque()
         self._thread = 0
 
@@ -129,7 +130,10 @@ class Several:
                 vcpu.start()
             if only is not None:
                 self._hold()
-        for vcpu in self._vcpus if only is None else [only]:
+        # Another one first each time: who goes first may stop all again before others have begun.
+        self._turn = (self._turn + 1) % len(self._vcpus)
+        everyone = [*self._vcpus[self._turn :], *self._vcpus[: self._turn]]
+        for vcpu in everyone if only is None else [only]:
             vcpu.let_go()
 
     def _wait(self, deadline: float | None) -> bool:

@@ -96,6 +96,7 @@ def _monitor(session: Session, digits: bytes) -> bytes:
     try:
         text = monitor.answer(session.target, session.thread, line)
     except (OSError, ValueError, LookupError, VmmError) as error:
-        text = f"{error}\n"
+        # Of a KeyError str() would show the quotes as well.
+        text = f"{error.args[0] if isinstance(error, LookupError) else error}\n"
     session.tell(text)
     return replies.OK

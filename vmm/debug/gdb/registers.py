@@ -17,14 +17,15 @@ SSE = "org.gnu.gdb.i386.sse"
 SEGMENT_BASES = "org.gnu.gdb.i386.segments"
 SYSTEM = "org.vllmd-hypervisor.system"
 KERNEL_GS_BASE = 0xC0000102
-# struct kvm_fpu of asm/kvm.h: fpr[8][16], fcw, fsw, ftwx, pad, last_opcode, last_ip, last_dp,
-# xmm[16][16], mxcsr, pad.
-FPR_BYTES, FPR_STEP, XMM_AT, XMM_BYTES = 10, 16, 152, 16
+# The legacy part of an XSAVE area, as FXSAVE writes it, and its header (SDM 1, 10.5 and 13.4).
+FPR_AT, FPR_STEP, XMM_AT, XMM_BYTES = 32, 16, 160, 16
 FPU_FIELDS = {
-    "fctrl": (128, "H"), "fstat": (130, "H"), "fioff": (136, "I"), "fooff": (144, "I"),
-    "fop": (134, "H"), "mxcsr": (408, "I"),
+    "fctrl": (0, "H"), "fstat": (2, "H"), "fop": (6, "H"), "fioff": (8, "I"), "fooff": (16, "I"),
+    "mxcsr": (24, "I"),
 }  # fmt: skip
-FTW_AT = 132
+FTW_AT = 4
+XSTATE_BV = 512
+X87_AND_SSE = 3
 EMPTY = 3
 
 
@@ -146,21 +147,21 @@ class RegisterFile:
     # --- the FPU ---
 
     def _get_fpr(self, name: str, size: int) -> bytes:
-        at = int(name[2:]) * FPR_STEP
-        return self._cpu.vcpu.fd.get_fpu()[at : at + size]
+        at = FPR_AT + int(name[2:]) * FPR_STEP
+        return self._cpu.vcpu.fd.get_xsave()[at : at + size]
 
     def _set_fpr(self, name: str, data: bytes) -> None:
-        self._put(int(name[2:]) * FPR_STEP, data)
+        self._put(FPR_AT + int(name[2:]) * FPR_STEP, data)
 
     def _get_xmm(self, name: str, size: int) -> bytes:
         at = XMM_AT + int(name[3:]) * XMM_BYTES
-        return self._cpu.vcpu.fd.get_fpu()[at : at + size]
+        return self._cpu.vcpu.fd.get_xsave()[at : at + size]
 
     def _set_xmm(self, name: str, data: bytes) -> None:
         self._put(XMM_AT + int(name[3:]) * XMM_BYTES, data)
 
     def _get_fpu(self, name: str, size: int) -> bytes:
-        fpu = self._cpu.vcpu.fd.get_fpu()
+        fpu = self._cpu.vcpu.fd.get_xsave()
         value = 0  # fiseg and foseg: 64-bit code has no such segments
         if name == "ftag":
             value = sum([EMPTY << 2 * n for n in range(8) if not fpu[FTW_AT] >> n & 1])
@@ -179,8 +180,10 @@ class RegisterFile:
             self._put(at, struct.pack(f"<{form}", value & mask))
 
     def _put(self, at: int, data: bytes) -> None:
-        fpu = self._cpu.vcpu.fd.get_fpu()
-        self._cpu.vcpu.fd.set_fpu_state(fpu[:at] + data + fpu[at + len(data) :])
+        area = bytearray(self._cpu.vcpu.fd.get_xsave())
+        area[at : at + len(data)] = data
+        area[XSTATE_BV] |= X87_AND_SSE  # else they count as never used
+        self._cpu.vcpu.fd.set_xsave(bytes(area))
 
 
 def number_of(name: str) -> int | None:

@@ -129,7 +129,16 @@ class GdbTarget:
             only = self.cpu(next(iter(orders))) if alone else None
             found = self.control.run(None, until, only, looks=False)
         self._untold += self.control.also
-        return found
+        return self._as_gdb_sees(found)
+
+    def _as_gdb_sees(self, found: Stop) -> Stop:
+        """Without its breakpoint, where a segment's base is between rip and the address.
+
+        For gdb, which knows no segments, it would be one that is not there, to be passed over.
+        """
+        point, cpu = found.where, self.cpus[found.cpu]
+        hidden = found.kind == stop.BREAKPOINT and int(cpu.regs.rip) != cpu.address
+        return found.replace(where=None) if point is not None and hidden else found
 
     def _still_there(self, found: Stop) -> bool:
         """A breakpoint is taken away before a vCPU steps off it, and may not have come back."""
