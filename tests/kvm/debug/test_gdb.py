@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 
@@ -269,6 +272,22 @@ def test_a_unix_socket_for_its_user_alone(guest, tmp_path):
         with pytest.raises(HostError, match="gdb socket"):
             guest.gdb(str(path))
     assert not path.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_another_user_is_sent_away(guest):
+    call = (
+        "import os, socket, sys; os.setuid(int(sys.argv[2])); "
+        "link = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10); "
+        "link.sendall(b'$qSupported#37'); print(link.recv(100))"
+    )
+    with guest.gdb("127.0.0.1:0") as server:
+        words = [sys.executable, "-I", "-c", call, server.address.rpartition(":")[2]]
+        own = subprocess.run([*words, "0"], capture_output=True, text=True, check=True)
+        wait_for(lambda: not server.attached)
+        other = subprocess.run([*words, "65534"], capture_output=True, text=True, check=False)
+    assert own.stdout.startswith("b'+"), own
+    assert other.stdout == "b''\n" or "ConnectionResetError" in other.stderr, other
 
 
 def test_only_loopback(guest):
