@@ -277,8 +277,8 @@ def test_a_unix_socket_for_its_user_alone(guest, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 def test_another_user_is_sent_away(guest):
     call = (
-        "import os, socket, sys; os.setuid(int(sys.argv[2])); "
-        "link = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 10); "
+        "import os, _socket, sys; os.setuid(int(sys.argv[2])); link = _socket.socket(); "
+        "link.settimeout(10); link.connect(('127.0.0.1', int(sys.argv[1]))); "
         "link.sendall(b'$qSupported#37'); print(link.recv(100))"
     )
     with guest.gdb("127.0.0.1:0") as server:
