@@ -12,7 +12,9 @@ from benchmarks.peers import find_peers
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["start", "lab"], help="start, lab")
+    parser.add_argument(
+        "what", nargs="*", default=["start", "trace", "lab"], help="start, trace, lab"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lab-rounds", type=int, default=3)
     parser.add_argument(
@@ -40,6 +42,10 @@ def measure(options: argparse.Namespace, peers: dict[str, str], results: dict[st
         from benchmarks import bench_start
 
         results["start"] = bench_start.main(peers, options.rounds)
+    if "trace" in options.what:
+        from benchmarks import bench_trace
+
+        results["trace"] = bench_trace.main(options.rounds)
     if "lab" in options.what:
         from benchmarks import bench_lab
 

@@ -34,6 +34,16 @@ class AcpiRegisters:
             return bus.SHUTDOWN
         return bus.RESET if value == RESET else bus.CONTINUE
 
+    def state(self) -> dict[str, object]:
+        """Nothing is kept."""
+        return {"version": 1}
+
+    def set_state(self, state: object) -> None:
+        """A state() again; StateError when it does not fit."""
+        from vmm.light.state import read_state
+
+        read_state("ACPI registers", state, {})
+
 
 class Ged:
     """The byte of pending events; reading clears it. ``_lock`` holds the byte.
@@ -45,11 +55,13 @@ class Ged:
         self._lock = allocate_lock()
         self._line = line
         self._pending = 0
+        self._raised = False
 
     def power_button(self) -> None:
         """Press the button; any thread."""
         with self._lock:
             self._pending |= POWER_BUTTON
+            self._raised = True
         self._line.pulse()
 
     def read(self, offset: int, size: int) -> int:
@@ -60,3 +72,25 @@ class Ged:
 
     def write(self, offset: int, value: int, size: int) -> None:
         """Nothing to write."""
+
+    def quiesce(self) -> None:
+        """Nothing of the line is under way afterwards; nobody presses meanwhile."""
+        if self._raised:
+            self._raised = False
+            self._line.settle()
+
+    def mark(self) -> object:
+        """Another value after a press."""
+        return self._pending
+
+    def state(self) -> dict[str, object]:
+        """The events that the guest has not read yet."""
+        return {"version": 1, "pending": self._pending}
+
+    def set_state(self, state: object) -> None:
+        """A state() again, without raising the line; StateError when it does not fit."""
+        from vmm.light.state import int_in, read_state
+
+        found = read_state("GED", state, {"pending": int_in(0, POWER_BUTTON)})
+        with self._lock:
+            self._pending = found["pending"]

@@ -37,3 +37,16 @@ class FirmwareDebugPort:
             self._line.clear()
         if log.debugging:
             log.debug(f"firmware: {line.decode('latin-1').rstrip()}")
+
+    def state(self) -> dict[str, object]:
+        """The line so far."""
+        with self._lock:
+            return {"version": 1, "line": bytes(self._line)}
+
+    def set_state(self, state: object) -> None:
+        """A state() again; StateError when it does not fit."""
+        from vmm.light.state import data, read_state
+
+        found = read_state("firmware debug port", state, {"line": data(0, LINE_MAX - 1)})
+        with self._lock:
+            self._line[:] = found["line"]

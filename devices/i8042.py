@@ -28,3 +28,13 @@ class I8042:
         if size == 1 and offset == COMMAND and value == PULSE_RESET:
             return bus.RESET
         return bus.CONTINUE
+
+    def state(self) -> dict[str, object]:
+        """Nothing is kept."""
+        return {"version": 1}
+
+    def set_state(self, state: object) -> None:
+        """A state() again; StateError when it does not fit."""
+        from vmm.light.state import read_state
+
+        read_state("i8042", state, {})

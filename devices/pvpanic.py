@@ -35,3 +35,13 @@ class PvPanic:
             self.panicked = True
             return bus.SHUTDOWN
         return bus.CONTINUE
+
+    def state(self) -> dict[str, object]:
+        """Whether a panic was told."""
+        return {"version": 1, "panicked": self.panicked}
+
+    def set_state(self, state: object) -> None:
+        """A state() again; StateError when it does not fit."""
+        from vmm.light.state import flag, read_state
+
+        self.panicked = read_state("panic port", state, {"panicked": flag})["panicked"]

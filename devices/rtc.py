@@ -110,3 +110,15 @@ class Rtc:
         else:
             self._ram[index & REGISTER_MASK] = value
         return bus.CONTINUE
+
+    def state(self) -> dict[str, object]:
+        """The index and the RAM; the time is the host's."""
+        return {"version": 1, "index": self._index, "ram": bytes(self._ram)}
+
+    def set_state(self, state: object) -> None:
+        """A state() again; StateError when it does not fit."""
+        from vmm.light.state import data, read_state, unsigned
+
+        found = read_state("CMOS", state, {"index": unsigned(8), "ram": data(SIZE)})
+        self._index = found["index"]
+        self._ram[:] = found["ram"]

@@ -9,7 +9,7 @@ demo="busybox-static kmod e2fsprogs dosfstools mtools"
 firmware="debootstrap fdisk"
 lab="qemu-system-x86"
 test="acpica-tools fio gdb strace procps lz4 zstd xz-utils make gcc-12 binutils libelf1"
-test+=" systemd-sysv libpam-systemd dbus-user-session logrotate fish zsh"
+test+=" systemd-sysv libpam-systemd dbus-user-session logrotate fish zsh nodejs"
 
 wanted=$build
 for group in "$@"; do

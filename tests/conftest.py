@@ -20,10 +20,10 @@ from tests.support.speed import patience, slowness
 
 # A property of reports: why a lab was made anew and its job tried again.
 RETRIED = "retried in another lab"
-# The lab's modules that take minutes.
+# The lab's modules: first those with a lab of their own, then the longest of those that share one.
 LONGEST = (
-    "test_firmware", "test_passthrough", "test_debian", "test_service", "test_iommufd",
-    "test_lifecycle",
+    "test_service", "test_iommufd", "test_deb", "test_passthrough", "test_firmware", "test_debian",
+    "test_lifecycle", "test_check",
 )  # fmt: skip
 GATES = {"kvm": "VLLMD_TEST_KVM", "lab": "VLLMD_TEST_LAB"}
 
@@ -32,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "kvm: needs /dev/kvm (tiny guests)")
     config.addinivalue_line("markers", "lab: boots the lab (real kernels)")
     config.addinivalue_line("markers", "full: part of the longer matrix only")
+    config.addinivalue_line("markers", "waits: passes its time with waiting, for seconds")
     # Before there are worker processes, which get it by the environment.
     slowness()
     # Hypothesis has a patience of its own, which knows nothing of this machine.
@@ -96,15 +97,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items.sort(key=lambda item: rank(Path(item.path)))
 
 
-def rank(path: Path) -> int:
+def rank(path: Path) -> tuple[int, int]:
     """Modules in this order, where worker processes take one after the other: the longest first.
 
-    What is short fills the end, so that no worker has a lab to itself when the other is done.
+    A worker that has come to the shared lab keeps it. What is short fills the end, so that no
+    worker has a lab to itself when the other is done.
     """
     folder = path.relative_to(Path(__file__).parent).parts[0]
     if folder != "lab":
-        return len(LONGEST) + 1 + (folder == "unit")
-    return LONGEST.index(path.stem) if path.stem in LONGEST else len(LONGEST)
+        return 1 + (folder == "unit"), path.stem != "test_binary"
+    return 0, LONGEST.index(path.stem) if path.stem in LONGEST else len(LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    """What all tests share is never garbage: collecting for each of them looks at its own only."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -72,6 +72,12 @@ class HostError(VmmError):
     exit_code = 38
 
 
+class StateError(VmmError):
+    """A saved state does not fit: it is damaged, or of another machine or version. Exit code 2."""
+
+    exit_code = 2
+
+
 class BusyError(VmmError):
     """A name, an image or a device is in use. Exit code 39."""
 

@@ -17,6 +17,8 @@ from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm._native.kvm.vm import VmFd
 
 log = get_logger(__name__)
@@ -52,6 +54,7 @@ class IrqLine:
     """One IOAPIC pin as an edge: writing ``fd`` raises the interrupt. Any thread may pulse."""
 
     def __init__(self, router: IrqRouter, gsi: int) -> None:
+        self._router = router
         self.gsi = gsi
         self.fd = _eventfd()
         router.vm.irqfd(self.fd, gsi)
@@ -59,6 +62,14 @@ class IrqLine:
     def pulse(self) -> None:
         """Raise the interrupt once."""
         os.eventfd_write(self.fd, 1)
+
+    def settle(self) -> None:
+        """Wait until KVM has taken what was raised: it may hand a pin's interrupts to a thread.
+
+        Source: Linux, virt/kvm/eventfd.c: irqfd_shutdown() flushes the injection.
+        """
+        self._router.vm.irqfd(self.fd, self.gsi, assign=False)
+        self._router.vm.irqfd(self.fd, self.gsi)
 
     def close(self) -> None:
         """Close the eventfd; KVM drops its end by itself."""
@@ -142,11 +153,13 @@ class MsiVector:
     @property
     def pending(self) -> bool:
         """True while an interrupt waits for unmask()."""
-        if self.unmasked or self.fd < 0:
-            return False
-        poll = select.poll()
-        poll.register(self.fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(pending([self]))
+
+    def set_pending(self, pending: bool) -> None:
+        """Whether an interrupt waits, of a masked vector."""
+        _drain(self.fd)
+        if pending:
+            os.eventfd_write(self.fd, 1)
 
     def clear(self) -> None:
         """Forget a pending interrupt (device reset)."""
@@ -158,6 +171,17 @@ class MsiVector:
             self._router.release(self)
             os.close(self.fd)
             self.fd = -1
+
+
+def pending(vectors: Sequence[MsiVector]) -> list[int]:
+    """The indices of those in which an interrupt waits for unmask()."""
+    poll = select.poll()
+    waits: dict[int, int] = {}
+    for index, vector in enumerate(vectors):
+        if not vector.unmasked and vector.fd >= 0:
+            waits[vector.fd] = index
+            poll.register(vector.fd, select.POLLIN)
+    return sorted([waits[fd] for fd, _ in poll.poll(0)]) if waits else []
 
 
 class IrqRouter:

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from vmm._native.memory.guestmem import GuestMemory
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
+    from vmm.irq import IrqLine
     from vmm.memory import Progress
     from vmm.settings.config import Config
 
@@ -140,7 +141,8 @@ def attach_platform(machine: Machine, serial: HostConsole) -> None:
     irq = machine.vm.irq
     pio = machine.pio
     low = min(machine.memory.size, layout.LOW_RAM_MAX)
-    machine.uart = Uart(serial.port, irq.line(layout.COM1_GSI).fd)
+    machine.uart_line = irq.line(layout.COM1_GSI)
+    machine.uart = Uart(serial.port, machine.uart_line.fd)
     pio.attach(layout.COM1_PORT, layout.COM1_SIZE, machine.uart, "COM1")
     pio.attach(layout.I8042_PORT, layout.I8042_SIZE, I8042(), "i8042")
     rtc = Rtc(low, machine.memory.size - low)
@@ -268,6 +270,7 @@ class Machine:
         self.ged: Ged
         self.pvpanic: PvPanic
         self.uart: Uart
+        self.uart_line: IrqLine
         self.console: Console
 
     def mark(self, phase: str) -> None:

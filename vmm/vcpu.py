@@ -57,13 +57,17 @@ class BootState:
 class Place:
     """Where a vCPU was: linear ``address`` of its code, and whether it was halted there.
 
-    ``waits``: halted with interrupts on, so that any interrupt lets it go on.
+    ``waits``: halted with interrupts on, so that any interrupt lets it go on. ``sregs``: how it
+    translates addresses, as KVM_GET_SREGS has it.
     """
 
-    def __init__(self, address: int, halted: bool, waits: bool) -> None:
+    def __init__(
+        self, address: int, halted: bool, waits: bool, sregs: Mapping[str, Any] | None = None
+    ) -> None:
         self.address = address
         self.halted = halted
         self.waits = waits
+        self.sregs = sregs or {}
 
 
 class Vcpu:
@@ -152,9 +156,9 @@ class Vcpu:
 
         def look() -> Place:
             halted = self.fd.get_mp_state() == MP_STATE_HALTED
-            regs = self.fd.get_regs()
-            address = _linear_rip(regs, self.fd.get_sregs())
-            return Place(address, halted, halted and bool(regs["rflags"] & RFLAGS_IF))
+            regs, sregs = self.fd.get_regs(), self.fd.get_sregs()
+            waits = halted and bool(regs["rflags"] & RFLAGS_IF)
+            return Place(_linear_rip(regs, sregs), halted, waits, sregs)
 
         return self._look(look)
 

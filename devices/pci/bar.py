@@ -30,6 +30,8 @@ class Bar:
     # Bits of the lower register that are no address.
     low_mask = 0xF
     size_min = 16
+    # Bits of the lower register that are no address and that a guest can change.
+    writable_flags = 0
 
     def __init__(
         self, index: int, size: int, *, wide: bool = False, prefetchable: bool = False,
@@ -100,6 +102,7 @@ class RomBar(Bar):
 
     low_mask = 0x7FF
     size_min = 2048
+    writable_flags = ROM_ENABLE
 
     def __init__(self, size: int) -> None:
         super().__init__(ROM_INDEX, size)

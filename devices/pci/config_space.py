@@ -33,6 +33,8 @@ class ConfigSpace:
     def __init__(
         self, vendor: int, device: int, class_code: int, revision: int, subsystem: tuple[int, int]
     ) -> None:
+        # Behind the last byte that is used: what follows is 0 and stays so.
+        self.end = FIRST_CAPABILITY
         self.data = bytearray(SIZE)
         self.mask = bytearray(SIZE)
         self.set(VENDOR_ID, vendor, 2)
@@ -50,6 +52,7 @@ class ConfigSpace:
     def set(self, offset: int, value: int, size: int) -> None:
         """Change a field regardless of the mask (device side)."""
         self.data[offset : offset + size] = value.to_bytes(size, "little")
+        self.end = max(self.end, offset + size)
 
     def get(self, offset: int, size: int) -> int:
         """A field's value."""
@@ -58,6 +61,7 @@ class ConfigSpace:
     def allow(self, offset: int, mask: int, size: int) -> None:
         """Let the guest change these bits."""
         self.mask[offset : offset + size] = mask.to_bytes(size, "little")
+        self.end = max(self.end, offset + size)
 
     def write(self, offset: int, value: int, size: int) -> None:
         """A guest's write: only allowed bits change."""
@@ -72,5 +76,6 @@ class ConfigSpace:
         self.data[self._last_pointer] = offset
         self._last_pointer = offset + 1
         self._next_capability = (offset + len(body) + 3) & ~3
+        self.end = max(self.end, self._next_capability)
         self.set(STATUS, self.get(STATUS, 2) | STATUS_CAPABILITIES, 2)
         return offset

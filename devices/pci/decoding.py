@@ -54,6 +54,24 @@ class Decoding:
                 if not _agrees(function, bar):
                     moved = self._follow(function, bar) or moved
 
+    def inside(self, bar: Bar, start: int) -> bool:
+        """Whether a BAR may answer at ``start``."""
+        if not bar.wide and start + bar.size > 1 << 32:
+            return False
+        return any(
+            first <= start and start + bar.size <= first + size
+            for first, size in self._windows[bar.space]
+        )
+
+    def place(self, places: Sequence[tuple[PciFunction, Bar, int | None]]) -> None:
+        """Each BAR where it is told, whatever its register says: inside(), no two overlap."""
+        moves = [(function, bar, where) for function, bar, where in places if bar.mapped != where]
+        for function, bar, _ in moves:
+            self._take_away(function, bar)
+        for function, bar, where in moves:
+            if where is not None:
+                self._put(function, bar, where)
+
     def _all(self) -> Iterator[Placed]:
         for function in self._functions:
             if function is not None:
@@ -66,7 +84,7 @@ class Decoding:
         if wanted is None:
             self._take_away(function, bar)
             return True
-        if not self._inside(bar, wanted):
+        if not self.inside(bar, wanted):
             return self._refuse(function, bar, wanted, "outside the PCI windows")
         others = list(self._others(bar, wanted))
         for owner, other in others:
@@ -116,14 +134,6 @@ class Decoding:
         except Exception as error:
             # Perhaps of a function that the guest did not touch just now: the others go on.
             self._failed(function, error)
-
-    def _inside(self, bar: Bar, start: int) -> bool:
-        if not bar.wide and start + bar.size > 1 << 32:
-            return False
-        return any(
-            first <= start and start + bar.size <= first + size
-            for first, size in self._windows[bar.space]
-        )
 
     def _refuse(self, function: PciFunction, bar: Bar, wanted: int, why: str) -> bool:
         if bar.refused != wanted:

@@ -68,6 +68,26 @@ class PciFunction:
     def failed(self) -> None:
         """Something of this function raised on a vCPU's thread; no lock is held, or the bus's."""
 
+    def state(self) -> dict[str, object]:
+        """What it keeps besides configuration space and BARs; StateError where nobody can tell."""
+        return {"version": 1}
+
+    def set_state(self, state: object) -> None:
+        """A state() again, with configuration space and BARs there already (PciRoot.set_state)."""
+        from vmm.light.state import read_state
+
+        read_state(self.name, state, {})
+
+    def mark(self) -> object:
+        """Another value after something changed that is no access of a vCPU's to a BAR."""
+        return None
+
+    def quiesce(self) -> None:
+        """Stand still, so that state() is of one moment; control thread, vCPUs stand still."""
+
+    def go_on(self) -> None:
+        """Work again."""
+
     def status(self) -> dict[str, object]:
         """Facts for `status`."""
         return {"name": self.name, "slot": self.slot}

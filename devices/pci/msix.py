@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import struct
 
+from vmm.irq import pending as find_pending
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.irq import MsiVector
@@ -79,6 +81,27 @@ class Msix:
         self._table[offset : offset + size] = value.to_bytes(size, "little")
         if old != self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]:
             self._apply(index)
+
+    def state(self) -> dict[str, object]:
+        """The table, and which masked vectors have an interrupt waiting."""
+        return {"table": bytes(self._table), "pending": find_pending(self.vectors)}
+
+    def set_state(self, control: int, table: bytes, pending: list[int]) -> None:
+        """Message control as in configuration space, and the values of a state(), checked.
+
+        Routes change only where the table does.
+        """
+        for index in find_pending(self.vectors):
+            self.vectors[index].clear()
+        if table != self._table:
+            self._table[:] = table
+            self.enabled = bool(control & CONTROL_ENABLE)
+            self.masked = bool(control & CONTROL_MASK_ALL)
+            for index in range(len(self.vectors)):
+                self._apply(index)
+        self.set_control(control)
+        for index in pending:
+            self.vectors[index].set_pending(True)
 
     def pba_read(self, offset: int, size: int) -> int:
         """Pending bits: one for each vector, read only."""

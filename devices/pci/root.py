@@ -95,6 +95,19 @@ class PciRoot:
         except Exception as error:
             tell_failure(target, error)
 
+    def state(self) -> dict[str, object]:
+        """The address register, and each function's configuration space and BARs."""
+        from devices.pci.state import bus_state
+
+        return bus_state(self.functions, self.ports.address)
+
+    def set_state(self, state: object) -> None:
+        """A state() again; BARs move where they must. StateError, and nothing changed."""
+        from devices.pci.state import set_bus_state
+
+        with self._lock:
+            self.ports.address = set_bus_state(self.functions, self._decoding, state)
+
 
 class ConfigPorts:
     """Ports 0xcf8 to 0xcff: the address register and a window of four bytes.
@@ -106,11 +119,11 @@ class ConfigPorts:
     def __init__(self, root: PciRoot) -> None:
         self._root = root
         self._lock = allocate_lock()
-        self._address = 0
+        self.address = 0
 
     def read(self, offset: int, size: int) -> int:
         """The address register, or configuration data at the byte lane accessed."""
-        address = self._address
+        address = self.address
         if (offset + size > CONFIG_DATA and offset < CONFIG_DATA) or size > CONFIG_DATA:
             return ones(size)
         if offset < CONFIG_DATA:
@@ -126,9 +139,9 @@ class ConfigPorts:
         if offset < CONFIG_DATA:
             mask = ones(size) << 8 * offset
             with self._lock:
-                self._address = (self._address & ~mask | value << 8 * offset) & 0xFFFFFFFF
+                self.address = (self.address & ~mask | value << 8 * offset) & 0xFFFFFFFF
             return
-        address = self._address
+        address = self.address
         if address & CONFIG_ENABLE:
             self._root.config_write(*_target(address, offset), value, size)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm._native.vfio.ioctls import VfioDevice
-    from vmm.irq import IrqRouter, LevelLine
+    from vmm.irq import IrqRouter, LevelLine, MsiVector
 
 log = get_logger(__name__)
 
@@ -221,7 +221,15 @@ class Interrupts:
         self._device.disable_irqs(VFIO_INDEX[self.kind])
         if self._line is not None:
             self._line.disconnect()
+        # What came when they were masked already is nothing that the next driver asked for.
+        for vector in self._vectors(self.kind):
+            vector.clear()
         self.kind = "none"
+
+    def _vectors(self, kind: str) -> list[MsiVector]:
+        if kind == "msi":
+            return self._msi_vectors
+        return self.msix.vectors if kind == "msix" and self.msix else []
 
     def _switch(self, kind: str, fds: list[int]) -> None:
         """From whatever is on to ``kind``; VFIO wants the old kind off first."""
@@ -249,10 +257,16 @@ class Interrupts:
         if self._line is None:
             self._line = self._irq.level_line(self._intx_gsi)
         self._line.connect()
-        self._device.trigger_eventfds(vfio.INTX, [self._line.fd])
-        # KVM tells of the guest's end of interrupt, and VFIO lets the next one through.
-        self._device.unmask_eventfd(vfio.INTX, self._line.resample_fd)
+        try:
+            self._device.trigger_eventfds(vfio.INTX, [self._line.fd])
+        except OSError:
+            self._line.disconnect()
+            raise
+        # It is on, whatever comes of the rest: VFIO wants it off before another kind is on.
         self.kind = "intx"
+        # KVM tells of the guest's end of interrupt, and VFIO lets the next one through. An end that
+        # comes before waits in the eventfd, which VFIO looks at when it gets it.
+        self._device.unmask_eventfd(vfio.INTX, self._line.resample_fd)
 
     def status(self) -> dict[str, object]:
         """Facts for `status`: what is on, what the driver ever chose, how many there are."""

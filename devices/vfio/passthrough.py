@@ -28,7 +28,7 @@ from devices.vfio.interrupts import Interrupts, Overlay
 from devices.vfio.regions import DWORD, Region, find_bars, no_answer
 from vmm._native.vfio import ioctls as vfio
 from vmm._native.vfio.ioctls import VfioBar
-from vmm.errors import HostError
+from vmm.errors import HostError, StateError
 from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
@@ -234,6 +234,22 @@ class PassthroughFunction(PciFunction):
         self.interrupts.table_write(offset, value, size)
 
     # --- life ---
+
+    def quiesce(self) -> None:
+        """StateError: a device of the host's goes on by itself, and nobody can read its state."""
+        raise StateError(
+            f"{self.name}: a device of the host's cannot be stopped, saved and put back",
+            "take the snapshot of a guest without passed-through devices",
+        )
+
+    def state(self) -> dict[str, object]:
+        """StateError, as quiesce()."""
+        self.quiesce()
+        return {}
+
+    def set_state(self, state: object) -> None:
+        """StateError, as quiesce()."""
+        self.quiesce()
 
     def status(self) -> dict[str, object]:
         """Facts for `status`."""

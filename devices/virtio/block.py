@@ -9,11 +9,15 @@ from vmm._native.disk.blkpump import BlkWorker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from devices.virtio.device import QueueConfig
+    from vmm._native.disk.overlay import Overlay
     from vmm._native.memory.guestmem import GuestMemory
+    from vmm._native.virtio.worker import Worker
     from vmm.host.disk import Disk
+    from vmm.light.state import Check
 
 F_SEG_MAX = 1 << 2
 F_RO = 1 << 5
@@ -37,6 +41,18 @@ def worker_class() -> type[BlkWorker]:
     except ImportError:
         return BlkWorker
     return uring.UringBlkWorker if uring.supported() else BlkWorker
+
+
+def overlay_worker(overlay: Overlay) -> Callable[..., BlkWorker]:
+    """Workers over an overlay; imported only where there is one."""
+    from vmm._native.disk.overlaypump import OverlayBlkWorker
+
+    def make(*handles: Any) -> BlkWorker:
+        worker = OverlayBlkWorker(*handles)
+        worker.overlay = overlay
+        return worker
+
+    return make
 
 
 class Block(VirtioDevice):
@@ -114,9 +130,10 @@ class Block(VirtioDevice):
         for worker in self._workers:
             worker.writeback = value
 
-    def activate(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
-        """Start a worker for each queue."""
-        kind = worker_class()
+    def prepare(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
+        """Make a worker for each queue."""
+        overlay = self.disk.overlay
+        kind = worker_class() if overlay is None else overlay_worker(overlay)
         self._accepted = features
         opened = [queue.open(self._memory, features) for queue in queues]
         disk = self.disk
@@ -131,14 +148,37 @@ class Block(VirtioDevice):
             worker.can_discard = disk.can_discard
             workers.append(worker)
         self._workers = tuple(workers)
-        for index, worker in enumerate(workers):
-            worker.start(f"{self.name}-q{index}")
+        self.opened = {config.index: queue for config, queue in zip(queues, opened, strict=True)}
+
+    def workers(self) -> Sequence[tuple[str, Worker]]:
+        """One a queue."""
+        return [(f"{self.name}-q{index}", worker) for index, worker in enumerate(self._workers)]
+
+    def state(self) -> dict[str, object]:
+        """The write cache mode, and which disk it was."""
+        return {"version": 1, "capacity": self.disk.capacity, "writeback": self._writeback}
+
+    def state_fields(self) -> Mapping[str, Check]:
+        """It must have been of a disk of this size."""
+        from vmm.light.state import int_in
+
+        capacity = self.disk.capacity
+        return {"capacity": int_in(capacity, capacity), "writeback": int_in(0, 1)}
+
+    def take_state(self, found: dict[str, Any]) -> None:
+        """A state() again."""
+        self._writeback = found["writeback"]
+        self._config[WRITEBACK] = self._writeback
+        flushes = self._accepted & (F_FLUSH | F_CONFIG_WCE)
+        for worker in self._workers:
+            worker.writeback = self._writeback if flushes else 0
 
     def reset(self) -> None:
         """Stop the workers; requests in flight are finished."""
         for worker in self._workers:
             worker.stop()
         self._workers = ()
+        self.opened = {}
         self._accepted = 0
         self._set_writeback(1)
 

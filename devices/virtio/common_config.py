@@ -57,7 +57,7 @@ class CommonConfig:
         registers: VirtioRegisters,
     ) -> None:
         self.offered = features | F_VERSION_1
-        self._registers = registers
+        self.registers = registers
         self.queues = [QueueRegisters(size) for size in queue_sizes]
         self._vectors = vectors
         self._on_status = on_status
@@ -74,14 +74,14 @@ class CommonConfig:
         self.accepted = 0
         self.config_vector = NO_VECTOR
         self.status = 0
-        self._registers.selected = 0
+        self.registers.selected = 0
         for queue in self.queues:
             queue.reset()
 
     @property
     def queue(self) -> QueueRegisters | None:
         """The selected queue, None when there is no such queue."""
-        selected = self._registers.selected
+        selected = self.registers.selected
         return self.queues[selected] if selected < len(self.queues) else None
 
     def enabled_queues(
@@ -125,13 +125,13 @@ class CommonConfig:
             return self.config_vector | len(self.queues) << 16
         if base == 0x14:
             status = self.status | (NEEDS_RESET if self.status and self._is_broken() else 0)
-            return status | self.generation << 8 | self._registers.selected << 16
+            return status | self.generation << 8 | self.registers.selected << 16
         if queue is None:
             return 0
         if base == 0x18:
             return queue.size | queue.vector << 16
         if base == 0x1C:
-            return int(queue.enabled) | self._registers.selected << 16
+            return int(queue.enabled) | self.registers.selected << 16
         if 0x20 <= base < SIZE:
             return queue.addresses[(base - 0x20) // 8] >> 8 * (base & 4) & DWORD
         return 0
@@ -173,7 +173,7 @@ class CommonConfig:
         if offset == 0x10:
             self.config_vector = value if value < self._vectors else NO_VECTOR
         elif offset == 0x16:
-            self._registers.selected = value
+            self.registers.selected = value
         elif queue is None or queue.enabled:
             return
         elif offset == 0x18:

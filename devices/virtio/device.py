@@ -6,10 +6,13 @@ from vmm.light.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from vmm._native.memory.guestmem import GuestMemory
     from vmm._native.virtio.virtqueue import VirtQueue
+    from vmm._native.virtio.worker import Worker
+    from vmm.light.state import Check
 
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
@@ -84,6 +87,8 @@ class VirtioDevice:
     config_size: int = 0
     # True where firmware must reach the registers below 4 GiB.
     low_bar: bool = False
+    # The queues in use, by their index; replaced as a whole.
+    opened: Mapping[int, VirtQueue] = {}
     # Set by the transport: tells the driver that the configuration changed.
     config_changed: Callable[[], None] | None = None
 
@@ -99,7 +104,55 @@ class VirtioDevice:
 
         ValueError when one cannot be used, OSError when the host lacks something; reset() follows.
         """
+        self.prepare(features, queues, config_call_fd)
+        self.go_on()
+
+    def prepare(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
+        """All of activate() but that nothing works yet: go_on() follows. Raises the same."""
         raise NotImplementedError(self.name)
+
+    def workers(self) -> Sequence[tuple[str, Worker]]:
+        """The threads that serve queues now, and what they are called."""
+        return ()
+
+    def quiesce(self) -> None:
+        """Stop between two requests, all of them answered; nothing touches guest RAM then.
+
+        Control thread, with the vCPUs standing still; idempotent. What rings meanwhile is heard
+        after go_on().
+        """
+        for _, worker in self.workers():
+            worker.pause()
+
+    def go_on(self) -> None:
+        """Work (again); idempotent. OSError when the host lacks a thread or a descriptor."""
+        for name, worker in self.workers():
+            worker.start(name)
+
+    def positions(self) -> list[list[int]]:
+        """Of each queue in use: index, next available, next used, and what was last signalled."""
+        return [[index, *queue.positions()] for index, queue in self.opened.items()]
+
+    def mark(self) -> object:
+        """Another value after each request, and after what the host did to the device."""
+        return self.positions()
+
+    def state(self) -> dict[str, object]:
+        """What the device keeps besides its queues; see vmm/light/state.py."""
+        return {"version": 1}
+
+    def state_fields(self) -> Mapping[str, Check]:
+        """What the values of a state() must be."""
+        return {}
+
+    def take_state(self, found: dict[str, Any]) -> None:
+        """A state() again, checked by state_fields(); the driver's features are there already."""
+
+    def set_state(self, state: object) -> None:
+        """take_state(), checked; StateError, and nothing changed."""
+        from vmm.light.state import read_state
+
+        self.take_state(read_state(self.name, state, self.state_fields()))
 
     def reset(self) -> None:
         """Stop working; when it returns no guest memory is in use. Idempotent."""

@@ -23,6 +23,7 @@ from devices.virtio.common_config import (
 )
 from devices.virtio.common_config import SIZE as COMMON_SIZE
 from vmm._native.virtio.registers import VirtioRegisters
+from vmm.errors import HostError
 from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
@@ -54,8 +55,9 @@ CFG_COMMON, CFG_NOTIFY, CFG_ISR, CFG_DEVICE, CFG_PCI = 1, 2, 3, 4, 5
 class VirtioPciFunction(PciFunction):
     """One virtio device as a PCI function.
 
-    ``_lock`` holds the registers, the device's life (activate() and reset()), MSI-X and the
-    doorbells with ``_bell_base``, the address they follow. It is taken under the bus's lock
+    ``active``: the device works for its driver. ``_lock`` holds that, the registers, the device's
+    life (activate() and reset()), MSI-X and the doorbells with ``_bell_base``, the address they
+    follow. It is taken under the bus's lock
     (PciRoot) or alone; the interrupt router's comes under it. status() takes none, since the
     control thread must not wait for a reset that waits for a disk.
     The doorbell eventfds are blocking, as io_uring reads them; nobody else reads them.
@@ -79,7 +81,9 @@ class VirtioPciFunction(PciFunction):
         self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in device.queue_sizes]
         self._belled: list[tuple[int, int]] = []
         self._bell_base: int | None = None
-        self._active = False
+        self.active = False
+        # Writes to configuration space.
+        self._changes = 0
         self._lock = allocate_lock()
         self.bar = Bar(0, BAR_SIZE, wide=not device.low_bar)
         self.add_bar(self.bar)
@@ -119,7 +123,7 @@ class VirtioPciFunction(PciFunction):
         with self._lock:
             self._detach_bells()
             self._bell_base = new
-            if self._active:
+            if self.active:
                 self._attach_bells()
 
     # --- configuration space ---
@@ -141,12 +145,13 @@ class VirtioPciFunction(PciFunction):
                 self.write(target, value, length)
             return
         super().config_write(offset, value, size)
+        self._changes += 1
         control = self._msix_offset + CONTROL
         if offset < control + 2 and control < offset + size:
             with self._lock:
-                self.msix.set_control(self.config.get(control, 2))
+                self.msix.set_control(self.msix_control)
             if log.debugging:
-                log.debug(f"{self.name}: MSI-X control {self.config.get(control, 2):#06x}")
+                log.debug(f"{self.name}: MSI-X control {self.msix_control:#06x}")
 
     def _in_window(self, offset: int) -> bool:
         return self._window + 16 <= offset < self._window + 20
@@ -194,7 +199,7 @@ class VirtioPciFunction(PciFunction):
 
     def _kick(self, index: int) -> None:
         # Reached when the kernel has no doorbell for this address (a device not yet active).
-        if self._active and index < len(self._kick_fds):
+        if self.active and index < len(self._kick_fds):
             os.eventfd_write(self._kick_fds[index], 1)
 
     # --- life ---
@@ -206,27 +211,75 @@ class VirtioPciFunction(PciFunction):
             self._activate()
 
     def _activate(self) -> None:
-        queues = self.common.enabled_queues(self._kick_fds, self._call_fd)
         try:
-            self.device.activate(
-                self.common.accepted, queues, self._call_fd(self.common.config_vector)
-            )
+            self.prepare()
+            self.device.go_on()
         except (ValueError, OSError, MemoryError) as error:
             # A driver's nonsense, or a host without descriptors, threads or memory to spare.
             log.warning(f"{self.name}: the driver cannot use it: {error}")
             self.device.reset()
             self._needs_reset()
             return
-        self._active = True
+        self.active = True
         self._attach_bells()
 
-    def _reset(self) -> None:
+    def prepare(self) -> None:
+        """The device as its driver set it up, not yet working; raises as VirtioDevice.prepare()."""
+        queues = self.common.enabled_queues(self._kick_fds, self._call_fd)
+        self.device.prepare(self.common.accepted, queues, self._call_fd(self.common.config_vector))
+
+    def set_active(self, active: bool) -> None:
+        """Ring the doorbells at the device, or no more."""
         self._detach_bells()
-        self._active = False
+        self.active = active
+        if active:
+            self._attach_bells()
+
+    def stop(self) -> None:
+        """No doorbell, no threads, nothing rung."""
+        self.set_active(False)
         self.device.reset()
         for fd in self._kick_fds:
             _drain(fd)
+
+    def _reset(self) -> None:
+        self.stop()
         self.common.reset()
+
+    def quiesce(self) -> None:
+        """The device's threads stop between two requests; see PciFunction."""
+        self.device.quiesce()
+
+    def go_on(self) -> None:
+        """They work again; HostError when the host lacks a thread for it."""
+        try:
+            self.device.go_on()
+        except OSError as error:
+            raise HostError(
+                f"{self.name}: its threads cannot go on: {error}",
+                "raise the limit of processes (ulimit -u) or of descriptors (ulimit -n)",
+            ) from error
+
+    def mark(self) -> object:
+        """See PciFunction; counts configuration space, requests and what the host did."""
+        return self._changes, self.common.generation, self.device.mark()
+
+    def state(self) -> dict[str, object]:
+        """The transport, its queues and its device; quiesced."""
+        from devices.virtio.state import function_state
+
+        with self._lock:
+            return function_state(self)
+
+    def set_state(self, state: object) -> None:
+        """A state() again; quiesced, and go_on() follows. StateError, and nothing changed.
+
+        HostError when the host lacks what the device's threads need.
+        """
+        from devices.virtio.state import set_function_state
+
+        with self._lock:
+            set_function_state(self, state)
 
     def failed(self) -> None:
         """Something raised: the driver is told that only a reset helps (virtio 1.2, 2.1.2)."""
@@ -262,6 +315,11 @@ class VirtioPciFunction(PciFunction):
                 # The device must stop all the same; a write there rings a bell that nobody hears.
                 log.warning(f"{self.name}: doorbell at {gpa:#x}: {error}")
 
+    @property
+    def msix_control(self) -> int:
+        """Message control, as configuration space has it."""
+        return self.config.get(self._msix_offset + CONTROL, 2)
+
     def _call_fd(self, vector: int) -> int:
         return -1 if vector == NO_VECTOR else self.msix.vectors[vector].fd
 
@@ -269,7 +327,7 @@ class VirtioPciFunction(PciFunction):
         """The device's configuration changed; callable on the control thread."""
         with self._lock:
             self.common.generation = self.common.generation + 1 & 0xFF
-            if self._active:
+            if self.active:
                 self._raise_config()
 
     def _raise_config(self) -> None:
@@ -282,7 +340,7 @@ class VirtioPciFunction(PciFunction):
         return {
             "name": self.name,
             "slot": self.slot,
-            "active": self._active,
+            "active": self.active,
             "bar": self.bar.mapped,
             **self.device.status(),
         }
@@ -290,7 +348,7 @@ class VirtioPciFunction(PciFunction):
     def close(self) -> None:
         """Stop the device and close the doorbells; the vCPUs have ended before."""
         with self._lock:
-            self._active = False
+            self.active = False
             close_all([self._detach_bells, self.device.close, self._close_kicks])
 
     def _close_kicks(self) -> None:

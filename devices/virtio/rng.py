@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from devices.virtio.device import QueueConfig
     from vmm._native.memory.guestmem import GuestMemory
+    from vmm._native.virtio.worker import Worker
 
 QUEUE_SIZE = 256
 
@@ -26,19 +27,24 @@ class Rng(VirtioDevice):
         self._memory = memory
         self._worker: RngWorker | None = None
 
-    def activate(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
-        """Start the worker; a driver without a queue gets none."""
+    def prepare(self, features: int, queues: Sequence[QueueConfig], config_call_fd: int) -> None:
+        """Make the worker; a driver without a queue gets none."""
+        self.opened = {queue.index: queue.open(self._memory, features) for queue in queues}
         for queue in queues:
             self._worker = RngWorker(
-                queue.open(self._memory, features), queue.kick_fd, queue.call_fd, config_call_fd
+                self.opened[queue.index], queue.kick_fd, queue.call_fd, config_call_fd
             )
-            self._worker.start(self.name)
+
+    def workers(self) -> Sequence[tuple[str, Worker]]:
+        """The one thread."""
+        return () if self._worker is None else ((self.name, self._worker),)
 
     def reset(self) -> None:
         """Stop the worker."""
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+        self.opened = {}
 
     def broken(self) -> bool:
         """True when the ring is malformed."""

@@ -11,7 +11,19 @@ from devices import pvpanic
 from devices.virtio import block, console
 from vmm.boot import params
 from vmm.boot.bzimage import CMDLINE_SIZE, SETUP_HEADER_OFFSET
+from vmm.debug import exitnames
 
+# The kernel's names of exitnames.REASONS, in their order.
+EXITS = dict(
+    zip(
+        (
+            "UNKNOWN", "EXCEPTION", "HYPERCALL", "DEBUG", "HLT", "IRQ_WINDOW_OPEN", "SHUTDOWN",
+            "FAIL_ENTRY", "INTR", "INTERNAL_ERROR", "SYSTEM_EVENT",
+        ),
+        exitnames.REASONS,
+        strict=True,
+    )
+)  # fmt: skip
 BOOT = "struct boot_params"
 BLK = "struct virtio_blk_config"
 EXPECTED = {
@@ -26,6 +38,11 @@ EXPECTED = {
     f"offsetof({BOOT}, hdr.ramdisk_size)": params.RAMDISK_SIZE,
     f"offsetof({BOOT}, hdr.cmd_line_ptr)": params.CMD_LINE_PTR,
     f"offsetof({BOOT}, hdr.cmdline_size)": CMDLINE_SIZE,
+    "KVM_EXIT_IO": exitnames.EXIT_IO,
+    "KVM_EXIT_MMIO": exitnames.EXIT_MMIO,
+    "KVM_EXIT_X86_RDMSR": exitnames.EXIT_RDMSR,
+    "KVM_EXIT_X86_WRMSR": exitnames.EXIT_WRMSR,
+    **{f"KVM_EXIT_{name}": number for name, number in EXITS.items()},
     f"sizeof({BOOT})": params.ZERO_PAGE_SIZE,
     "sizeof(struct boot_e820_entry)": 20,
     f"offsetof({BLK}, wce)": block.WRITEBACK,
@@ -47,6 +64,7 @@ SOURCE = """
 #include <stdio.h>
 #include <misc/pvpanic.h>
 #include <asm/bootparam.h>
+#include <linux/kvm.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_console.h>
 int main(void) { %s return 0; }

@@ -11,7 +11,7 @@ from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
 from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine
-from vmm.guest.symbols import symbol_at
+from vmm.guest.symbolat import symbol_at
 from vmm.log.hub import hub
 from vmm.run import bootwatch
 from vmm.run.eventloop import EventLoop

@@ -14,6 +14,7 @@ from devices.virtio.common_config import NEEDS_RESET
 from tests.kvm.test_pci import cf8, cf8_write
 from tests.support.guest_asm import Program
 from tests.support.log_lines import log_lines
+from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine
 from tests.support.two_vcpus import COMMON_STATUS, QUEUE_GPA, activate
 from vmm._native.kvm.bus import CONTINUE
@@ -66,7 +67,7 @@ def msix_of(tiny: TinyMachine, slot: int) -> int:
 
 
 def wait_for(condition) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + patience(20)
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -149,7 +150,7 @@ def test_a_message_address_that_kvm_refuses(tmp_path, high):
         tiny.load(program.power_off())
         disk, rng = [tiny.machine.virtio[slot - 1].msix.vectors[0] for slot in (DISK, RNG)]
         tiny.machine.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patience(10)
         while tiny.machine.memory.read(READY_GPA, 2) != b"\1\0" and time.monotonic() < deadline:
             time.sleep(0.01)
         assert (disk.unmasked, rng.unmasked) == (False, True)

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.support.command import HALT, Command, finish
+from tests.support.speed import patience
 
 
 class Service:
@@ -19,7 +20,7 @@ class Service:
         path = str(folder / "notify")
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(path)
-        self.manager.settimeout(20)
+        self.manager.settimeout(patience(20))
         self.command = Command(folder, HALT, **settings)
         self.command.env["NOTIFY_SOCKET"] = path
 

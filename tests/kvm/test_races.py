@@ -12,6 +12,7 @@ from devices.acpi_pm import Ged
 from tests.kvm.test_exhaustion import low_bars
 from tests.support.guest_asm import Program
 from tests.support.log_lines import log_lines
+from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine
 from tests.support.two_vcpus import (
     AP_CODE,
@@ -103,7 +104,7 @@ def test_the_control_thread_asks_while_vcpus_change_everything(tmp_path):
         machine.start()
         boot = machine.vcpus[0].loop
         asked = 0
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + patience(60)
         while boot.outcome == CONTINUE and time.monotonic() < deadline:
             machine.status()
             machine.activity()
@@ -138,7 +139,7 @@ def test_no_press_of_the_power_button_is_lost():
             reader.start()
         for n in range(2000):
             ged.power_button()
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + patience(5)
             while len(seen) <= n and time.monotonic() < deadline:
                 time.sleep(0)
             assert len(seen) == n + 1

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import RETRIED
+from tests.lab.guests.debian import DebianGuest
 from tests.lab.guests.default_guest import DefaultGuest
 from tests.lab.guests.job_guest import JobGuest
+from tests.lab.rig import devices
 from tests.lab.rig.steady import SteadyLab, take_told
 
 LAB_TEST_SECONDS = 1800
@@ -39,18 +42,37 @@ def job() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def lab() -> Iterator[SteadyLab]:
-    running = SteadyLab()
-    yield running
-    running.close()
+def nvme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The content of a lab's NVMe, random but always the same."""
+    return devices.random_image(tmp_path_factory.mktemp("nvme") / "nvme.img", devices.NVME_BYTES)
 
 
 @pytest.fixture(scope="session")
-def debian_lab() -> Iterator[SteadyLab]:
-    """A lab whose disks are throw-away copies of the Debian images."""
-    from tests.lab.guests.debian import DebianGuest
+def writes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The host's file behind a second NVMe, which is written to for good."""
+    path = tmp_path_factory.mktemp("nvme") / "writes.img"
+    with open(path, "wb") as file:
+        file.truncate(devices.WRITES_BYTES)
+    return path
 
+
+@pytest.fixture(scope="session")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that the lab's network offers by TFTP."""
+    path = tmp_path_factory.mktemp("tftp") / devices.FETCHED_NAME
+    return devices.random_image(path, devices.FETCHED_BYTES, seed=2)
+
+
+@pytest.fixture(scope="session")
+def lab(nvme: Path, writes: Path, fetched: Path) -> Iterator[SteadyLab]:
+    """The one that nearly all modules share: throw-away copies of the Debian disks, all devices.
+
+    A boot, and the first job of a lab, cost as much as many a test.
+    """
     debian = DebianGuest()
-    running = SteadyLab(drives=[debian.image, debian.disk, debian.grub_disk()])
+    running = SteadyLab(
+        drives=[debian.image, debian.disk, debian.grub_disk()],
+        extra=devices.everything(nvme, writes, fetched),
+    )
     yield running
     running.close()

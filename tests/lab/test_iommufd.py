@@ -11,10 +11,10 @@ import pytest
 from tests.abi.test_iommufd import compare
 from tests.lab.guests.iommufd_kernel import COMPILER, IommufdKernel, headers
 from tests.lab.rig import devices
+from tests.lab.rig.devices import FIRST_BYTES
 from tests.lab.rig.steady import SteadyLab
-from tests.lab.test_passthrough import FIRST_BYTES, SCENARIO, nvme
 
-__all__ = ["nvme"]
+SCENARIO = "tests.lab.scenarios"
 CDEV = "cdev"
 
 
@@ -44,28 +44,36 @@ def test_an_nvme_by_its_file(iommufd_lab, job, nvme):
     iommufd_lab.call(f"{SCENARIO}.passthrough:nvme_works", md5=md5, form=CDEV, **job)
 
 
+@pytest.mark.full
 def test_reboots(iommufd_lab, job, nvme):
     md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
-    iommufd_lab.call(f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, form=CDEV, **job)
+    iommufd_lab.call(
+        f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, boots=4, form=CDEV, **job
+    )
 
 
+@pytest.mark.full
 def test_killed_and_started_again(iommufd_lab, job):
     iommufd_lab.call(f"{SCENARIO}.passthrough:killed_and_started_again", form=CDEV, **job)
 
 
 @pytest.mark.parametrize(
     "name",
-    ["by_its_file_alone", "two_devices_by_one_file", "a_group_and_a_file_are_refused",
-     "without_the_group_s_file"],
+    ["by_its_file_alone", "a_group_and_a_file_are_refused", "without_the_group_s_file",
+     pytest.param("two_devices_by_one_file", marks=pytest.mark.full)],
 )  # fmt: skip
 def test_files(iommufd_lab, job, name):
     iommufd_lab.call(f"{SCENARIO}.iommufd:{name}", **job)
 
 
+@pytest.mark.full
 def test_faults(iommufd_lab):
     iommufd_lab.call(f"{SCENARIO}.faults:faults_of_edu", form=CDEV)
 
 
+@pytest.mark.full
 def test_the_group_as_before(iommufd_lab, job, nvme):
     md5 = hashlib.md5(nvme.read_bytes()[:FIRST_BYTES]).hexdigest()
-    iommufd_lab.call(f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, form="group", **job)
+    iommufd_lab.call(
+        f"{SCENARIO}.passthrough:reboots_with_a_device", md5=md5, boots=4, form="group", **job
+    )

@@ -95,14 +95,21 @@ def wait_for(
     seconds: float = 60,
     check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Until it is true; AssertionError after ``seconds``. ``check`` raises what ends it before."""
+    """Until it is true; AssertionError after ``seconds``. ``check`` raises what ends it before.
+
+    Asking the manager takes longer than waiting: most of the only processor is the guest's.
+    """
     deadline = time.monotonic() + patience(seconds)
     watch = FlawWatch()
-    while not condition():
+    while True:
+        asked = time.monotonic()
+        if condition():
+            return
+        took = time.monotonic() - asked
         watch.check()
         check()
         expect(time.monotonic() < deadline, f"no {what} within {patience(seconds):g} s")
-        time.sleep(0.1)
+        time.sleep(max(0.1, 2 * took))
 
 
 def is_kernels(pid: str) -> bool:
@@ -227,14 +234,14 @@ class Service:
             seen.append(self.show())
             return condition(seen[-1])
 
-        self._patiently(f"{what} of {self.unit}", met, seconds)
+        self.patiently(f"{what} of {self.unit}", met, seconds)
         return seen[-1]
 
     def restart(self) -> float:
         """By its manager; the seconds that this took."""
         started = time.monotonic()
         with subprocess.Popen(self._ctl("restart", self.unit)) as manager:
-            self._patiently("restart", lambda: manager.poll() is not None)
+            self.patiently("restart", lambda: manager.poll() is not None)
         expect(manager.returncode == 0, self.told())
         return time.monotonic() - started
 
@@ -242,8 +249,11 @@ class Service:
         """Where its vCPUs are now."""
         return self._vcpus.reports(self.show().pid)
 
-    def _patiently(self, what: str, condition: Callable[[], object], seconds: float = 60) -> None:
-        """wait_for(), with all that is known of the guest when it takes too long."""
+    def patiently(self, what: str, condition: Callable[[], object], seconds: float = 60) -> None:
+        """wait_for(), with all that is known of the guest when it takes too long.
+
+        LabFlaw when the emulator lost it.
+        """
         still = StillWatch(self.console, self.reports if self._kernel else list)
         try:
             wait_for(what, condition, seconds, still.check)
@@ -281,7 +291,7 @@ class Service:
 
     def until(self, words: str, seconds: float = 120) -> None:
         """Wait for ``words`` on the guest's console."""
-        self._patiently(words, lambda: words in self.console(), seconds)
+        self.patiently(words, lambda: words in self.console(), seconds)
 
     def end(self) -> None:
         """Whatever it is doing; for the end of a scenario."""

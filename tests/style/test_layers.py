@@ -16,6 +16,7 @@ FLOORS = (
     ("vmm.check",),
     ("vmm.debug",),
     ("vmm.run",),
+    ("vmm.debug",),
     ("vmm.machine",),
     ("devices",),
     ("vmm.host",),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CODE_GPA = 0x2000
 DATA_GPA = 0x3000
 RAM_BYTES = 0x10000
+READONLY = 2
 # DR7's kinds of a breakpoint (SDM 3B, 18.2.4), and its code for a length.
 ON_EXECUTION, ON_WRITE, ON_ACCESS = 0, 1, 3
 LENGTHS = {1: 0, 2: 1, 4: 3, 8: 2}
@@ -54,7 +55,8 @@ class _Scratch:
         self.vcpu: VcpuFd = vm.create_vcpu(0, 0, self.kvm.get_vcpu_mmap_size())
         pio = Bus("ports")
         pio.attach(SCRATCH_PORT, 1, StopPort(), "scratch")
-        self.loop = VcpuLoop(self.vcpu, pio, Bus("MMIO"), self._done)
+        self.mmio = Bus("MMIO")
+        self.loop = VcpuLoop(self.vcpu, pio, self.mmio, self._done)
         sregs = regs.boot_sregs()
         self.memory.write(sregs["gdt"][0], regs.gdt_bytes())
         self.vcpu.set_sregs(sregs)
@@ -102,6 +104,11 @@ class Abilities:
         return _tried(_port_works)
 
     @cached_property
+    def page(self) -> bool:
+        """A write to a read-only slot comes to us as MMIO."""
+        return _tried(_page_works)
+
+    @cached_property
     def resume_flag(self) -> bool:
         """RFLAGS.RF lets a vCPU leave an execution breakpoint without a single step."""
         both = [(CODE_GPA + n, ON_EXECUTION, 0) for n in (0, 1)]
@@ -136,6 +143,14 @@ def _hits(code: bytes, exception: int, pc: int, **debug: object) -> bool:
         return stopped and scratch.loop.debug_exit()[:2] == (pc, exception)
 
     return _tried(attempt)
+
+
+def _page_works(scratch: _Scratch) -> bool:
+    ((gpa, size, hva),) = scratch.memory.slots
+    # The same memory a second time, behind the first.
+    scratch.vm.set_user_memory_region(1, gpa + size, size, hva, READONLY)
+    scratch.mmio.attach(gpa + size, size, StopPort(), "scratch")
+    return scratch.run(b"\xa2" + (gpa + size).to_bytes(4, "little") + PLAIN) == bus.STOP
 
 
 def _port_works(scratch: _Scratch) -> bool:

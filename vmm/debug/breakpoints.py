@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
 from vmm.debug.onebyte import is_one_byte
-from vmm.debug.points import HARDWARE, INT3, PORT, STEP, Point
+from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm.debug.cpu import Cpu
+    from vmm.debug.pagewatch import PageWatch
     from vmm.debug.patches import Patch, Patches
     from vmm.debug.points import Action, Condition
 
@@ -27,6 +28,8 @@ DEBUG_EXIT = "debug"
 IO_EXIT = "io"
 BREAK_EXCEPTION = 3
 OUT = 0xE6
+PAGE_BYTES = 4096
+MMIO_EXIT = "mmio"
 
 
 class Site:
@@ -42,7 +45,10 @@ class Site:
 class Breakpoints:
     """All points of a guest. The thread that drives it, while the guest stands still."""
 
-    def __init__(self, cpus: Sequence[Cpu], patches: Patches, stop_port: int) -> None:
+    def __init__(
+        self, cpus: Sequence[Cpu], patches: Patches, pages: PageWatch, stop_port: int
+    ) -> None:
+        self._pages = pages
         self._cpus = cpus
         self._patches = patches
         self._stop_port = stop_port
@@ -82,18 +88,39 @@ class Breakpoints:
         self, address: int, label: str | None, size: int, access: str, action: Action | None,
         condition: str | Condition | None,
     ) -> Point:  # fmt: skip
-        """A hardware watchpoint on 1, 2, 4 or 8 aligned bytes."""
-        if size not in LENGTHS or address % size:
-            raise ValueError(
-                f"a watchpoint of {size} bytes at {address:#x}: 1, 2, 4 or 8 bytes, aligned"
-            )
-        if not (ABILITIES.watch and len(self._slots) < HARDWARE_MAX):
-            raise _no_hardware(ABILITIES.watch, "write")
+        """By hardware for 1, 2, 4 or 8 aligned bytes while one is free, else by its pages."""
         point = Point(address, label, action, condition, self._remove, self._changed)
         point.size = size
         point.access = access
-        self._take_slot(point)
+        fits = size in LENGTHS and address % size == 0
+        if fits and ABILITIES.watch and len(self._slots) < HARDWARE_MAX:
+            self._take_slot(point)
+        elif access == "w" and ABILITIES.page:
+            self._pages.add(point, self._gpas(address, size))
+            point.kind = PAGE
+        elif fits:
+            raise _no_hardware(ABILITIES.watch, "write")
+        else:
+            raise HostError(
+                f"{size} bytes at {address:#x} cannot be watched for {access!r}: hardware does 1, "
+                "2, 4 or 8 aligned ones, and by pages "
+                + ("only writes" if ABILITIES.page else "this KVM reports no writes (tried)"),
+                "watch less",
+            )
         return point
+
+    def _gpas(self, address: int, size: int) -> list[tuple[int, int]]:
+        """(gpa, size) of a linear range, page by page; ValueError where nothing is mapped."""
+        found = []
+        while size > 0:
+            length = min(size, PAGE_BYTES - address % PAGE_BYTES)
+            gpa = self._gpa(address)
+            if gpa is None:
+                raise ValueError(f"nothing is mapped at {address:#x}")
+            found.append((gpa, length))
+            address += length
+            size -= length
+        return found
 
     def _take_slot(self, point: Point) -> None:
         point.kind = HARDWARE
@@ -137,7 +164,9 @@ class Breakpoints:
         return self._cpus[0].vcpu.fd.translate(address)
 
     def _remove(self, point: Point) -> None:
-        if point in self._slots:
+        if point.kind == PAGE:
+            self._pages.remove(point)
+        elif point in self._slots:
             self._slots.remove(point)
         else:
             site = self._sites[point.address]
@@ -234,6 +263,8 @@ class Breakpoints:
         reason, port = cpu.vcpu.loop.newest_exit()
         if reason == DEBUG_EXIT:
             return self._debug_hits(cpu)
+        if reason == MMIO_EXIT:
+            return self._pages.take_hits()
         if reason == IO_EXIT and port == self._stop_port:
             address = cpu.address - 2
             site = self._sites.get(address)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.debug.cpumemory import CpuMemory
 from vmm.debug.registers import Regs, Sregs
+from vmm.guest.backtrace import FRAMES_MAX, backtrace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.debug.kernelsymbols import KernelSymbols
+    from vmm.debug.ram import Ram
+    from vmm.guest.backtrace import Frame
     from vmm.vcpu import Vcpu
 
 RFLAGS_RF = 1 << 16
@@ -42,7 +47,13 @@ class Cpu:
     ``regs`` and ``sregs`` are read once and written back before the guest runs; ``msrs`` at once.
     """
 
-    def __init__(self, vcpu: Vcpu, still: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        vcpu: Vcpu,
+        ram: Ram,
+        symbols: KernelSymbols,
+        still: Callable[[], None],
+    ) -> None:
         self.vcpu = vcpu
         self.index = vcpu.index
         self._still = still
@@ -51,6 +62,8 @@ class Cpu:
         self.regs = Regs(fd.get_regs, fd.set_regs, still)
         self.sregs = Sregs(fd.get_sregs, fd.set_sregs, still)
         self.msrs = Msrs(vcpu, still)
+        self.memory = CpuMemory(ram, self.sregs, symbols.resolve)
+        self._symbols = symbols
 
     @property
     def address(self) -> int:
@@ -75,6 +88,13 @@ class Cpu:
     def lapic(self, page: bytes | bytearray) -> None:
         self._still()
         self.vcpu.fd.set_lapic(page)
+
+    def backtrace(self, limit: int = FRAMES_MAX) -> list[Frame]:
+        """The frames of what runs there, its own first: address, symbol, sp.
+
+        By the kernel's ORC tables where it has them, else by frame pointers.
+        """
+        return backtrace(self.regs.as_dict(), self.memory.read, self._symbols.get(), limit)
 
     def flush(self) -> None:
         """Write changed registers to the vCPU."""

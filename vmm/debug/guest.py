@@ -10,13 +10,15 @@ from vmm.debug import stop
 from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
+from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
 from vmm.debug.stopports import claim_stop_port
 from vmm.host.console import HostConsole
-from vmm.host.disk import open_disks
+from vmm.host.overlay import open_overlays
 from vmm.light.teardown import close_all
 from vmm.machine import build_machine
 
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
 
     from vmm.debug.gdb.server import GdbServer
     from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.stats import Stats
     from vmm.debug.stop import Stop
+    from vmm.debug.trace import Trace
+    from vmm.guest.symbols import Symbols
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.run.outcome import Outcome
@@ -38,7 +43,8 @@ class Guest:
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
     ``cpu_count``, ``memory``, ``devices``, ``cmdline``, ``initramfs``, ``serial``, ``console``,
-    ``gpudirect_clique``); only ``kernel`` is required. ConfigError, HostError and the like have the
+    ``gpudirect_clique``); only ``kernel`` is required. Images are only read: what the guest writes
+    stays in memory. ConfigError, HostError and the like have the
     command's words. One thread drives a guest; any thread may call pause() and read RAM.
     """
 
@@ -65,13 +71,14 @@ class Guest:
         self._closed = False
         self._background: threading.Thread | None = None
         self._gdb_servers: list[GdbServer] = []
+        self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
         self._consoles: list[KeptConsole | HostConsole] = []
         try:
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
-            self._disks = open_disks(config.system_images, config.config_images)
+            self._disks = open_overlays(config.system_images, config.config_images)
             self.machine: Machine = build_machine(
                 config,
                 self._disks,
@@ -100,9 +107,12 @@ class Guest:
         machine = self.machine
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
-        self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(self.cpus, patches, claim_stop_port(machine.pio))
-        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbol_at)
+        self._symbols = KernelSymbols(self.config.kernel_path, self.memory, lambda: self.cpus[0])
+        self.cpus = [Cpu(vcpu, self.memory, self._symbols, self._still) for vcpu in machine.vcpus]
+        self.points = Breakpoints(
+            self.cpus, patches, PageWatch(machine), claim_stop_port(machine.pio)
+        )
+        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols.at)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
                 self._control.driver.listen(console.port)
@@ -218,7 +228,12 @@ class Guest:
                 return
             poll.poll(1000 * (LOOK_SECONDS if left is None else min(left, LOOK_SECONDS)))
 
-    # --- breakpoints ---
+    # --- symbols and breakpoints ---
+
+    @property
+    def symbols(self) -> Symbols:
+        """The kernel's symbols: names to addresses and back; GuestError while there are none."""
+        return self._symbols.require()
 
     def breakpoint(
         self,
@@ -249,27 +264,36 @@ class Guest:
         self._open()
         if access not in ("w", "rw"):
             raise ValueError(f"access={access!r}: 'w' for writes, 'rw' for writes and reads")
-        where = self._address(address)
+        where = self._symbols.resolve(address)
         return self.points.watch(where, self._label(address), size, access, action, condition)
 
     def _add_point(
         self, where: str | int, action: Action | None, hardware: bool | None, condition: Any
     ) -> Point:
-        address = self._address(where)
+        address = self._symbols.resolve(where)
         return self.points.add(address, self._label(where), action, hardware, condition)
 
-    def _address(self, where: str | int) -> int:
-        if isinstance(where, int):
-            if not 0 <= where < 1 << 64:
-                raise ValueError(f"{where:#x} is no linear address")
-            return where
-        raise KeyError(f"{where!r}: no symbols are known")
-
     def _label(self, where: str | int) -> str | None:
-        return where if isinstance(where, str) else self._symbol_at(where)
+        return where if isinstance(where, str) else self._symbols.at(where)
 
-    def _symbol_at(self, address: int) -> str | None:
-        return None
+    # --- what it does ---
+
+    @property
+    def trace(self) -> Trace:
+        """Exits of all vCPUs in native rings, off until its start(). Any thread."""
+        if self._trace is None:
+            from vmm.debug.trace import Trace
+
+            self._open()
+            self._trace = Trace(self.machine, os.path.basename(self.config.kernel_path))
+        return self._trace
+
+    def stats(self) -> Stats:
+        """What KVM itself counted, also of exits that do not come to us. Any thread."""
+        from vmm.debug.stats import read_stats
+
+        self._open()
+        return read_stats(self.machine)
 
     # --- gdb ---
 
@@ -305,6 +329,8 @@ class Guest:
             self.pause()
         self._closed = True
         steps: list[Callable[[], object]] = []
+        if self._trace is not None:
+            steps.append(self._trace.stop)
         if hasattr(self, "machine"):
             steps.append(self.machine.close)
         if hasattr(self, "_control"):

@@ -6,6 +6,8 @@ from vmm._native.kvm import bus
 from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.cpu import Cpu
 from vmm.debug.driver import Several
+from vmm.debug.kernelsymbols import KernelSymbols
+from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import RunControl
@@ -26,8 +28,10 @@ class Held:
         self.machine = machine
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
-        self.cpus = [Cpu(vcpu, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(self.cpus, patches, claim_stop_port(machine.pio))
+        symbols = KernelSymbols(machine.config.kernel_path, self.memory, lambda: self.cpus[0])
+        self.cpus = [Cpu(vcpu, self.memory, symbols, self._still) for vcpu in machine.vcpus]
+        port = claim_stop_port(machine.pio)
+        self.points = Breakpoints(self.cpus, patches, PageWatch(machine), port)
         self.control = RunControl(
             machine, self.cpus, self.points, patches, _no_symbols, Several(machine), _outcome
         )

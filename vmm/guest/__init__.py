@@ -1,1 +1,1 @@
-"""What the guest's software is, read from outside. Imports errors and layout."""
+"""What is in a guest's RAM, read from outside: page tables, symbols, frames, dumps."""

@@ -1,161 +1,289 @@
-"""Names for guest code addresses: from the kernel's own ELF symbols, or the System.map beside it.
+"""Names to guest addresses and back: of an ELF vmlinux, a System.map, or the kernel in RAM itself.
 
-The control thread waits for the answer, so each symbol is looked at once and only the nearest one
-gets a name: 100,000 take some 20 ms. Source: System V ABI, chapter 4 (symbol table); nm(1) for
-System.map.
+A file has the addresses of the link; where KASLR moved the kernel, its image in RAM tells how far.
+Of several symbols of one name the lowest counts, of several at one address the first.
 """
 
 from __future__ import annotations
 
-import os
-import struct
+from bisect import bisect_right
 
-from vmm.light.record import Record
+from vmm.errors import GuestError
+from vmm.guest import kallsyms, pagetables, symbolfiles
+from vmm.guest.kernelimage import BANNER, KERNEL_START, Stretch, kernel_paging
+from vmm.guest.pagetables import CR4_LA57, CR4_PAE, EFER_LMA, EFER_NXE, Paging
+from vmm.guest.symbolat import DAMAGED, is_elf, name_and_offset, nearest_in
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
-# Symbols further away than this say nothing about an address.
-REACH_BYTES = 1 << 20
-ELF_MAGIC = b"\x7fELF"
-IDENT_BYTES = 16
-CLASS = 4
-PT_LOAD = 1
-SHT_SYMTAB = 2
-# STT_NOTYPE and STT_FUNC.
-CODE_TYPES = (0, 2)
-CODE_LETTERS = "tTwW"
-# A damaged file shall not keep anybody waiting: more than any kernel has.
-HEADERS_MAX = 4096
-TABLE_BYTES_MAX = 48 << 20
-NAME_BYTES_MAX = 512
+    from vmm.guest.pagetables import Memory
+    from vmm.guest.symbolat import Table
+
+# More than distributions' kernels have.
+IMAGE_BYTES = 64 << 20
+CLOSE_NAMES = 5
+CLOSE_AMONG_MAX = 4000
 
 
-class _Form(Record):
-    """The structures of one ELF class, and where in each what we read stands.
+class FileTable:
+    """The symbols of a file."""
 
-    Fields of ``header``: offsets of program and section headers, their numbers. ``segment``: type,
-    vaddr, paddr, memsz. ``section``: type, offset, size, link. ``symbol``: name, info, value.
+    def __init__(self, rows: list[symbolfiles.Row]) -> None:
+        self._rows = sorted(rows, key=lambda row: row[0])
+        self._addresses = [row[0] for row in self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def address(self, index: int) -> int:
+        """The address of one."""
+        return self._addresses[index]
+
+    def index_at(self, address: int) -> int:
+        """The last one up to an address; -1 for none."""
+        return bisect_right(self._addresses, address) - 1
+
+    def name(self, index: int) -> tuple[str, str]:
+        """(letter as in nm(1), name) of one."""
+        return self._rows[index][1:3]
+
+    def names(self) -> list[tuple[str, str]]:
+        """(letter as in nm(1), name) of each."""
+        return [row[1:3] for row in self._rows]
+
+    def size(self, index: int) -> int:
+        """What the file says of one's size; 0 where it says nothing."""
+        return self._rows[index][3]
+
+
+class Symbols:
+    """A kernel's symbols, where it runs. A mapping of names to addresses, and more.
+
+    ``source`` says where they are from, ``slide`` how far KASLR moved the kernel (0 where the
+    addresses are the running kernel's own). Once made, any thread may use it.
     """
 
-    __slots__ = ("header", "section", "segment", "symbol")
-    header: tuple[struct.Struct, tuple[int, ...]]
-    segment: tuple[struct.Struct, tuple[int, ...]]
-    section: tuple[struct.Struct, tuple[int, ...]]
-    symbol: tuple[struct.Struct, tuple[int, ...]]
+    def __init__(self, table: Table, source: str, slide: int = 0) -> None:
+        self.table = table
+        self._by_name: dict[str, int] | None = None
+        self.source = source
+        self.slide = slide
 
-
-def _form(bits: int) -> _Form:
-    form = _Form()
-    if bits == 64:
-        form._set(
-            header=(struct.Struct("<16xHHIQQQIHHHHHH"), (4, 5, 9, 11)),
-            segment=(struct.Struct("<IIQQQQQQ"), (0, 3, 4, 6)),
-            section=(struct.Struct("<IIQQQQIIQQ"), (1, 4, 5, 6)),
-            symbol=(struct.Struct("<IBBHQQ"), (0, 1, 4)),
-        )
-    else:
-        form._set(
-            header=(struct.Struct("<16xHHIIIIIHHHHHH"), (4, 5, 9, 11)),
-            segment=(struct.Struct("<IIIIIIII"), (0, 2, 3, 5)),
-            section=(struct.Struct("<IIIIIIIIII"), (1, 4, 5, 6)),
-            symbol=(struct.Struct("<IIIBBH"), (0, 3, 1)),
-        )
-    return form
-
-
-def symbol_at(kernel_path: str, address: int) -> str | None:
-    """``name+0x12`` for a linear or (before paging) physical address; None when not known.
-
-    A bzImage's System.map holds for a kernel that runs where it was linked (``nokaslr``).
-    """
-    try:
-        fd = os.open(kernel_path, os.O_RDONLY | os.O_CLOEXEC)
+    @classmethod
+    def from_elf(cls, path: str, slide: int = 0) -> Symbols:
+        """Of an ELF file with a symbol table; GuestError for one that has none or is damaged."""
         try:
-            ident = os.pread(fd, IDENT_BYTES, 0)
-            if ident[: len(ELF_MAGIC)] == ELF_MAGIC:
-                return _elf_symbol(fd, _form(64 if ident[CLASS] == 2 else 32), address)
-        finally:
-            os.close(fd)
-        return _text(*_nearest(_map_symbols(kernel_path), address), address)
-    except (OSError, ValueError, IndexError, OverflowError, struct.error):
-        return None  # no such file, or a damaged one
+            rows = symbolfiles.elf_rows(path) if is_elf(path) else []
+        except DAMAGED as error:
+            raise GuestError(f"{path}: its symbols cannot be read: {error}", "copy it again") from (
+                error
+            )
+        if not rows:
+            raise GuestError(f"{path} has no symbol table", "give a vmlinux that is not stripped")
+        return cls(FileTable(rows), path, slide)
+
+    @classmethod
+    def from_map(cls, path: str, slide: int = 0) -> Symbols:
+        """Of a System.map; GuestError for a file that is none."""
+        try:
+            rows = list(symbolfiles.map_rows(path))
+        except DAMAGED as error:
+            raise GuestError(f"{path} cannot be read: {error}", "give a System.map") from error
+        if not rows:
+            raise GuestError(
+                f"{path} has no symbols in it", "install the kernel's -dbg package, which has it"
+            )
+        return cls(FileTable(rows), path, slide)
+
+    @classmethod
+    def from_ram(
+        cls, memory: Memory, paging: Paging | None = None, image: int | None = None
+    ) -> Symbols:
+        """Of the Linux that runs in this RAM; GuestError where there is none (yet).
+
+        With a vCPU's ``paging``, or a gpa at the begin of the kernel's ``image`` (its entry), some
+        50 MiB are looked at, without them all RAM.
+        """
+        stretches = [Stretch(image, IMAGE_BYTES)] if image is not None else []
+        if paging is not None and not stretches:
+            stretches = kernel_paging(memory, paging)[1]
+        table = kallsyms.find(memory, stretches) if stretches else None
+        table = table or kallsyms.find(memory)
+        if table is None:
+            raise GuestError(
+                "no symbols in guest RAM: no Linux with kallsyms runs there (yet)",
+                "let the guest run until its kernel has unpacked itself, or give a vmlinux",
+            )
+        return cls(table, "kallsyms")
+
+    @classmethod
+    def of(cls, kernel_path: str, memory: Memory, paging: Paging | None = None) -> Symbols:
+        """The best there are for a guest: of its kernel file, of the System.map beside it, of RAM.
+
+        GuestError where there are none (yet).
+        """
+        found = _of_file(kernel_path)
+        if found is None:
+            return cls.from_ram(memory, paging)
+        found.slide = running_slide(found, memory, paging)
+        return found
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
+
+    def __getitem__(self, name: str) -> int:
+        index = self._names().get(name)
+        if index is None:
+            raise KeyError(self._unknown(name))
+        return self._address(index)
+
+    def get(self, name: str, default: int | None = None) -> int | None:
+        """The address, or ``default`` for a name that there is not."""
+        index = self._names().get(name)
+        return default if index is None else self._address(index)
+
+    def resolve(self, where: int | str) -> int:
+        """An address as it is, or of ``name`` or ``name+0x12``; KeyError, ValueError."""
+        if isinstance(where, int):
+            return where
+        name, plus, offset = where.partition("+")
+        if not plus:
+            return self[name]
+        try:
+            return self[name.strip()] + int(offset, 0)
+        except ValueError:
+            raise ValueError(f"{where!r}: {offset!r} is no number (name+0x12)") from None
+
+    def at(self, address: int) -> str | None:
+        """``name+0x12`` for an address; None when no symbol is near."""
+        found = self.nearest(address)
+        return None if found is None else name_and_offset(found[0], address - found[1])
+
+    def nearest(self, address: int) -> tuple[str, int] | None:
+        """(name, its address) of the last symbol up to an address; None when none is near."""
+        if address < KERNEL_START <= self.table.address(len(self.table) - 1):
+            return None  # a user's or a physical one; what is per CPU has such numbers, too
+        linked = address - self.slide if address >= KERNEL_START else address
+        found = nearest_in(self.table, linked)
+        return None if found is None else (found[0], found[1] + address - linked)
+
+    def search(self, pattern: str) -> dict[str, int]:
+        """Names that match a pattern of the shell ("sys_*"), with their addresses, in order."""
+        from fnmatch import translate
+        from re import compile as compile_pattern
+
+        match = compile_pattern(translate(pattern)).match
+        names = self._names()
+        return {name: self._address(index) for name, index in names.items() if match(name)}
+
+    def address_and_size(self, name: str) -> tuple[int, int]:
+        """Where a symbol is and how long: as the file says, else up to the next symbol."""
+        address, table = self[name], self.table
+        index = self._names()[name]
+        size = table.size(index) if isinstance(table, FileTable) else 0
+        start = table.address(index)
+        while not size and index + 1 < len(table):
+            index += 1
+            size = table.address(index) - start
+        return address, size
+
+    def __repr__(self) -> str:
+        moved = f", moved by {self.slide:#x}" if self.slide else ""
+        return f"<Symbols: {len(self)} from {self.source}{moved}>"
+
+    def _names(self) -> dict[str, int]:
+        """The index of each name, in the order of addresses; made at first use."""
+        if self._by_name is None:
+            found: dict[str, int] = {}
+            try:
+                for index, (_, name) in enumerate(self.table.names()):
+                    found.setdefault(name, index)
+            except DAMAGED as error:
+                raise GuestError(
+                    f"the symbols in guest RAM are damaged: {error}", "give a vmlinux"
+                ) from error
+            self._by_name = found
+        return self._by_name
+
+    def _address(self, index: int) -> int:
+        address = self.table.address(index)
+        # What is per CPU has small numbers, which nothing moves.
+        return address + self.slide if address >= KERNEL_START else address
+
+    def _unknown(self, name: str) -> str:
+        from difflib import get_close_matches
+
+        names = self._names()
+        near = [each for each in names if name and name in each]
+        if not near:
+            alike = [n for n in names if n[:2] == name[:2] and abs(len(n) - len(name)) < 4]
+            near = get_close_matches(name, alike[:CLOSE_AMONG_MAX], CLOSE_NAMES)
+        near = sorted(near, key=len)[:CLOSE_NAMES]
+        hint = f"; there are {', '.join(near)}" if near else ""
+        return f"no symbol {name!r} in {self.source}{hint}"
 
 
-def _elf_symbol(fd: int, form: _Form, address: int) -> str | None:
-    code, places = form.header
-    fields = code.unpack(os.pread(fd, code.size, 0))
-    segments_at, sections_at, segment_count, section_count = [fields[n] for n in places]
-    address = _linked(_table(fd, form.segment, segments_at, segment_count), address)
-    sections = list(_table(fd, form.section, sections_at, section_count))
-    for kind, offset, size, link in sections:
-        if kind == SHT_SYMTAB:
-            value, name = _nearest_of_table(_read(fd, offset, size), form, address)
-            _, names_at, names_size, _ = sections[link]
-            text = os.pread(fd, min(NAME_BYTES_MAX, max(0, names_size - name)), names_at + name)
-            return _text(value, text.partition(b"\0")[0].decode("ascii", "replace"), address)
+def running_slide(symbols: Symbols, memory: Memory, paging: Paging | None) -> int:
+    """How far the kernel in RAM is from where its file has it: 0 where it does not show.
+
+    Where its image begins gives it away, else its own symbol table; its banner proves it.
+    """
+    text, banner = symbols.get("_text"), symbols.get("linux_banner")
+    if text is None or banner is None or paging is None:
+        return 0
+    at, stretches = kernel_paging(memory, paging)
+    if not stretches:
+        return 0
+    guesses = [0, min(stretch.gva or 0 for stretch in stretches) - text]
+    for slide in guesses:
+        if _reads_banner(memory, at, banner + slide):
+            return slide
+    table = kallsyms.find(memory, stretches)
+    for index, (_, name) in enumerate(table.names() if table is not None else []):
+        if table is not None and name == "_text":
+            slide = table.address(index) - text
+            return slide if _reads_banner(memory, at, banner + slide) else 0
+    return 0
+
+
+def _of_file(kernel_path: str) -> Symbols | None:
+    """Those of the kernel file or the System.map beside it; None where neither has any."""
+    path = symbolfiles.map_path(kernel_path)
+    for make, name in ((Symbols.from_elf, kernel_path), (Symbols.from_map, path)):
+        try:
+            if name is not None:
+                return make(name)
+        except GuestError:
+            continue
     return None
 
 
-def _table(
-    fd: int, form: tuple[struct.Struct, tuple[int, ...]], offset: int, count: int
-) -> Iterator[tuple[int, ...]]:
-    """What we read of each of ``count`` headers."""
-    code, places = form
-    for fields in code.iter_unpack(_read(fd, offset, code.size * min(count, HEADERS_MAX))):
-        yield tuple([fields[n] for n in places])
+def _reads_banner(memory: Memory, paging: Paging, gva: int) -> bool:
+    try:
+        return pagetables.read(memory, paging, gva, len(BANNER)) == BANNER
+    except ValueError:
+        return False
 
 
-def _read(fd: int, offset: int, size: int) -> bytes:
-    if size > TABLE_BYTES_MAX:
-        raise ValueError(f"a table of {size} bytes")
-    return os.pread(fd, size, offset)
+def own_paging(memory: Memory, symbols: Symbols) -> Paging | None:
+    """The kernel's own page tables, where no vCPU can be asked: by its symbols from RAM.
 
-
-def _linked(segments: Iterable[tuple[int, ...]], address: int) -> int:
-    """The address as the symbols have it: a physical one becomes its segment's virtual one."""
-    loads = [fields[1:] for fields in segments if fields[0] == PT_LOAD]
-    if any(vaddr <= address < vaddr + size for vaddr, _, size in loads):
-        return address
-    for vaddr, paddr, size in loads:
-        if paddr <= address < paddr + size:
-            return address - paddr + vaddr
-    return address
-
-
-def _nearest_of_table(data: bytes, form: _Form, address: int) -> tuple[int, int]:
-    """(value, place of the name) of the last code symbol up to ``address``; -1 without one."""
-    code, (name, info, value) = form.symbol
-    best, best_name = -1, 0
-    for fields in code.iter_unpack(data[: len(data) // code.size * code.size]):
-        if best < fields[value] <= address and fields[name] and fields[info] & 15 in CODE_TYPES:
-            best, best_name = fields[value], fields[name]
-    return best, best_name
-
-
-def _map_symbols(kernel_path: str) -> Iterable[tuple[int, str]]:
-    folder, name = os.path.split(kernel_path)
-    path = os.path.join(folder, name.replace("vmlinuz", "System.map", 1))
-    if path == kernel_path or os.stat(path).st_size > TABLE_BYTES_MAX:
-        return
-    with open(path, encoding="ascii", errors="replace") as file:
-        for line in file:
-            fields = line.split()
-            if len(fields) == 3 and fields[1] in CODE_LETTERS:
-                yield int(fields[0], 16), fields[2]
-
-
-def _nearest(symbols: Iterable[tuple[int, str]], address: int) -> tuple[int, str]:
-    best = (-1, "")
-    for value, name in symbols:
-        if best[0] < value <= address:
-            best = (value, name)
-    return best
-
-
-def _text(value: int, name: str, address: int) -> str | None:
-    offset = address - value
-    if value < 0 or not name or offset > REACH_BYTES:
+    None where these are of a file, or the tables do not lead to the kernel that they are said to.
+    """
+    table, root = symbols.table, symbols.get("init_top_pgt")
+    banner = symbols.get("linux_banner")
+    if not isinstance(table, kallsyms.Kallsyms) or root is None or banner is None:
         return None
-    return f"{name}+{offset:#x}" if offset else name
+    for cr4 in (CR4_PAE, CR4_PAE | CR4_LA57):
+        paging = Paging(root + table.delta, cr4, EFER_LMA | EFER_NXE)
+        if _reads_banner(memory, paging, banner):
+            return paging
+    return None

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm._native.disk.overlay import Overlay
     from vmm.settings.images import ImageSpec
 
 log = get_logger(__name__)
@@ -41,8 +42,11 @@ UNABLE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.ENOTTY)
 class Disk:
     """An open image. ``capacity`` in sectors of 512 bytes; block sizes in bytes.
 
-    It is locked until close() (see image_lock). ``serial`` names it to the guest.
+    It is locked until close() (see image_lock). ``serial`` names it to the guest. ``overlay``:
+    what is above the image, where reads and writes then go (see OverlayDisk).
     """
+
+    overlay: Overlay | None = None
 
     def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path

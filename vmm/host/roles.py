@@ -1,5 +1,5 @@
 """No file has two roles: what is read as a disk or kernel is nobody's log, and no disk is given
-twice, whatever the names.
+twice, whatever the names. Nor is another VM's disk anybody's log: its lock tells.
 
 A file is known by device and inode, so that links do not hide it; one that does not exist yet by
 its real path. Of block devices sysfs tells what they are part of or show (loop devices, partitions,
@@ -13,9 +13,10 @@ import os
 import stat
 
 from vmm.errors import SETTING_PREFIX as PREFIX
-from vmm.errors import ConfigError
+from vmm.errors import BusyError, ConfigError
 from vmm.host.files import HOST
 from vmm.host.finding import Finding, problem
+from vmm.host.image_lock import lock_holders, would_lock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ class Role:
         self.is_output = not variable or variable in OUTPUTS
         # A stream is not named by its setting, and log and console may share it.
         self.is_stream = fd >= 0
-        self.is_block = False
+        self.is_block = self.is_file = False
+        self.fd = fd
         self.extents: list[Extent] = []
         try:
             found = os.fstat(fd) if self.is_stream else os.stat(path)
@@ -73,6 +75,7 @@ class Role:
                 self.extents = [Extent(("path", os.path.realpath(path)))]
             return
         self.is_block = stat.S_ISBLK(found.st_mode)
+        self.is_file = stat.S_ISREG(found.st_mode)
         if not stat.S_ISCHR(found.st_mode) and not stat.S_ISFIFO(found.st_mode):
             self.extents = list(extents_of(found))
 
@@ -87,7 +90,10 @@ class Role:
 
 
 def file_roles(settings: Mapping[str, Any]) -> list[Finding]:
-    """A problem for each file with two roles. ``settings``: Config's fields, as far as known."""
+    """A problem for each file with two roles, here or in another VM.
+
+    ``settings``: Config's fields, as far as known.
+    """
     roles = list(_roles(settings))
     findings = []
     for index, role in enumerate(roles):
@@ -101,6 +107,9 @@ def file_roles(settings: Mapping[str, Any]) -> list[Finding]:
             told = f"{role.told}: it is the same {what} as {other.told}"
             findings.append(_refused(told))
             break
+        else:
+            if role.is_output and role.is_file and (used := _used_as_image(role)):
+                findings.append(used)
     return findings or [Finding("file-roles", "each file has one role")]
 
 
@@ -120,6 +129,37 @@ def _may_share(one: Role, two: Role) -> bool:
 
 def _refused(told: str) -> Finding:
     return problem("file-roles", told, advice="give each file one role", code=ConfigError.exit_code)
+
+
+def _used_as_image(role: Role) -> Finding | None:
+    """A file for output that somebody holds locked, as VMMs do with their images and nobody else
+    with a log.
+    """
+    fd = role.fd if role.is_stream else _open(role.path)
+    if fd < 0:
+        return None
+    try:
+        if would_lock(fd, read_only=False):
+            return None
+        holders = [str(pid) for pid in lock_holders(os.fstat(fd))]
+    finally:
+        if not role.is_stream:
+            os.close(fd)
+    who = f"process {', '.join(holders)}" if holders else "somebody else"
+    return problem(
+        "file-roles", f"{role.told}: {who} has it locked, as a VM does with its disk image",
+        advice="name another file, or stop what uses this one", code=BusyError.exit_code,
+    )  # fmt: skip
+
+
+def _open(path: str) -> int:
+    """For asking about its locks; -1 where it cannot be opened, which others tell."""
+    for mode in (os.O_RDONLY, os.O_WRONLY):
+        try:
+            return os.open(path, mode | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    return -1
 
 
 def _roles(settings: Mapping[str, Any]) -> Iterator[Role]:

@@ -100,13 +100,15 @@ class BootWatch:
         return new
 
     def _tell(self, seconds: float) -> None:
-        from vmm.guest.symbols import symbol_at
+        from vmm.guest.pagetables import Paging
+        from vmm.guest.symbolat import symbol_at
 
         machine = self._machine
         place = machine.vcpus[0].place()
         where = "somewhere"
         if place is not None:
-            name = symbol_at(self._config.kernel_path, place.address)
+            paging = Paging.of(place.sregs) if place.sregs else None
+            name = symbol_at(self._config.kernel_path, place.address, machine.memory, paging)
             where = f"at {place.address:#x}" + (f" ({name})" if name else "")
             where = ("halted with interrupts off " if place.halted else "busy ") + where
         log.warning(

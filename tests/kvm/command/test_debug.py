@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.command import COMMAND, PREFIX, RESET, Command, finish
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 from vmm.layout import MMIO32_GPA
 from vmm.settings.config import SETTINGS
 
@@ -87,13 +88,14 @@ def test_without_debug_there_is_none_of_it(tmp_path):
     assert "Z debug " not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.waits
 def test_exits_per_second_and_the_place_they_are_at(tmp_path):
     loop = bytes(Program().raw("b058 e680 ebfc").code)  # out to port 0x80, again and again
     command = Command(tmp_path, loop, DEBUG=1, LOG_FILEPATH=tmp_path / "log")
     process = subprocess.Popen(
         [COMMAND, "start"], env=command.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + patience(30)
     found = None
     while found is None and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -105,6 +107,7 @@ def test_exits_per_second_and_the_place_they_are_at(tmp_path):
     assert int(found[1]) > 100
 
 
+@pytest.mark.waits
 def test_why_a_guest_was_started_again(tmp_path):
     command = Command(tmp_path, RESET, DEBUG=1, LOG_FILEPATH=tmp_path / "log")
     process = subprocess.Popen(

@@ -95,6 +95,40 @@ def test_a_log_that_the_shell_sends_into_an_image(tmp_path):
     assert image.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("setting", "image"),
+    [
+        ("LOG_FILEPATH={}", "system.img"),
+        ("LOG_FILEPATH={}", "config.img"),
+        ("CONSOLE=file={}", "system.img"),
+        ("SERIAL=file={}", "config.img"),
+        (">>{}", "system.img"),
+    ],
+)
+def test_another_vm_s_image_is_nobodys_log(tmp_path, setting, image):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    first = Command(tmp_path / "first", HALT, NAME="first")
+    process = first.start()
+    command = Command(tmp_path / "second", NAME="second")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "first" / image)
+    told = [str(link), f"process {process.pid} has it locked", "name another file"]
+    if setting.startswith(">>"):
+        under = ("sh", "-c", f'"$@" {setting.format(link)} 2>{tmp_path}/told', "sh")
+        code = command.run("start", under=under)[0]
+        text = (tmp_path / "told").read_text()
+        told[0] = "/dev/stdout"
+        assert (code, [word for word in told if word not in text]) == (39, []), text
+    else:
+        variable, _, value = setting.format(link).partition("=")
+        command.set(**{variable: value})
+        refused(command, 39, variable, *told)
+    assert (tmp_path / "first" / image).read_bytes() == bytes(1 << 20)
+    first.run("stop", "--now")
+    finish(process)
+
+
 @needs_loop
 def test_a_loop_device_and_its_file(tmp_path):
     command = Command(tmp_path)

@@ -86,6 +86,7 @@ def test_a_guest_that_ran_is_remembered(tmp_path):
     assert command.run("status")[0] == 3
 
 
+@pytest.mark.waits
 def test_a_guest_that_does_nothing_but_reset_ends(tmp_path):
     command = Command(tmp_path, RESET)
     code, text = command.run("start", seconds=120)

@@ -7,6 +7,8 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.support.command import COMMAND, CRASH, FAULT, HALT, PANIC, RESET, Command, finish
 from tests.support.guest_asm import Program
 
@@ -98,6 +100,7 @@ def test_a_crash_ends_with_registers(tmp_path):
     assert "last exits" in text
 
 
+@pytest.mark.waits
 def test_a_guest_that_only_resets_is_slowed_down_and_can_be_stopped(tmp_path):
     command = Command(tmp_path, RESET)
     process = subprocess.Popen(
@@ -111,6 +114,7 @@ def test_a_guest_that_only_resets_is_slowed_down_and_can_be_stopped(tmp_path):
     assert 4 <= text.count("reboot ") < 12
 
 
+@pytest.mark.waits
 def test_ram_is_zero_again_after_each_reset(tmp_path):
     """Firmwares keep page tables in memory that nobody clears for them."""
     # Shows a word of RAM as a digit, sets it, resets.

@@ -17,15 +17,15 @@ ROUNDS = 5000
 
 
 @pytest.mark.parametrize(
-    ("body", "text", "debug"),
+    ("body", "text", "debug", "rounds"),
     [
-        (Program().out(PANIC_PORT, 2), "its crash kernel takes over", 0),
-        (Program().out_string(FIRMWARE_PORT, b"a line of firmware\n"), "a line of firmware", 1),
-        (Program().out_string(FIRMWARE_PORT, b"x" * 255), "firmware: xxx", 1),
+        (Program().out(PANIC_PORT, 2), "its crash kernel takes over", 0, ROUNDS),
+        (Program().out_string(FIRMWARE_PORT, b"a line of firmware\n"), "of firmware", 1, ROUNDS),
+        (Program().out_string(FIRMWARE_PORT, b"x" * 255), "firmware: xxx", 1, ROUNDS // 5),
     ],
 )
-def test_lines_that_a_guest_writes_in_a_loop(tmp_path, body, text, debug):
-    program = loop(Program(), body, ROUNDS)
+def test_lines_that_a_guest_writes_in_a_loop(tmp_path, body, text, debug, rounds):
+    program = loop(Program(), body, rounds)
     log = tmp_path / "log"
     command = Command(tmp_path, program.power_off(), LOG_FILEPATH=log, DEBUG=debug)
     code, said = command.run("start", seconds=120)

@@ -16,6 +16,7 @@ import pytest
 from tests.kvm.command.test_terminal import ECHO
 from tests.support.command import COMMAND, HALT, Command
 from tests.support.guest_asm import Program
+from tests.support.speed import patience
 
 
 def flood(extra: int = 0) -> bytes:
@@ -72,6 +73,7 @@ class OnTerminal:
         self.process.wait()
 
 
+@pytest.mark.waits
 @pytest.mark.parametrize("extra", [0, 1])
 def test_a_terminal_that_nobody_reads(tmp_path, extra):
     command = Command(tmp_path, flood(extra), STOP_TIMEOUT_SECONDS=1)
@@ -81,16 +83,17 @@ def test_a_terminal_that_nobody_reads(tmp_path, extra):
         time.sleep(2)
         assert command.run("status")[0] == 0
         terminal.process.send_signal(signal.SIGTERM)
-        assert terminal.process.wait(20) == 37
+        assert terminal.process.wait(patience(20)) == 37
         assert "did not shut down within" in command.run("status")[1]
 
 
+@pytest.mark.waits
 def test_a_pipe_that_nobody_reads(tmp_path):
     command = Command(tmp_path, flood(), CONSOLE="tty", STOP_TIMEOUT_SECONDS=1)
     process = command.start()
     time.sleep(1)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 37
+    assert process.wait(patience(20)) == 37
     process.stdout.close()
 
 
@@ -102,7 +105,7 @@ def test_a_terminal_that_is_gone_does_not_change_the_guest_s_end(tmp_path, contr
     with OnTerminal(command, *words, session=not controlling) as terminal:
         terminal.until(b"up")
         terminal.hang_up()
-        assert terminal.process.wait(60) == 0
+        assert terminal.process.wait(patience(60)) == 0
     code, text = command.run("status")
     assert code == 3
     assert "the guest powered itself off (code 0)" in text
@@ -113,9 +116,9 @@ def test_a_failure_is_an_exit_code_without_a_terminal_as_well(tmp_path):
     with OnTerminal(command) as terminal:
         terminal.until(b"up")
         other = subprocess.Popen([COMMAND, "start"], env=command.env, stderr=terminal.master)
-        assert other.wait(20) == 39
+        assert other.wait(patience(20)) == 39
         terminal.type(b"\x01x\x01x")
-        assert terminal.process.wait(20) == 37
+        assert terminal.process.wait(patience(20)) == 37
 
 
 def test_two_consoles_on_a_terminal(tmp_path):
@@ -131,7 +134,7 @@ def test_two_consoles_on_a_terminal(tmp_path):
         terminal.type(b"\x01cfor hvc0\x01cback.")
         assert b"for hvc0" not in terminal.until(b"back.")
         terminal.type(b"\x01x\x01x")
-        assert terminal.process.wait(20) == 37
+        assert terminal.process.wait(patience(20)) == 37
 
 
 class Shell(OnTerminal):
@@ -202,7 +205,7 @@ def test_asking_does_not_end_what_waits_for_a_fifo(tmp_path):
     time.sleep(0.3)
     assert reader.poll() is None
     assert command.run("start")[0] == 0
-    assert b"powered itself off" in reader.communicate(timeout=20)[0]
+    assert b"powered itself off" in reader.communicate(timeout=patience(20))[0]
 
 
 @pytest.mark.parametrize("kind", ["socket", "folder"])
@@ -236,13 +239,13 @@ def test_a_start_and_a_check_leave_a_console_s_client_alone(tmp_path):
     path = tmp_path / "s"
     command = Command(tmp_path, ECHO, SERIAL=f"socket={path}", LOG_FILEPATH=tmp_path / "log")
     first = subprocess.Popen([COMMAND, "start"], env=command.env, stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patience(10)
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     try:
         with socket.socket(socket.AF_UNIX) as link:
             link.connect(str(path))
-            link.settimeout(10)
+            link.settimeout(patience(10))
             (tmp_path / "b").mkdir()
             other = Command(tmp_path / "b", SERIAL=f"socket={path}")
             for verb in ("check", "start"):
@@ -257,4 +260,4 @@ def test_a_start_and_a_check_leave_a_console_s_client_alone(tmp_path):
                 text += data
     finally:
         command.run("stop", "--now")
-    assert first.wait(20) == 37
+    assert first.wait(patience(20)) == 37

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.support.command import HALT, Command, finish
 from tests.support.guest_asm import Program
 from vmm.run.control import ask
@@ -29,6 +31,7 @@ def test_registers_and_code_of_each(tmp_path):
     finish(process)
 
 
+@pytest.mark.waits
 def test_a_guest_that_waits_for_a_lock_is_told_apart(tmp_path):
     from tests.lab.rig import flaw
 

@@ -188,7 +188,7 @@ def test_no_more_hardware_than_there_is(tmp_path):
 def test_watchpoints_where_they_work_and_an_error_where_not(tmp_path):
     code = Program().write(0x300000, 5, 4).write(0x300000, 5, 4).raw("ebfe").code
     with tiny_guest(tmp_path, bytes(code)) as guest:
-        if not ABILITIES.watch:
+        if not (ABILITIES.watch or ABILITIES.page):
             with pytest.raises(HostError, match="write breakpoints do not hit"):
                 guest.watch(0x300000, 4)
             return
@@ -218,3 +218,27 @@ def test_a_disabled_one_under_the_feet(tmp_path, kind):
         assert guest.step().address == JUMP
         assert guest.step().address == LOOP
         assert guest.cpus[0].regs.rax == 1
+
+
+def test_a_range_is_watched_by_its_pages(tmp_path):
+    code = Program()
+    for gpa in (0x300000, 0x300FFE, 0x301000, 0x301064, 0x302000, 0x303000):
+        code.write(gpa, 0x01020304, 4)
+    with tiny_guest(tmp_path, bytes(code.raw("ebfe").code)) as guest:
+        if not ABILITIES.page:
+            with pytest.raises(HostError, match="this KVM reports no writes"):
+                guest.watch(0x300FFF, 0x1001)
+            return
+        point = guest.watch(0x300FFF, 0x1001)
+        assert point.kind == "page"
+        seen = []
+        for _ in range(3):
+            stop = guest.run(seconds=patience(10))
+            seen.append((stop.kind, stop.where is point))
+        assert seen == [("watch", True)] * 3
+        assert point.hits == 3
+        point.remove()
+        assert guest.run(seconds=0.05).kind == "timeout"
+        assert guest.memory.read(0x300FFE, 2) == b"\x04\x03"
+        for gpa in (0x301000, 0x301064, 0x302000, 0x303000):
+            assert guest.memory.read(gpa, 4) == b"\x04\x03\x02\x01"

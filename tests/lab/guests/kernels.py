@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tests.lab.guests.cache import cached
-from tests.lab.guests.packages import run, unpacked
+from tests.lab.guests.packages import apt_options, run, unpacked
 from tests.lab.rig.progress import step
 
 # How kernels are packed (scripts/Makefile.lib): all but gzip have their size appended, 4 bytes.
@@ -23,6 +23,7 @@ class Kernel:
     """One kernel package: ``image`` (a bzImage) and its modules."""
 
     def __init__(self, package: str, suite: str | None = None) -> None:
+        self.suite = suite
         self.root = unpacked(package, suite)
         (self.image,) = self.root.glob("boot/vmlinuz-*")
         self.release = self.image.name.removeprefix("vmlinuz-")
@@ -67,6 +68,30 @@ class Kernel:
                 path.write_bytes(extract_vmlinux(self.image.read_bytes()))
 
         return cached(f"vmlinux-{self.root.name}", make)
+
+    def debug_vmlinux(self) -> Path:
+        """The ELF kernel with its debug information, of the -dbg package: 0.6 GB, taken once."""
+        package, _, _ = self.root.name.partition("_")
+
+        def make(path: Path) -> None:
+            with step(f"fetching the debug information of {self.release}"):
+                path.parent.joinpath("download").mkdir()
+                download = path.parent / "download"
+                run(["apt-get", *apt_options(self.suite), "-q", "download", f"{package}-dbg"],
+                    cwd=download)  # fmt: skip
+                (archive,) = download.glob("*.deb")
+                name = f"./usr/lib/debug/boot/vmlinux-{self.release}"
+                with open(path, "wb") as file:
+                    dpkg = subprocess.Popen(
+                        ["dpkg-deb", "--fsys-tarfile", archive], stdout=subprocess.PIPE
+                    )
+                    subprocess.run(
+                        ["tar", "--extract", "--to-stdout", name], stdin=dpkg.stdout, stdout=file,
+                        check=True,
+                    )  # fmt: skip
+                    dpkg.wait()
+
+        return cached(f"vmlinux-debug-{self.root.name}", make)
 
 
 def stem(path: str) -> str:

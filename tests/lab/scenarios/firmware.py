@@ -98,10 +98,13 @@ def make_seed(path: Path, name: str) -> None:
     fill_fat(str(path), {"run": CLOUD.encode()})
 
 
-def cloud_init_obeys_its_seed(firmware: str, disk: str) -> None:
-    """The first boot applies the seed; another instance id makes cloud-init run again."""
+def cloud_init_obeys_its_seed(firmware: str, disk: str, names: list[str]) -> None:
+    """A boot applies the seed; another instance id makes cloud-init run again.
+
+    As the disk is the same for all tests of a lab, names are given once.
+    """
     with guest_of(firmware, disk, CPU_COUNT=2, MEMORY_CONFIG="size=1G,shared=on") as guest:
-        for name in ("first", "second"):
+        for name in names:
             make_seed(Path(guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"]), name)
             guest.output.unlink(missing_ok=True)
             code = guest.run(timeout=SECONDS)

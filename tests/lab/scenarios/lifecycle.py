@@ -47,9 +47,9 @@ def runs_a_kernel(kernel: str, initramfs: str, release: str) -> None:
         expect(code == 0 and f"guest: {release}" in guest.text, f"{code}\n{guest.text}")
 
 
-def reboots_three_times(kernel: str, initramfs: str, how: str) -> None:
+def reboots(kernel: str, initramfs: str, how: str, times: int) -> None:
     """The same process, a fresh machine each time, the disk's content kept."""
-    script = COUNT + "[ $n -ge 4 ] || { reboot -f; sleep 100; }\n"
+    script = COUNT + f"[ $n -gt {times} ] || {{ reboot -f; sleep 100; }}\n"
     with job_guest(kernel, initramfs, script, f"reboot={how}") as guest:
         guest.may_triple_fault = how == "triple"
         guest.start().until("guest: boot 2")
@@ -57,8 +57,9 @@ def reboots_three_times(kernel: str, initramfs: str, how: str) -> None:
         pid = guest.status()["pid"]
         expect(pid == guest.process.pid, f"{pid}")
         code = guest.wait()
-        expect(code == 0 and "guest: boot 4" in guest.text, f"{code}\n{guest.text}")
-        expect(guest.status()["reboots"] == 3, str(guest.status()))
+        last = f"guest: boot {times + 1}"
+        expect(code == 0 and last in guest.text, f"{code}\n{guest.text}")
+        expect(guest.status()["reboots"] == times, str(guest.status()))
 
 
 def panic_reboots(kernel: str, initramfs: str) -> None:

@@ -103,20 +103,24 @@ def nvme_works(kernel: str, initramfs: str, md5: str, form: str) -> None:
 AGAIN = """
 for try in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nvme0n1 ] && break; sleep 1; done
 echo "guest: boot-$n $(dd if=/dev/nvme0n1 bs=1M count=4 2>/dev/null | md5sum | cut -d' ' -f1)"
-[ $n -ge 4 ] || { reboot -f; sleep 100; }
+[ $n -ge BOOTS ] || { reboot -f; sleep 100; }
 """
 
 
-def reboots_with_a_device(kernel: str, initramfs: str, md5: str, form: str = "bdf") -> None:
-    """Four machines one after the other in one process, each with the device reset and working."""
+def reboots_with_a_device(
+    kernel: str, initramfs: str, md5: str, boots: int, form: str = "bdf"
+) -> None:
+    """So many machines, one after the other in one process, each with the device reset."""
     bdf = find(NVME)
     bind(bdf)
-    with guest_with(kernel, initramfs, COUNT + AGAIN, name_of(bdf, form)) as guest:
+    script = COUNT + AGAIN.replace("BOOTS", str(boots))
+    with guest_with(kernel, initramfs, script, name_of(bdf, form)) as guest:
         code = guest.run(timeout=280)
         text, state = guest.text, guest.status()
-    expect(code == 0 and state["reboots"] == 3, f"{code} {state}\n{text}")
+    expect(code == 0 and state["reboots"] == boots - 1, f"{code} {state}\n{text}")
     seen = facts(text)
-    expect([seen.get(f"boot-{n}") for n in range(1, 5)] == [md5] * 4, f"{md5}\n{text}")
+    found = [seen.get(f"boot-{n}") for n in range(1, boots + 1)]
+    expect(found == [md5] * boots, f"{md5}\n{text}")
 
 
 def killed_and_started_again(kernel: str, initramfs: str, form: str = "bdf") -> None:
@@ -179,6 +183,26 @@ echo "guest: fio $?"
 echo "guest: interrupts $(awk '/nvme/ {{n += $2}} END {{print n}}' /proc/interrupts)"
 systemctl poweroff
 """
+
+
+SMALL_WRITES_JOB = """
+for try in 1 2 3 4 5 6 7 8 9 10; do [ -b /dev/nvme0n1 ] && break; sleep 1; done
+dd if=/dev/urandom of=/tmp/data bs=1M count=MIB 2>/dev/null
+dd if=/tmp/data of=/dev/nvme0n1 bs=1M 2>/dev/null; sync
+echo "guest: wrote $(md5sum </tmp/data | cut -d' ' -f1)"
+"""
+
+
+def a_small_guest_writes(kernel: str, initramfs: str, mib: int) -> None:
+    """A second NVMe, from its first byte; what was written is printed last, by its MD5."""
+    bdf = find(NVME, 1)
+    bind(bdf)
+    with guest_with(kernel, initramfs, SMALL_WRITES_JOB.replace("MIB", str(mib)), bdf) as guest:
+        code = guest.run(timeout=200)
+        text = guest.text
+    wrote = facts(text).get("wrote", "")
+    expect(code == 0 and len(wrote) == 32, f"{code}\n{text}")
+    print(wrote)
 
 
 def writes_reach_the_host_s_file(kernel: str, initramfs: str, mib: int) -> None:

@@ -268,7 +268,7 @@ def host_shuts_down(kernel: str, initramfs: str) -> None:
         linux(service, kernel, initramfs, SPOOF + LISTEN, CONSOLE="tty").start()
     for service in services:
         records: list[dict[str, str]] = []
-        wait_for("guest", lambda one=service, seen=records: is_ready(one, seen))
+        service.patiently("guest", lambda one=service, seen=records: is_ready(one, seen))
         said = [one for one in records if one["SYSLOG_IDENTIFIER"] == "vllmd-guest"]
         expect({one["PRIORITY"] for one in said} == {"6"}, str(said))
         expect(any(one["MESSAGE"].startswith("<1>guest: alarm") for one in said), str(said))

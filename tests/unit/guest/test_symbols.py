@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vmm.guest.symbols import symbol_at
+from vmm.guest.symbolat import symbol_at
 
 BASE = 0xFFFFFFFF81000000
 FUNC, OBJECT = 2, 1
@@ -15,7 +15,7 @@ FUNC, OBJECT = 2, 1
 
 def elf(symbols: list[tuple[str, int, int]], bits: int = 64, paddr: int = 0x1000000) -> bytes:
     """An ELF file with one PT_LOAD and a symbol table of (name, value, type)."""
-    names, table = b"\0", b""
+    names, table = bytearray(1), bytearray()
     form = "<IBBHQQ" if bits == 64 else "<IIIBBH"
     for name, value, kind in [("", 0, 0), *symbols]:
         at = len(names) if name else 0

@@ -6,7 +6,9 @@ import os
 
 import pytest
 
+from vmm.errors import BusyError
 from vmm.host import roles
+from vmm.host.image_lock import lock_image
 from vmm.host.roles import Extent, file_roles
 from vmm.settings.images import ImageSpec
 from vmm.settings.parse import Endpoint
@@ -176,3 +178,25 @@ def test_a_loop_device_is_its_file(sys_block):
     (file,) = roles.extents_of(found)
     loop = list(roles._device_extents(Extent(("device", LOOP_REST)), 0))
     assert any(one.meets(file) for one in loop)
+
+
+@pytest.mark.parametrize("read_only", [False, True], ids=["writes", "reads"])
+@pytest.mark.parametrize("output", ["log", "console"])
+def test_an_output_that_another_vm_has_as_its_image(files, output, read_only):
+    (files / "image").write_bytes(bytes(4096))
+    values = settings(files, **{output: "image"})
+    assert not problems(values)
+    fd = os.open(files / "image", os.O_RDWR)
+    try:
+        lock_image("image", fd, read_only)
+        (found,) = problems(values)
+    finally:
+        os.close(fd)
+    assert found.code == BusyError.exit_code
+    assert "has it locked" in found.found
+    assert not problems(values)
+
+
+def test_who_may_only_write_its_log_is_no_problem(files):
+    (files / "log").chmod(0o200)
+    assert not problems(settings(files))

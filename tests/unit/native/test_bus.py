@@ -4,6 +4,7 @@ import pytest
 
 from vmm._native.kvm import bus as native_bus
 from vmm._native.kvm.bus import Bus
+from vmm._native.ports.postport import PostPort
 from vmm._native.virtio.registers import VirtioRegisters
 
 
@@ -154,3 +155,33 @@ def test_virtio_registers_of_each_request_are_native():
     bus.write(0x1016, 7, 1)
     assert device.seen == [("read", 0x14, 4), ("write", 0x1E, 7, 2), ("write", 0x16, 7, 1)]
     assert registers.selected == 2
+
+
+def test_what_was_touched_is_known():
+    class Device:
+        def read(self, offset, size):
+            return 0
+
+        def write(self, offset, value, size): ...
+
+    bus = Bus("ports")
+    one, two, post = Device(), Device(), PostPort()
+    for start, device in ((0x10, one), (0x20, two), (0x80, post)):
+        bus.attach(start, 4, device, f"at {start:#x}")
+    assert [(start, device) for start, _, device in bus.devices()] == [
+        (0x10, one), (0x20, two), (0x80, post),
+    ]  # fmt: skip
+    assert bus.touched() == []
+    bus.read(0x21, 1)
+    bus.read(0x30, 1)
+    bus.read(0x22, 4)  # ends outside
+    assert bus.touched() == [two]
+    bus.write(0x80, 1, 1)
+    changes = bus.changes
+    bus.move(0x20, 0x40)
+    assert bus.changes > changes
+    assert set(map(id, bus.touched())) == {id(two), id(post)}
+    bus.clear_touched()
+    assert bus.touched() == []
+    bus.write(0x40, 1, 1)
+    assert bus.touched() == [two]

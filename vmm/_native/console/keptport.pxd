@@ -20,3 +20,4 @@ cdef class KeptPort(BytePort):
     cdef bint grow(self, size_t size) noexcept nogil
     cdef void keep(self, const uint8_t *data, size_t length) noexcept nogil
     cdef void feed(self) noexcept nogil
+    cdef int append(self, bytes data) except -1

@@ -72,6 +72,27 @@ cdef class KeptPort(BytePort):
 
     def type(self, bytes data):
         """Input for the guest, in the order of the calls; what finds no room waits for it."""
+        self.append(data)
+        self.tell_listener()
+
+    def unfed(self):
+        """Input that found no room yet."""
+        cdef bytes found
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        try:
+            found = self.typed[:self.typed_size] if self.typed_size else b""
+        finally:
+            pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        return found
+
+    def set_unfed(self, bytes data):
+        """Let ``data`` wait in place of unfed(); the guest is not told."""
+        pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
+        self.typed_size = 0
+        pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
+        self.append(data)
+
+    cdef int append(self, bytes data) except -1:
         cdef size_t length = len(data)
         cdef uint8_t *grown
         pthread_mutex_lock(<pthread_mutex_t *>self.ring_lock)
@@ -84,7 +105,7 @@ cdef class KeptPort(BytePort):
         pthread_mutex_unlock(<pthread_mutex_t *>self.ring_lock)
         if grown == NULL:
             raise MemoryError
-        self.tell_listener()
+        return 0
 
     cdef void feed(self) noexcept nogil:
         # With the ring's lock held.

@@ -13,6 +13,7 @@ cdef class Uart(BusTarget):
     cdef bint thre_pending       # the transmitter became empty and nobody read IIR since
     cdef uint8_t loop_data[64]
     cdef int loop_count
+    cdef bint irq_raised         # the line was raised since raised() was asked
 
     cdef void access(self, int offset, uint8_t *data, int is_write) noexcept nogil
     cdef void input_arrived(self) noexcept nogil
@@ -20,6 +21,7 @@ cdef class Uart(BusTarget):
     cdef void write_register(self, int offset, uint8_t value) noexcept nogil
     cdef uint8_t identify(self) noexcept nogil
     cdef bint receive_ready(self) noexcept nogil
+    cdef void raise_line(self) noexcept nogil
     cdef void raise_if_pending(self) noexcept nogil
     cdef uint8_t receive(self) noexcept nogil
     cdef void transmit(self, uint8_t value) noexcept nogil

@@ -6,12 +6,14 @@ Interrupts are edges: one is raised at each event that leaves an enabled cause p
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
 
 from vmm._native.kvm.bus cimport OUTCOME_CONTINUE, BusTarget
 from vmm._native.console.byteport cimport BytePort
 from vmm._native.console.portio cimport (
     pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock, vmm_wake,
 )
+from vmm._native.console.portinput cimport input_mark, pending_input, set_pending_input
 
 cdef enum:
     DATA = 0
@@ -85,6 +87,43 @@ cdef class Uart(BusTarget):
                 port.set_listener(NULL, NULL)
             self.port = None
 
+    def raised(self):
+        """Whether the line was raised since the last call: KVM may have it under way still."""
+        cdef bint found = self.irq_raised
+        self.irq_raised = False
+        return found
+
+    def mark(self):
+        """Another value after input came or went."""
+        return input_mark(self.port) if self.port is not None else 0
+
+    def state(self):
+        """The registers, and the input that waits."""
+        return {
+            "version": 1, "ier": self.ier, "lcr": self.lcr, "mcr": self.mcr, "scr": self.scr,
+            "dll": self.dll, "dlm": self.dlm, "thre_pending": self.thre_pending,
+            "loop": bytes(self.loop_data[:self.loop_count]), "input": pending_input(self.port),
+        }
+
+    def set_state(self, state):
+        """A state() again, whose values have been checked (devices/native_state.py).
+
+        The line is not raised: what it was is the interrupt controller's state.
+        """
+        cdef bytes loop = state["loop"]
+        if len(loop) > LOOP_SIZE:
+            raise ValueError(f"{len(loop)} bytes in a loop of {LOOP_SIZE}")
+        set_pending_input(self.port, state["input"])
+        pthread_mutex_lock(<pthread_mutex_t *>self.lock)
+        try:
+            self.ier, self.lcr, self.mcr = state["ier"], state["lcr"], state["mcr"]
+            self.scr, self.dll, self.dlm = state["scr"], state["dll"], state["dlm"]
+            self.thre_pending = state["thre_pending"]
+            self.loop_count = len(loop)
+            memcpy(self.loop_data, <const char *>loop, len(loop))
+        finally:
+            pthread_mutex_unlock(<pthread_mutex_t *>self.lock)
+
     cdef void access(self, int offset, uint8_t *data, int is_write) noexcept nogil:
         pthread_mutex_lock(<pthread_mutex_t *>self.lock)
         if is_write:
@@ -96,7 +135,7 @@ cdef class Uart(BusTarget):
     cdef void input_arrived(self) noexcept nogil:
         pthread_mutex_lock(<pthread_mutex_t *>self.lock)
         if self.ier & IER_RECEIVE and not self.mcr & MCR_LOOP:
-            vmm_wake(self.irq_fd)
+            self.raise_line()
         pthread_mutex_unlock(<pthread_mutex_t *>self.lock)
 
     cdef uint8_t read_register(self, int offset) noexcept nogil:
@@ -173,7 +212,7 @@ cdef class Uart(BusTarget):
         else:
             self.port.take(&value, 1)
         if self.ier & IER_RECEIVE and self.receive_ready():
-            vmm_wake(self.irq_fd)
+            self.raise_line()
         return value
 
     cdef bint receive_ready(self) noexcept nogil:
@@ -188,6 +227,10 @@ cdef class Uart(BusTarget):
             return IIR_TRANSMIT
         return IIR_NONE
 
+    cdef void raise_line(self) noexcept nogil:
+        self.irq_raised = True
+        vmm_wake(self.irq_fd)
+
     cdef void raise_if_pending(self) noexcept nogil:
         if self.identify() != IIR_NONE:
-            vmm_wake(self.irq_fd)
+            self.raise_line()

@@ -2,13 +2,9 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from vmm._native.disk.iov cimport iovec
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
 from vmm._native.virtio.worker cimport Worker
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
 
 cdef enum Action:
     ACTION_DONE = 0              # answered already; `status` says how
@@ -69,6 +65,8 @@ cdef class BlkWorker(Worker):
     cdef void complete(self, Request *request) noexcept nogil
     cdef void execute(self, Request *request) noexcept nogil
     cdef void count(self, Request *request) noexcept nogil
+    # One I/O call of a request that is not done: what advance() takes.
+    cdef int64_t perform(self, Request *request, int entries) noexcept nogil
     cdef int64_t change_range(self, Request *request) noexcept nogil
     cdef void answer_id(self, Request *request, int count) noexcept nogil
     cdef bint serve(self) noexcept nogil

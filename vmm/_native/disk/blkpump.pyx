@@ -8,6 +8,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
@@ -292,24 +293,27 @@ cdef class BlkWorker(Worker):
 
     cdef void execute(self, Request *request) noexcept nogil:
         # Does everything a request asks for, on this thread.
-        cdef int64_t rc
         cdef int entries
         cdef bint more = request.action != ACTION_DONE
         self.count(request)
         while more:
-            if is_range(request) and self.stop_asked():
+            if is_range(request) and self.stop_for_good():
                 request.status = VIRTIO_BLK_S_IOERR      # not done, and nobody waits for it
                 break
             entries = min(request.count - request.first, IOV_MAX_ENTRIES)
-            if request.action == ACTION_READ:
-                rc = preadv(self.fd, &request.iov[request.first], entries, request.offset)
-            elif request.action == ACTION_WRITE:
-                rc = pwritev(self.fd, &request.iov[request.first], entries, request.offset)
-            elif request.action == ACTION_FLUSH:
-                rc = fdatasync(self.fd)
-            else:
-                rc = self.change_range(request)
-            more = self.advance(request, -errno if rc < 0 else rc)
+            more = self.advance(request, self.perform(request, entries))
+
+    cdef int64_t perform(self, Request *request, int entries) noexcept nogil:
+        cdef int64_t rc
+        if request.action == ACTION_READ:
+            rc = preadv(self.fd, &request.iov[request.first], entries, request.offset)
+        elif request.action == ACTION_WRITE:
+            rc = pwritev(self.fd, &request.iov[request.first], entries, request.offset)
+        elif request.action == ACTION_FLUSH:
+            rc = fdatasync(self.fd)
+        else:
+            rc = self.change_range(request)
+        return -errno if rc < 0 else rc
 
     cdef int64_t change_range(self, Request *request) noexcept nogil:
         begin_step(request, self.block_device)

@@ -16,8 +16,8 @@ from vmm._native.disk.blkpump cimport (
     ACTION_WRITE,
     BlkWorker,
     Request,
-    iovec,
 )
+from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mode
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
@@ -116,6 +116,7 @@ cdef class UringBlkWorker(BlkWorker):
     cdef int outstanding         # entries made and not completed, but for the wait for stop_fd
     cdef uint64_t kick_value
     cdef bint kick_armed
+    cdef bint stop_armed
 
     def __init__(self, *args):
         cdef int size = self.queue.size
@@ -173,6 +174,14 @@ cdef class UringBlkWorker(BlkWorker):
         io_uring_sqe_set_data64(sqe, TAG_KICK)
         self.kick_armed = True
 
+    cdef void arm_stop(self) noexcept nogil:
+        # One that a pause left behind may still be there: the ring outlives the thread.
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        self.outstanding -= 1            # as long as the thread runs: not to be waited for
+        io_uring_prep_poll_add(sqe, self.stop_fd, POLLIN)
+        io_uring_sqe_set_data64(sqe, TAG_STOP)
+        self.stop_armed = True
+
     cdef void answer(self, int slot) noexcept nogil:
         self.complete(&self.requests[slot])
         self.free_slots[self.free_count] = slot
@@ -224,7 +233,9 @@ cdef class UringBlkWorker(BlkWorker):
             tag = cqe.user_data
             result = cqe.res
             io_uring_cqe_seen(self.ring, cqe)
-            if tag != TAG_STOP:
+            if tag == TAG_STOP:
+                self.stop_armed = False
+            else:
                 self.outstanding -= 1
             if tag == TAG_KICK:
                 self.kick_armed = False
@@ -239,7 +250,7 @@ cdef class UringBlkWorker(BlkWorker):
         # As advance(), but at the end of the thread no further piece of a range is begun.
         if not self.advance(request, result):
             return False
-        if is_range(request) and self.stop_asked():
+        if is_range(request) and self.stop_for_good():
             request.status = VIRTIO_BLK_S_IOERR
             return False
         return True
@@ -259,11 +270,9 @@ cdef class UringBlkWorker(BlkWorker):
     cdef void loop(self) noexcept nogil:
         cdef int more
         cdef int rc
-        cdef io_uring_sqe *sqe = self.next_sqe()
-        self.outstanding -= 1            # as long as the thread runs: not to be waited for
-        io_uring_prep_poll_add(sqe, self.stop_fd, POLLIN)
-        io_uring_sqe_set_data64(sqe, TAG_STOP)
         while not self.stop_asked():
+            if not self.stop_armed:
+                self.arm_stop()
             if not self.kick_armed:
                 self.arm()
             more = self.pop_all()

@@ -6,6 +6,17 @@ A target is native (a BusTarget with a C handler, run without the GIL) or a Pyth
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+cdef extern from *:
+    """
+    #include <stdint.h>
+    /* Looked at first: vCPUs that use one device at once must not take its line from each other. */
+    static inline void vmm_touch(uint8_t *mark) {
+        if (!__atomic_load_n(mark, __ATOMIC_RELAXED))
+            __atomic_store_n(mark, 1, __ATOMIC_RELAXED);
+    }
+    """
+    void vmm_touch(uint8_t *mark) nogil
+
 cdef enum:
     OUTCOME_CONTINUE = 0     # back into the guest
     OUTCOME_RESET = 1        # the guest asked for a reset
@@ -21,6 +32,7 @@ ctypedef int (*bus_handler)(void *opaque, uint64_t offset, uint8_t *data, uint32
 
 cdef class BusTarget:
     cdef bus_handler handler      # set by the subclass; opaque is the object itself
+    cdef uint8_t touched          # an access came since Bus.clear_touched()
 
 # Carries accesses to a Python object's read() and write(), taking the GIL for each. A subclass may
 # serve some registers natively in a handler of its own and hand the rest to python_access().
@@ -53,6 +65,7 @@ cdef class Bus:
     cdef list retired             # targets detached while a vCPU may still be inside them
     cdef object on_error          # hears what a Python target raised, on the vCPU's thread
     cdef public object error      # without it: the first exception, else None
+    cdef readonly uint64_t changes       # how often a range came, went or moved
 
     # Sends one access; a miss leaves `data` untouched (all ones for a read). Any vCPU thread.
     cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,

@@ -101,6 +101,10 @@ cdef int python_access_gil(PythonTarget target, uint64_t offset, uint8_t *data, 
         return target.bus.device_raised(target, error)
 
 
+cdef device_of(BusTarget target):
+    return (<PythonTarget>target).device if isinstance(target, PythonTarget) else target
+
+
 cdef class Bus:
     """One address space of devices (ports, or MMIO).
 
@@ -152,6 +156,8 @@ cdef class Bus:
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
         if found.handler == NULL:
             return OUTCOME_CONTINUE
+        # SAFETY: `opaque` is a BusTarget, which is alive as said above.
+        vmm_touch(&(<BusTarget>found.opaque).touched)
         return found.handler(found.opaque, address - found.start, data, size, is_write)
 
     def attach(self, start, length, target, str name):
@@ -171,11 +177,13 @@ cdef class Bus:
         if native.handler == NULL:
             raise TypeError(f"{self.name}: {name}: a BusTarget without a handler")
         self.owners[start] = (native, name, length)
+        self.changes += 1
         self.insert(Entry(start, length, native.handler, <void *><PyObject *>native))
 
     def detach(self, start):
         """Take back the range that begins at ``start``; KeyError when there is none."""
         target, _, _ = self.owners.pop(start)
+        self.changes += 1
         if target not in self.retired:
             self.retired.append(target)
         self.remove(start)
@@ -192,6 +200,22 @@ cdef class Bus:
     def ranges(self):
         """(start, length, name) of everything attached, ascending."""
         return sorted([(start, length, name) for start, (_, name, length) in self.owners.items()])
+
+    def devices(self):
+        """(start, name, device) of everything attached, ascending: Python devices themselves."""
+        return sorted([(start, name, device_of(target))
+                       for start, (target, name, _) in self.owners.items()],
+                      key=lambda found: found[0])
+
+    def touched(self):
+        """The devices that a guest's access reached since clear_touched(), in no order."""
+        return [device_of(target) for target, _, _ in self.owners.values()
+                if (<BusTarget>target).touched]
+
+    def clear_touched(self):
+        """Forget which ones; while vCPUs run an access may go unseen."""
+        for target, _, _ in self.owners.values():
+            (<BusTarget>target).touched = 0
 
     def read(self, address, int size):
         """What a guest would read at ``address``; for tests and scripts."""

@@ -3,19 +3,13 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from vmm._native.kvm.bus cimport Bus
+from vmm._native.kvm.tracering cimport ExitRecord, Tracing
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.host.thread cimport Thread
 
 cdef enum:
     EXIT_KINDS = 64              # exit reasons counted one by one; higher ones share the last
     TRAIL = 32                   # exits remembered for a crash report (a power of two)
-
-cdef struct ExitRecord:
-    uint64_t address             # port or gpa; the suberror of an internal error
-    uint64_t data                # as read or written, up to 8 bytes
-    uint32_t reason
-    uint8_t size
-    uint8_t is_write
 
 cdef struct DebugExit:
     uint64_t pc                  # linear, of the instruction that comes next
@@ -36,6 +30,7 @@ cdef class VcpuLoop:
     cdef int pause_wanted        # set by pause(), cleared by resume()
     cdef int parked              # the thread is held
     cdef int stood               # the exit that holds it wants an answer (OUTCOME_STOP), else 0
+    cdef int late                # what complete() met: the outcome of the next run
     cdef bint here               # run_here(): whoever called it hears of every interruption
     cdef int resume_fd           # eventfd that ends the holding
     cdef readonly int outcome
@@ -44,6 +39,8 @@ cdef class VcpuLoop:
     cdef uint64_t counts[EXIT_KINDS]
     cdef ExitRecord trail[TRAIL]
     cdef uint64_t exits
+    cdef Tracing tracing         # one pointer, NULL while exits are not traced
+    cdef list rings              # what it may point to, and what it did until just now
 
     cdef void run_thread(self) noexcept nogil
     cdef void interrupt(self) noexcept nogil

@@ -13,27 +13,20 @@ from posix.unistd cimport close as c_close
 from cpython.exc cimport PyErr_CheckSignals
 
 from vmm._native.kvm.bus cimport (
-    own_thread_begins,
-    own_thread_ends,
-    OUTCOME_CONTINUE,
-    OUTCOME_CRASH,
-    OUTCOME_ERROR,
-    OUTCOME_KICKED,
-    OUTCOME_RESET,
-    OUTCOME_STOP,
-    Bus,
+    own_thread_begins, own_thread_ends, OUTCOME_CONTINUE, OUTCOME_CRASH, OUTCOME_ERROR,
+    OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
 )
 from vmm._native.kvm.signals cimport (
     timer_delete, timer_t, usleep, vmm_gettid, vmm_heed_sigint, vmm_kick_install, vmm_kick_unblock,
     vmm_load, vmm_notify, vmm_run_begins, vmm_store, vmm_store_byte, vmm_tgkill, vmm_timer_start,
     vmm_unheed_sigint, vmm_wait_for,
 )
+from vmm._native.kvm.tracering cimport change_ring, run_vcpu, trace_exit
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
 from vmm._native.host.thread cimport thread_join, thread_start
 
 from vmm._native.host.fd import IoctlError
-
 import os
 
 cdef extern from "<sys/ioctl.h>" nogil:
@@ -43,19 +36,11 @@ cdef enum:
     PAUSE_STEP_US = 500          # how often pause() asks again
 
 EXIT_NAMES = {
-    KVM_EXIT_UNKNOWN: "unknown",
-    KVM_EXIT_EXCEPTION: "exception",
-    KVM_EXIT_IO: "io",
-    KVM_EXIT_HYPERCALL: "hypercall",
-    KVM_EXIT_DEBUG: "debug",
-    KVM_EXIT_HLT: "hlt",
-    KVM_EXIT_MMIO: "mmio",
-    KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
-    KVM_EXIT_SHUTDOWN: "shutdown",
-    KVM_EXIT_FAIL_ENTRY: "fail_entry",
-    KVM_EXIT_INTR: "intr",
-    KVM_EXIT_INTERNAL_ERROR: "internal_error",
-    KVM_EXIT_SYSTEM_EVENT: "system_event",
+    KVM_EXIT_UNKNOWN: "unknown", KVM_EXIT_EXCEPTION: "exception", KVM_EXIT_IO: "io",
+    KVM_EXIT_HYPERCALL: "hypercall", KVM_EXIT_DEBUG: "debug", KVM_EXIT_HLT: "hlt",
+    KVM_EXIT_MMIO: "mmio", KVM_EXIT_IRQ_WINDOW_OPEN: "irq_window_open",
+    KVM_EXIT_SHUTDOWN: "shutdown", KVM_EXIT_FAIL_ENTRY: "fail_entry", KVM_EXIT_INTR: "intr",
+    KVM_EXIT_INTERNAL_ERROR: "internal_error", KVM_EXIT_SYSTEM_EVENT: "system_event",
 }
 
 
@@ -83,8 +68,7 @@ cdef class VcpuLoop:
         self.thread.started = False
         self.outcome = OUTCOME_CONTINUE
         self.resume_fd = -1
-        memset(self.counts, 0, sizeof(self.counts))
-        memset(self.trail, 0, sizeof(self.trail))
+        self.rings = []
 
     def __dealloc__(self):
         # The thread uses this object without a reference; an owner that forgot join() must not
@@ -141,8 +125,7 @@ cdef class VcpuLoop:
 
     def resume(self):
         """Let a paused thread go on; harmless for one that is not."""
-        # What it stood for has had its answer, even if it is paused again before it moves.
-        vmm_store(&self.stood, 0)
+        vmm_store(&self.stood, 0)  # answered, even if it is paused again before it moves
         vmm_store(&self.pause_wanted, 0)
         vmm_notify(self.resume_fd)
 
@@ -170,8 +153,7 @@ cdef class VcpuLoop:
             self.resume_fd = -1
 
     cdef void park(self) noexcept nogil:
-        # Once more after `parked` is cleared: a pause() that came meanwhile has seen it still set,
-        # and counts on it.
+        # Asked again once `parked` is cleared: a pause() meanwhile may have counted on it.
         while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
             vmm_store(&self.parked, 1)
             while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
@@ -216,16 +198,16 @@ cdef class VcpuLoop:
         return self.outcome
 
     def settle(self):
-        """Complete the port or MMIO access that the vCPU stopped in; its thread stands still.
-
-        Only then are its registers those of an instruction's end. Source: api.rst, KVM_RUN.
-        """
+        """Complete the access that the vCPU stopped in, for its registers; it stands still."""
         with nogil:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
+        # An access that crosses pages has more parts, each an exit of its own.
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
-        ioctl(self.vcpu.fd, KVM_RUN, 0)
+        while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
+            self.late = self.dispatch()
+            self.late = OUTCOME_CONTINUE if self.late == OUTCOME_STOP else self.late
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -265,12 +247,19 @@ cdef class VcpuLoop:
             found.append((name, record.address, record.size, bool(record.is_write), record.data))
         return found
 
+    def set_trace(self, ring):
+        """Record exits in ``ring`` (a fresh TraceRing), None: no more. Any thread, at any time.
+
+        The vCPU leaves the guest once, so that it holds from now on and not from its next exit.
+        """
+        self.rings = change_ring(&self.tracing, self.rings, ring, self.vcpu.index)
+        if vmm_load(&self.tid):
+            self.interrupt()
+
     def newest_exit(self):
-        """(reason, address) of the newest exit; ("", 0) before the first."""
-        if self.exits == 0:
-            return "", 0
+        """(reason, address) of the newest exit."""
         record = self.trail[(self.exits - 1) & (TRAIL - 1)]
-        return EXIT_NAMES.get(record.reason, f"exit_{record.reason}"), record.address
+        return EXIT_NAMES.get(record.reason, ""), record.address
 
     def stop_detail(self):
         """What the kernel said of the exit that ended the loop, as text."""
@@ -292,8 +281,11 @@ cdef class VcpuLoop:
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
         vmm_run_begins(self.vcpu.run)
+        outcome, self.late = self.late, OUTCOME_CONTINUE
+        if outcome != OUTCOME_CONTINUE:
+            return outcome
         while not vmm_load(&self.stop):
-            rc = ioctl(self.vcpu.fd, KVM_RUN, 0)
+            rc = run_vcpu(&self.tracing, self.vcpu.fd, self.vcpu.run)
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
                     # Reached with a port access completed, so registers are whole here.
@@ -307,6 +299,7 @@ cdef class VcpuLoop:
                 self.failure = errno
                 return OUTCOME_ERROR
             outcome = self.dispatch()
+            trace_exit(&self.tracing, self.vcpu.run, &self.trail[(self.exits - 1) & (TRAIL - 1)])
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:

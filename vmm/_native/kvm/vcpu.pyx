@@ -252,6 +252,10 @@ cdef class VcpuFd(OwnedFd):
             debug.arch.debugreg[7] |= 0x700         # GE, LE and the bit that is always set
         check(ioctl(self.fd, KVM_SET_GUEST_DEBUG, &debug), b"KVM_SET_GUEST_DEBUG")
 
+    def get_stats_fd(self):
+        """A new descriptor of the vCPU's statistics (KVM_CAP_BINARY_STATS_FD); the caller's."""
+        return check(ioctl(self.fd, KVM_GET_STATS_FD, 0), b"KVM_GET_STATS_FD")
+
     def translate(self, uint64_t linear):
         """The guest physical address behind a linear one, or None when it is not mapped."""
         cdef kvm_translation translation

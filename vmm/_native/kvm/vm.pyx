@@ -116,6 +116,10 @@ cdef class VmFd(OwnedFd):
         """As Kvm.check_extension, for this VM."""
         return check(ioctl(self.fd, KVM_CHECK_EXTENSION, capability), b"KVM_CHECK_EXTENSION")
 
+    def get_stats_fd(self):
+        """A new descriptor of the VM's statistics (KVM_CAP_BINARY_STATS_FD); the caller's."""
+        return check(ioctl(self.fd, KVM_GET_STATS_FD, 0), b"KVM_GET_STATS_FD")
+
     def create_vcpu(self, int apic_id, int index, size_t mmap_size):
         """A vCPU whose APIC id is ``apic_id``; ``index`` names it in messages."""
         cdef int fd

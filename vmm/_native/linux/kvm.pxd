@@ -38,6 +38,8 @@ cdef extern from "<linux/kvm.h>" nogil:
     int KVM_IOEVENTFD_FLAG_DEASSIGN
     int KVM_CAP_NR_VCPUS, KVM_CAP_MAX_VCPUS, KVM_CAP_MAX_VCPU_ID, KVM_CAP_X2APIC_API
     int KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_SINGLESTEP, KVM_GUESTDBG_USE_HW_BP
+    int KVM_CAP_SYNC_REGS, KVM_SYNC_X86_REGS
+    unsigned long KVM_GET_STATS_FD
     int KVM_GUESTDBG_USE_SW_BP, KVM_GUESTDBG_INJECT_BP, KVM_GUESTDBG_BLOCKIRQ
 
     struct kvm_userspace_memory_region:
@@ -130,6 +132,12 @@ cdef extern from "<linux/kvm.h>" nogil:
         uint64_t rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp
         uint64_t r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags
 
+    struct kvm_sync_regs:
+        kvm_regs regs
+
+    union kvm_run_s "":
+        kvm_sync_regs regs
+
     struct kvm_fpu:
         uint16_t fcw
         uint32_t mxcsr
@@ -207,3 +215,5 @@ cdef extern from "<linux/kvm.h>" nogil:
         kvm_run_debug debug
         kvm_run_msr msr
         kvm_run_system_event system_event
+        uint64_t kvm_valid_regs
+        kvm_run_s s

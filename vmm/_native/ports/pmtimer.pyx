@@ -23,17 +23,32 @@ cdef extern from *:
     uint32_t vmm_pm_ticks() nogil
 
 
+cdef class PmTimer(BusTarget)
+
+
 cdef int pm_timer_access(void *opaque, uint64_t offset, uint8_t *data, uint32_t size,
                          int is_write) noexcept nogil:
     cdef uint32_t ticks
     if not is_write and size == 4 and offset == 0:
-        ticks = vmm_pm_ticks()
+        # SAFETY: the bus keeps the object alive while it is attached.
+        ticks = vmm_pm_ticks() + (<PmTimer>opaque).base
         memcpy(data, &ticks, 4)
     return OUTCOME_CONTINUE
 
 
 cdef class PmTimer(BusTarget):
-    """The timer's port; only 4-byte reads decode."""
+    """The timer's port; only 4-byte reads decode. ``base`` is what the host's clock lacks."""
+
+    cdef uint32_t base
 
     def __cinit__(self):
         self.handler = pm_timer_access
+
+    def state(self):
+        """What a read would give now."""
+        return {"version": 1, "ticks": <uint32_t>(vmm_pm_ticks() + self.base)}
+
+    def set_state(self, state):
+        """Go on from a state(), whose value has been checked (devices/native_state.py)."""
+        cdef uint32_t ticks = state["ticks"]
+        self.base = ticks - vmm_pm_ticks()

@@ -25,3 +25,11 @@ cdef class PostPort(BusTarget):
     cdef void note(self, uint8_t code) noexcept nogil:
         self.last = code
         self.count += 1
+
+    def state(self):
+        """The last code and how many there were."""
+        return {"version": 1, "last": self.last, "count": self.count}
+
+    def set_state(self, state):
+        """A state() again, whose values have been checked (devices/native_state.py)."""
+        self.last, self.count = state["last"], state["count"]

@@ -14,3 +14,10 @@ cdef class StopPort(BusTarget):
 
     def __cinit__(self):
         self.handler = stop_access
+
+    def state(self):
+        """Nothing is kept."""
+        return {"version": 1}
+
+    def set_state(self, state):
+        """A state() again, which has been checked (devices/native_state.py)."""

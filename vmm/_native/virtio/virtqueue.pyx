@@ -168,6 +168,14 @@ cdef class VirtQueue:
         if not self.event_idx:
             vq_store(&self.used[FLAGS], USED_NO_NOTIFY)
 
+    def positions(self):
+        """(next available, next used, used when last asked about an interrupt), 16 bits each."""
+        return self.next_avail, self.next_used, self.signalled
+
+    def set_positions(self, uint16_t next_avail, uint16_t next_used, uint16_t signalled):
+        """Go on from positions(); nobody serves the queue meanwhile."""
+        self.next_avail, self.next_used, self.signalled = next_avail, next_used, signalled
+
     def take(self):
         """The next chain as (head, [(bytearray or length, writable), ...]); None when empty.
 

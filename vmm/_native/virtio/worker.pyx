@@ -46,8 +46,16 @@ cdef class Worker:
             c_close(self.stop_fd)
 
     def start(self, str name):
-        """Start serving, once; the name is seen in ps -L. OSError without descriptor or thread."""
-        self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        """Start serving; the name is seen in ps -L. OSError without descriptor or thread.
+
+        Does nothing for one that serves. After pause() it goes on, unless its ring is broken.
+        """
+        if self.thread.started or self.broken:
+            return
+        if self.stop_fd < 0:
+            self.stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        drain_fd(self.stop_fd)
+        worker_store(&self.stopping, GOES_ON)
         cdef bytes encoded = name.encode()
         cdef int rc = thread_start(&self.thread, encoded, worker_main, <void *>self)
         if rc:
@@ -57,15 +65,22 @@ cdef class Worker:
         """End the thread; when it returns no guest buffer is in use. Idempotent."""
         self.halt()
 
-    cdef void halt(self) noexcept:
+    def pause(self):
+        """End the thread between two requests, all answered; start() lets it go on. Idempotent."""
+        self.halt(PAUSES)
+
+    cdef void halt(self, int how=STOPS) noexcept:
         if self.thread.started:
-            worker_store(&self.stopping, 1)
+            worker_store(&self.stopping, how)
             signal_fd(self.stop_fd)
             with nogil:
                 thread_join(&self.thread)
 
     cdef bint stop_asked(self) noexcept nogil:
-        return worker_load(&self.stopping) != 0
+        return worker_load(&self.stopping) != GOES_ON
+
+    cdef bint stop_for_good(self) noexcept nogil:
+        return worker_load(&self.stopping) == STOPS
 
     cdef void loop(self) noexcept nogil:
         return

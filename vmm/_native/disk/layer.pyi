@@ -1,0 +1,16 @@
+from collections.abc import Iterator
+
+CLUSTER_BYTES: int
+
+def bits_bytes(size: int) -> int: ...
+
+class Layer:
+    fd: int
+    size: int
+    clusters: int
+    written: int
+    frozen: bool
+    def __init__(self, fd: int, size: int, bits_at: int = -1) -> None: ...
+    def freeze(self) -> None: ...
+    def extents(self) -> Iterator[tuple[int, int]]: ...
+    def fill(self, offset: int, data: bytes) -> None: ...

@@ -1,0 +1,90 @@
+"""The symbols of a guest's kernel, found when they are first needed and there are some.
+
+An ELF kernel has its own. A bzImage's are read out of guest RAM, once its kernel has unpacked
+itself there: where KASLR has put it nobody knows before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm.errors import GuestError
+from vmm.guest.kernelimage import KERNEL_START, kernel_paging
+from vmm.guest.symbolat import is_elf
+from vmm.guest.symbols import Symbols
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.debug.cpu import Cpu
+    from vmm.debug.ram import Ram
+
+MSR_EFER = 0xC0000080
+
+
+class KernelSymbols:
+    """Where a guest has its symbols from. The thread that drives it, while it stands still."""
+
+    def __init__(self, kernel_path: str, ram: Ram, boot_cpu: Callable[[], Cpu]) -> None:
+        self._path = kernel_path
+        self._ram = ram
+        self._boot_cpu = boot_cpu
+        self._found: Symbols | None = None
+        # The root of the page tables that had no kernel in them: not looked at again and again.
+        self._seen_root = -1
+
+    def get(self) -> Symbols | None:
+        """The symbols, or None while there are none."""
+        if self._found is None:
+            self._found = self._of_elf() if is_elf(self._path) else self._of_ram()
+        return self._found
+
+    def require(self) -> Symbols:
+        """The symbols; GuestError says what is missing."""
+        found = self.get()
+        if found is None:
+            raise GuestError(
+                f"no symbols of {self._path} are known (yet)",
+                "a bzImage has them once its kernel runs: run(until=NAME) waits for that; or give "
+                "an address",
+            )
+        return found
+
+    def forget(self) -> None:
+        """The guest got another state: its kernel may be elsewhere, or not there."""
+        self._found = None
+        self._seen_root = -1
+
+    def at(self, address: int) -> str | None:
+        """``name+0x12``, None where nothing is known."""
+        found = self.get()
+        return None if found is None else found.at(address)
+
+    def resolve(self, where: str | int) -> int:
+        """The address of a symbol, or an address as it is."""
+        if isinstance(where, int):
+            if not 0 <= where < 1 << 64:
+                raise ValueError(f"{where:#x} is no linear address")
+            return where
+        return self.require().resolve(where)
+
+    def _of_elf(self) -> Symbols | None:
+        try:
+            return Symbols.from_elf(self._path)
+        except GuestError:
+            return None  # stripped, as tiny guests are
+
+    def _of_ram(self) -> Symbols | None:
+        cpu = self._boot_cpu()
+        paging = cpu.memory.paging
+        if not paging.levels or paging.root == self._seen_root:
+            return None
+        if not kernel_paging(self._ram, paging)[1]:
+            # The unpacking code has tables of its own, under which nothing will ever show.
+            if cpu.address < KERNEL_START:
+                self._seen_root = paging.root
+            return None
+        try:
+            return Symbols.of(self._path, self._ram, paging)
+        except GuestError:
+            return None
