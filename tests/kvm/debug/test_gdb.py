@@ -157,8 +157,8 @@ def test_a_debugger_that_is_gone_leaves_a_running_guest_without_breakpoints(gues
             gdb.type(f"hbreak *{LOOP:#x}")
             gdb.type("continue")
             gdb.kill()
+        wait_for(lambda: server.last_end == "vanished")
         wait_for(lambda: guest.running)
-        assert server.last_end == "vanished"
         assert "$1 = " in batch(server.address, "p $rax")
 
 
@@ -223,10 +223,8 @@ def test_watchpoints(tmp_path):
     code = Program().write(0x200000, 5).raw("90 ebfe")
     with tiny_guest(tmp_path, bytes(code.code)) as guest, guest.gdb("127.0.0.1:0") as server:
         text = batch(server.address, "watch *(int*)0x200000", "continue", "p *(int*)0x200000")
-    if ABILITIES.watch:
-        assert "$1 = 5" in text
-    else:
-        assert "Could not insert hardware watchpoint" in text, text
+    assert "$1 = 5" in text
+    assert "New value = 5" in text
 
 
 def test_a_second_one_is_sent_away_and_the_first_goes_on(guest):
