@@ -110,7 +110,8 @@ def watches(visit: Visit, address: int) -> None:
     visit.type(f"watch *(unsigned long *){address:#x}")
     told = visit.type("continue")
     expect("watchpoint" in told and "New value" in told, told)
-    expect(visit.value(f"*(unsigned long *){address:#x}") == before + 1, told)
+    # More than one tick later: time went on while the guest stood still.
+    expect(visit.value(f"*(unsigned long *){address:#x}") > before, told)
     visit.type("delete")
 
 

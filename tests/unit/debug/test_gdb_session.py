@@ -190,6 +190,15 @@ def test_what_an_action_raises_is_told_and_kept(visit):
     assert isinstance(visit.session.failure, ZeroDivisionError)
 
 
+def test_a_mistake_of_ours_is_an_error_reply(visit):
+    def broken(thread):
+        raise TypeError("a mistake")
+
+    visit.target.registers = broken
+    assert visit.ask(b"g") == b"E01"
+    assert visit.ask(b"qC") == b"QC1"
+
+
 def test_the_description_comes_in_parts(visit):
     whole, at = b"", 0
     while True:

@@ -84,7 +84,8 @@ class Client:
 
     def interrupted(self) -> bool:
         """Ctrl-C waits, or the connection has ended: a running guest is to stand still."""
-        return self.over or INTERRUPT in self._events
+        with self._changed:
+            return self.over or INTERRUPT in self._events
 
     def take(self) -> Packet | None:
         """The next packet, waited for; None when there will be none. Ctrl-C is passed over."""

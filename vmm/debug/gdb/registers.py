@@ -74,6 +74,8 @@ class RegisterFile:
 
     def __init__(self, cpu: Cpu) -> None:
         self._cpu = cpu
+        # The FPU's registers, read once for all of them.
+        self._area: bytes | None = None
 
     def read(self, number: int) -> bytes:
         """One register, little-endian; IndexError for a number that there is not."""
@@ -82,7 +84,11 @@ class RegisterFile:
 
     def read_all(self) -> bytes:
         """All of them, in order."""
-        return b"".join([self.read(number) for number in range(len(REGISTERS))])
+        self._area = self._cpu.vcpu.fd.get_xsave()
+        try:
+            return b"".join([self.read(number) for number in range(len(REGISTERS))])
+        finally:
+            self._area = None
 
     def write(self, number: int, data: bytes) -> None:
         """Into the vCPU at once. OSError when KVM refuses, ValueError for a wrong size."""
@@ -146,22 +152,25 @@ class RegisterFile:
 
     # --- the FPU ---
 
+    def _xsave(self) -> bytes:
+        return self._cpu.vcpu.fd.get_xsave() if self._area is None else self._area
+
     def _get_fpr(self, name: str, size: int) -> bytes:
         at = FPR_AT + int(name[2:]) * FPR_STEP
-        return self._cpu.vcpu.fd.get_xsave()[at : at + size]
+        return self._xsave()[at : at + size]
 
     def _set_fpr(self, name: str, data: bytes) -> None:
         self._put(FPR_AT + int(name[2:]) * FPR_STEP, data)
 
     def _get_xmm(self, name: str, size: int) -> bytes:
         at = XMM_AT + int(name[3:]) * XMM_BYTES
-        return self._cpu.vcpu.fd.get_xsave()[at : at + size]
+        return self._xsave()[at : at + size]
 
     def _set_xmm(self, name: str, data: bytes) -> None:
         self._put(XMM_AT + int(name[3:]) * XMM_BYTES, data)
 
     def _get_fpu(self, name: str, size: int) -> bytes:
-        fpu = self._cpu.vcpu.fd.get_xsave()
+        fpu = self._xsave()
         value = 0  # fiseg and foseg: 64-bit code has no such segments
         if name == "ftag":
             value = sum([EMPTY << 2 * n for n in range(8) if not fpu[FTW_AT] >> n & 1])

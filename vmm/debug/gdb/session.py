@@ -59,15 +59,16 @@ class Session:
 
     def serve(self) -> str:
         """How the visit ended: detached, vanished, killed, ended (the guest) or interrupted."""
-        while not self.end:
-            packet = self.client.take()
-            if packet is None:
-                self.end = VANISHED
-                break
-            reply = self._received(packet)
-            if reply is not None:
-                self.send(reply)
-        self.target.remove_all()
+        try:
+            while not self.end:
+                packet = self.client.take()
+                reply = None if packet is None else self._received(packet)
+                if reply is not None:
+                    self.send(reply)
+                elif packet is None:
+                    self.end = VANISHED
+        finally:
+            self.target.remove_all()
         return self.end
 
     def send(self, reply: bytes) -> None:
@@ -89,6 +90,10 @@ class Session:
         except (OSError, RuntimeError, VmmError) as error:
             log.debug(f"gdb: {packet.data[:40]!r}: {error}")
             return replies.REFUSED
+        except Exception as error:
+            # Whatever a debugger sends, the guest is not to suffer from our mistake.
+            log.error(f"gdb: {packet.data[:40]!r}: {error!r}")
+            return replies.BAD_REQUEST
 
     def answer(self, data: bytes) -> bytes | None:
         """The reply to one request; None for none. What it raises is an error reply."""
