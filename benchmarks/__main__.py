@@ -13,7 +13,10 @@ from benchmarks.peers import find_peers
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", default=["start", "trace", "lab"], help="start, trace, lab"
+        "what",
+        nargs="*",
+        default=["start", "trace", "snapshot", "lab"],
+        help="start, trace, snapshot, lab",
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lab-rounds", type=int, default=3)
@@ -42,6 +45,10 @@ def measure(options: argparse.Namespace, peers: dict[str, str], results: dict[st
         from benchmarks import bench_start
 
         results["start"] = bench_start.main(peers, options.rounds)
+    if "snapshot" in options.what:
+        from benchmarks import bench_snapshot
+
+        results["snapshot"] = bench_snapshot.main(options.rounds)
     if "trace" in options.what:
         from benchmarks import bench_trace
 

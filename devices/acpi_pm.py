@@ -17,6 +17,7 @@ RESET = 0x01
 # SLP_TYP 5 and SLP_EN.
 POWER_OFF = 5 << 2 | 1 << 5
 POWER_BUTTON = 8
+NEW_GENERATION = 16
 
 
 class AcpiRegisters:
@@ -64,6 +65,17 @@ class Ged:
             self._raised = True
         self._line.pulse()
 
+    def new_generation(self, heard: bool) -> None:
+        """Tell the guest that its generation id is another: it is a fork; any thread.
+
+        Without ``heard`` (its pin is masked: no driver is there) the interrupt is left out.
+        """
+        with self._lock:
+            self._pending |= NEW_GENERATION
+            self._raised = heard
+        if heard:
+            self._line.pulse()
+
     def read(self, offset: int, size: int) -> int:
         """Pending events, which are forgotten."""
         with self._lock:
@@ -91,6 +103,6 @@ class Ged:
         """A state() again, without raising the line; StateError when it does not fit."""
         from vmm.light.state import int_in, read_state
 
-        found = read_state("GED", state, {"pending": int_in(0, POWER_BUTTON)})
+        found = read_state("GED", state, {"pending": int_in(0, POWER_BUTTON | NEW_GENERATION)})
         with self._lock:
             self._pending = found["pending"]

@@ -28,6 +28,9 @@ CMDLINE_MAX = 0x10000
 LOW_RAM_END = 0xA0000
 RSDP_GPA = LOW_RAM_END
 SMBIOS_GPA = 0xF0000
+# A GUID of this guest's alone, in a page of its own; a fork gets another, and is told by ACPI.
+VMGENID_GPA = 0xFF000
+VMGENID_SIZE = 16
 BIOS_END = 0x100000
 
 # --- 1 MiB to 4 GiB ---

@@ -118,8 +118,13 @@ def _build(
         os.close(kernel_fd)
 
 
-def create_vm(machine: Machine, apic_ids: list[int]) -> None:
-    """KVM, guest RAM and its slots, then the interrupt controllers, then the vCPUs."""
+def create_vm(machine: Machine, apic_ids: list[int], memory: GuestMemory | None = None) -> None:
+    """KVM, guest RAM and its slots, then the interrupt controllers, then the vCPUs.
+
+    ``memory`` that is there already is the machine's from here on. None: as configured.
+    """
+    if memory is not None:
+        machine.memory = memory
     config = machine.config
     kvm = open_kvm()
     try:
@@ -128,7 +133,8 @@ def create_vm(machine: Machine, apic_ids: list[int]) -> None:
     except BaseException:
         kvm.close()
         raise
-    machine.memory = allocate(config.memory, machine.progress)
+    if memory is None:
+        machine.memory = allocate(config.memory, machine.progress)
     machine.vm.map_memory(machine.memory)
     machine.vm.create_irqchip(apic_ids)
     machine.vm.create_vcpus(apic_ids)
@@ -214,6 +220,7 @@ def describe_platform(machine: Machine, apic_ids: list[int]) -> None:
     ged_gpa = layout.ged_gpa(machine.phys_bits)
     memory.write(layout.RSDP_GPA, build_acpi(AcpiSpec(apic_ids, window64, ged_gpa)))
     memory.write(layout.SMBIOS_GPA, build_smbios())
+    memory.write(layout.VMGENID_GPA, os.urandom(layout.VMGENID_SIZE))
     memory.write(layout.BOOT_GDT_GPA, regs.gdt_bytes())
     memory.write(layout.BOOT_IDT_GPA, regs.idt_bytes())
 

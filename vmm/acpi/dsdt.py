@@ -20,7 +20,9 @@ DSM_PRESERVE_BOOT_CONFIG = 5
 DSM_FUNCTIONS = bytes([1 << 0 | 1 << DSM_PRESERVE_BOOT_CONFIG])
 STA_PRESENT = 0xF
 GED_POWER_BUTTON = 8
+GED_NEW_GENERATION = 16
 NOTIFY_POWER_BUTTON = 0x80
+NOTIFY_NEW_GENERATION = 0x80
 SLEEP_TYPE_S5 = 5
 PCI_CONFIG_PORTS = (0xCF8, 8)
 IO_END = 0xFFFF
@@ -32,7 +34,8 @@ def dsdt_terms(spec: AcpiSpec) -> bytes:
     terms = [_pci_root(spec), _motherboard(spec)]
     if spec.serial:
         terms.append(_serial(spec))
-    terms += [_panic_port(spec), _sleep(), _power_button(), *_event_device(spec), _processors(spec)]
+    terms += [_panic_port(spec), _sleep(), _power_button(), _generation(spec)]
+    terms += [*_event_device(spec), _processors(spec)]
     return b"".join(terms)
 
 
@@ -134,6 +137,21 @@ def _power_button() -> bytes:
     )
 
 
+def _generation(spec: AcpiSpec) -> bytes:
+    """Where the generation id is. Source: Microsoft, "Virtual Machine Generation ID", 2012.
+
+    Linux finds it by the _CID (drivers/virt/vmgenid.c), and reseeds when it is told.
+    """
+    low, high = spec.vmgenid_gpa & 0xFFFFFFFF, spec.vmgenid_gpa >> 32
+    return aml.device(
+        "\\_SB.VGEN",
+        aml.name("_HID", aml.string("VMGC0001")),
+        aml.name("_CID", aml.string("VM_Gen_Counter")),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", aml.package(aml.integer(low), aml.integer(high))),
+    )
+
+
 def _event_device(spec: AcpiSpec) -> tuple[bytes, bytes]:
     """The register of pending events, and the GED whose interrupt says that it changed."""
     scan = aml.method(
@@ -147,6 +165,13 @@ def _event_device(spec: AcpiSpec) -> tuple[bytes, bytes]:
                 aml.integer(GED_POWER_BUTTON),
             ),
             aml.notify("\\_SB.PWRB", NOTIFY_POWER_BUTTON),
+        ),
+        aml.if_(
+            aml.equal(
+                aml.and_(aml.LOCAL0, aml.integer(GED_NEW_GENERATION)),
+                aml.integer(GED_NEW_GENERATION),
+            ),
+            aml.notify("\\_SB.VGEN", NOTIFY_NEW_GENERATION),
         ),
     )
     registers = aml.device(

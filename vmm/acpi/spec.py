@@ -12,6 +12,7 @@ class AcpiSpec(Record):
     __slots__ = (
         "apic_ids", "ecam", "ged_gpa", "ged_gsi", "intx_count", "intx_gsi", "mmio32", "mmio64",
         "pvpanic_port", "serial", "serial_gsi", "serial_port", "slots",
+        "vmgenid_gpa",
     )  # fmt: skip
     apic_ids: tuple[int, ...]
     mmio32: tuple[int, int]
@@ -26,6 +27,7 @@ class AcpiSpec(Record):
     slots: int
     intx_gsi: int
     intx_count: int
+    vmgenid_gpa: int
 
     def __init__(
         self, apic_ids: list[int], mmio64: tuple[int, int], ged_gpa: int, serial: bool = True
@@ -44,4 +46,5 @@ class AcpiSpec(Record):
             slots=layout.PCI_SLOTS,
             intx_gsi=layout.PCI_INTX_GSI,
             intx_count=layout.PCI_INTX_COUNT,
+            vmgenid_gpa=layout.VMGENID_GPA,
         )

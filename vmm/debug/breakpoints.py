@@ -229,6 +229,11 @@ class Breakpoints:
             site.patch = self._patches.add(gpa, code)
         return True
 
+    @property
+    def any(self) -> bool:
+        """True while there is one, of any kind."""
+        return bool(self._sites or self._slots)
+
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
         address = cpu.address

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm._native.kvm.vcpustate import linear_rip
 from vmm.debug.cpumemory import CpuMemory
 from vmm.debug.registers import Regs, Sregs
 from vmm.guest.backtrace import FRAMES_MAX, backtrace
@@ -68,7 +69,10 @@ class Cpu:
     @property
     def address(self) -> int:
         """The linear address of the next instruction."""
-        if self._address is None or self.regs.changed or self.sregs.changed:
+        if self._address is None and not self.regs.known and not self.sregs.known:
+            self._still()
+            self._address = linear_rip(self.vcpu.fd)
+        elif self._address is None or self.regs.changed or self.sregs.changed:
             cs: dict[str, Any] = self.sregs.cs
             base = 0 if cs["l"] else cs["base"]
             self._address = int(self.regs.rip + base) & (1 << 64) - 1
@@ -100,6 +104,12 @@ class Cpu:
         """Write changed registers to the vCPU."""
         self.sregs.flush()
         self.regs.flush()
+        self._address = None
+
+    def forget(self) -> None:
+        """The vCPU got another state: nothing read or changed here counts."""
+        self.sregs.forget()
+        self.regs.forget()
         self._address = None
 
     def __repr__(self) -> str:

@@ -75,6 +75,10 @@ class Alone:
         """Run a hook: a vCPU's exits are on the driving thread already."""
         return function(*arguments)
 
+    def reset(self) -> None:
+        """The guest gets another state, and shall run again if it has ended."""
+        self._vcpu.loop.late = bus.CONTINUE
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -194,6 +198,21 @@ class Several:
         if call.error is not None:
             raise call.error
         return call.result
+
+    def reset(self) -> None:
+        """The guest gets another state; threads are made anew where one has ended."""
+        loops = [vcpu.loop for vcpu in self._vcpus]
+        for loop in loops:
+            loop.late = bus.CONTINUE
+        if not self._started or all(loop.outcome == bus.CONTINUE for loop in loops):
+            return
+        for loop in loops:
+            loop.kick()
+        for loop in loops:
+            loop.join()
+        self._started = False
+        for fd, _ in self._poll.poll(0):
+            os.eventfd_read(fd)
 
     def close(self) -> None:
         """Give the eventfd back; the vCPUs have ended."""

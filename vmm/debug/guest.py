@@ -10,12 +10,15 @@ from vmm.debug import stop
 from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.cpu import Cpu
+from vmm.debug.fork import remake, wake
 from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.keywords import config_of_environment, config_of_keywords
+from vmm.debug.outside import Outside
 from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
+from vmm.debug.snapshotting import Snapshotting
 from vmm.debug.stopports import claim_stop_port
 from vmm.host.console import HostConsole
 from vmm.host.overlay import open_overlays
@@ -28,17 +31,17 @@ if TYPE_CHECKING:
 
     from vmm.debug.gdb.server import GdbServer
     from vmm.debug.points import Action, Condition, Point
+    from vmm.debug.snapshot import Snapshot
     from vmm.debug.stats import Stats
     from vmm.debug.stop import Stop
     from vmm.debug.trace import Trace
     from vmm.guest.symbols import Symbols
     from vmm.host.disk import Disk
     from vmm.machine import Machine
-    from vmm.run.outcome import Outcome
     from vmm.settings.config import Config
 
 
-class Guest:
+class Guest(Snapshotting, Outside):
     """A VM, standing still at its entry point; a context manager.
 
     The keywords are the service's settings (``kernel``, ``system_image``, ``config_image``,
@@ -66,7 +69,7 @@ class Guest:
         guest._build(*config_of_environment(environment))
         return guest
 
-    def _build(self, config: Config, kept: set[str]) -> None:
+    def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
@@ -74,18 +77,20 @@ class Guest:
         self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
+        self._taker = None
         self._consoles: list[KeptConsole | HostConsole] = []
         try:
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
-            self._disks = open_overlays(config.system_images, config.config_images)
-            self.machine: Machine = build_machine(
-                config,
-                self._disks,
-                self.console,
-                self.serial,
-            )
+            self.machine: Machine
+            if snapshot is None:
+                self._disks = open_overlays(config.system_images, config.config_images)
+                self.machine = build_machine(config, self._disks, self.console, self.serial)
+            else:
+                self._disks, self.machine = remake(snapshot, self.console, self.serial)
             self._hold()
+            if snapshot is not None:
+                wake(self.machine, self._snapshots(), snapshot)
         except BaseException:
             self.close()
             raise
@@ -109,10 +114,11 @@ class Guest:
         self.memory = Ram(machine.memory, patches)
         self._symbols = KernelSymbols(self.config.kernel_path, self.memory, lambda: self.cpus[0])
         self.cpus = [Cpu(vcpu, self.memory, self._symbols, self._still) for vcpu in machine.vcpus]
-        self.points = Breakpoints(
-            self.cpus, patches, PageWatch(machine), claim_stop_port(machine.pio)
-        )
-        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols.at)
+        self._patches = patches
+        self._pages = PageWatch(machine)
+        port = claim_stop_port(machine.pio)
+        self.points = Breakpoints(self.cpus, patches, self._pages, port)
+        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
                 self._control.driver.listen(console.port)
@@ -132,12 +138,23 @@ class Guest:
         """
         self._open()
         with self._control.driving():
+            deadline = deadline_of(seconds)
+            if isinstance(until, str) and self._symbols.get() is None:
+                early = self._come_to_kernel(deadline)
+                if early is not None:
+                    return early
             point = None if until is None else self._add_point(until, None, None, None)
             try:
-                return self._control.run(deadline_of(seconds))
+                return self._control.run(deadline)
             finally:
                 if point is not None:
                     point.remove()
+
+    def _come_to_kernel(self, deadline: float | None) -> Stop | None:
+        from vmm.debug.kernelstart import come_to_kernel
+
+        path, control = self.config.kernel_path, self._control
+        return come_to_kernel(path, control, self.points, self.cpus[0], self._symbols, deadline)
 
     def step(self, count: int = 1, cpu: int = 0) -> Stop:
         """``count`` instructions of one vCPU, the others standing still."""
@@ -197,11 +214,6 @@ class Guest:
     def running(self) -> bool:
         """True while some thread lets it run."""
         return not self._closed and self._control.busy
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How the guest ended; None while it can go on."""
-        return self._control.outcome
 
     def _run_until(self, found: Callable[[], bool], seconds: float | None) -> None:
         """Let it run (or go on in the background) until ``found()`` or the time is over."""
@@ -329,6 +341,8 @@ class Guest:
             self.pause()
         self._closed = True
         steps: list[Callable[[], object]] = []
+        if self._taker is not None:
+            steps.append(self._taker.close)
         if self._trace is not None:
             steps.append(self._trace.stop)
         if hasattr(self, "machine"):

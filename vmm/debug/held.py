@@ -12,6 +12,7 @@ from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import RunControl
 from vmm.debug.stopports import claim_stop_port
+from vmm.guest.symbols import Symbols
 from vmm.machine import Machine
 from vmm.run.outcome import Outcome
 
@@ -28,12 +29,12 @@ class Held:
         self.machine = machine
         patches = Patches(machine.memory)
         self.memory = Ram(machine.memory, patches)
-        symbols = KernelSymbols(machine.config.kernel_path, self.memory, lambda: self.cpus[0])
+        symbols = _Nameless(machine.config.kernel_path, self.memory, lambda: self.cpus[0])
         self.cpus = [Cpu(vcpu, self.memory, symbols, self._still) for vcpu in machine.vcpus]
         port = claim_stop_port(machine.pio)
         self.points = Breakpoints(self.cpus, patches, PageWatch(machine), port)
         self.control = RunControl(
-            machine, self.cpus, self.points, patches, _no_symbols, Several(machine), _outcome
+            machine, self.cpus, self.points, patches, symbols, Several(machine), _outcome
         )
 
     def _still(self) -> None:
@@ -44,8 +45,12 @@ class Held:
         self.control.driver.close()
 
 
-def _no_symbols(address: int) -> str | None:
-    return None
+class _Nameless(KernelSymbols):
+    """gdb has names of its own: nothing is read out of the kernel for a stop."""
+
+    def get(self) -> Symbols | None:
+        """None."""
+        return None
 
 
 def _outcome(machine: Machine) -> Outcome:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm.errors import GuestError
-from vmm.guest.kernelimage import KERNEL_START, kernel_paging
+from vmm.guest.kernelimage import BANNER, KERNEL_START, kernel_paging
 from vmm.guest.symbolat import is_elf
 from vmm.guest.symbols import Symbols
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vmm.debug.cpu import Cpu
     from vmm.debug.ram import Ram
 
-MSR_EFER = 0xC0000080
+BANNER_NAME = "linux_banner"
 
 
 class KernelSymbols:
@@ -30,14 +30,32 @@ class KernelSymbols:
         self._ram = ram
         self._boot_cpu = boot_cpu
         self._found: Symbols | None = None
+        self._is_elf: bool | None = None
+        self._unsure = False
         # The root of the page tables that had no kernel in them: not looked at again and again.
         self._seen_root = -1
 
     def get(self) -> Symbols | None:
         """The symbols, or None while there are none."""
+        if self._is_elf is None:
+            self._is_elf = is_elf(self._path)
+            self._found = self._of_elf() if self._is_elf else None
+        if self._is_elf:
+            return self._found
+        if self._unsure:
+            self._unsure = False
+            if self._found is not None and not self._still_there(self._found):
+                self._found = None
         if self._found is None:
-            self._found = self._of_elf() if is_elf(self._path) else self._of_ram()
+            self._found = self._of_ram()
         return self._found
+
+    def _still_there(self, symbols: Symbols) -> bool:
+        """The kernel that has these symbols runs there, as its banner shows."""
+        try:
+            return self._boot_cpu().memory.read(symbols[BANNER_NAME], len(BANNER)) == BANNER
+        except (KeyError, ValueError):
+            return False
 
     def require(self) -> Symbols:
         """The symbols; GuestError says what is missing."""
@@ -50,9 +68,13 @@ class KernelSymbols:
             )
         return found
 
+    def find_behind(self, entry: int) -> None:
+        """Those of the kernel unpacked at gpa ``entry``, none of which has run yet."""
+        self._found = Symbols.from_ram(self._ram, image=entry)
+
     def forget(self) -> None:
         """The guest got another state: its kernel may be elsewhere, or not there."""
-        self._found = None
+        self._unsure = True
         self._seen_root = -1
 
     def at(self, address: int) -> str | None:

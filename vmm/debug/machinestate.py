@@ -109,8 +109,8 @@ class MachineState:
         """The names of the devices that were used since clear_touched()."""
         self.parts()
         machine, names = self._machine, self._names
-        used = {names[id(device)] for device in machine.pio.touched()}
-        used |= {names[id(device)] for device in machine.mmio.touched()}
+        reached = [*machine.pio.touched(), *machine.mmio.touched()]
+        used = {names[id(device)] for device in reached if id(device) in names}
         for (name, device), mark in zip(self._marked, self._marks, strict=True):
             if device.mark() != mark:
                 used.add(name)
@@ -156,6 +156,8 @@ class MachineState:
                 self._add(f"{name} at {start:#x}" if name in self._parts else name, device)
 
     def _add(self, name: str, device: object) -> None:
+        if getattr(device, "no_state", False):
+            return
         self._parts[name] = device
         self._names[id(device)] = name
 

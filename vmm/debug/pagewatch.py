@@ -66,7 +66,7 @@ class PageWatch:
                 self._machine.mmio.attach(page, PAGE, _Page(self, page), f"watched {page:#x}")
             self._pages[page].append(point)
         try:
-            self._lay_out()
+            self.lay_out()
         except HostError:
             self.remove(point)
             raise
@@ -79,7 +79,7 @@ class PageWatch:
                 del self._pages[page]
                 self._machine.mmio.detach(page)
         del self._ranges[point]
-        self._lay_out()
+        self.lay_out()
 
     def _pages_of(self, point: Point) -> list[int]:
         found: set[int] = set()
@@ -87,7 +87,11 @@ class PageWatch:
             found.update(range(gpa & -PAGE, gpa + size, PAGE))
         return sorted(found)
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
+        """Take all of RAM's slots away, and give them again as they must be now.
+
+        With them KVM forgets what it knows of the guest's page tables.
+        """
         vm = self._machine.vm.fd
         slots = self._machine.memory.slots
         wanted = [(n, hva - gpa, pieces(gpa, size, self._pages))
@@ -133,6 +137,9 @@ class PageWatch:
 
 class _Page:
     """What the bus of addresses sees of one page."""
+
+    # Nothing of the guest's: a snapshot does without.
+    no_state = True
 
     def __init__(self, watch: PageWatch, gpa: int) -> None:
         self._watch = watch

@@ -80,6 +80,12 @@ class Patches:
             for patch in self._by_gpa.values():
                 self.take_out(patch)
 
+    def forget(self) -> None:
+        """All of the guest's memory was replaced: none is in."""
+        for patch in self._by_gpa.values():
+            patch.original = None
+        self._in = False
+
     def show_memory(self) -> None:
         """Somebody looks without copying, from now on: stand_still() takes everything out."""
         self._seen = True

@@ -58,6 +58,16 @@ class _Registers:
         object.__setattr__(self, "_changed", False)
         object.__setattr__(self, "_values", None)
 
+    @property
+    def known(self) -> bool:
+        """True when they were read already."""
+        return self._values is not None
+
+    def forget(self) -> None:
+        """Drop changes, and what was read."""
+        object.__setattr__(self, "_changed", False)
+        object.__setattr__(self, "_values", None)
+
     def __getattr__(self, name: str) -> Any:
         if name in self._names:
             return self._load()[name]

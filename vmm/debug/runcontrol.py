@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmm.debug.breakpoints import Breakpoints
     from vmm.debug.cpu import Cpu
+    from vmm.debug.kernelsymbols import KernelSymbols
     from vmm.debug.patches import Patches
     from vmm.debug.points import Point
     from vmm.machine import Machine
@@ -37,7 +38,7 @@ class RunControl:
         cpus: Sequence[Cpu],
         points: Breakpoints,
         patches: Patches,
-        symbol_at: Callable[[int], str | None],
+        symbols: KernelSymbols,
         run_driver: driver.Driver | None = None,
         outcome_of: Callable[[Machine], Outcome] = outcome_of,
     ) -> None:
@@ -51,7 +52,7 @@ class RunControl:
         self._cpus = cpus
         self._points = points
         self._patches = patches
-        self._symbol_at = symbol_at
+        self._symbols = symbols
         self._asked: list[Stop] = []
         self._errors: list[BaseException] = []
         self._lock = threading.Lock()
@@ -63,14 +64,17 @@ class RunControl:
     # --- who drives ---
 
     @contextmanager
-    def driving(self) -> Iterator[None]:
-        """For the time of a run; RuntimeError when another thread drives, or the guest ended."""
+    def driving(self, ended: bool = False) -> Iterator[None]:
+        """For the time of a run; RuntimeError when another thread drives, or the guest ended.
+
+        ``ended``: it may have.
+        """
         if self._thread == threading.get_ident():
             raise RuntimeError("an action or a hook of this guest cannot let it run")
         if not self._lock.acquire(blocking=False):
             raise RuntimeError("the guest runs on another thread: pause() it first")
         try:
-            if self.outcome is not None:
+            if self.outcome is not None and not ended:
                 raise RuntimeError(
                     f"the guest has ended ({self.outcome.kind}: {self.outcome.reason}); restore() "
                     "a snapshot, or make a new one"
@@ -80,6 +84,16 @@ class RunControl:
         finally:
             self._thread = 0
             self._lock.release()
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """For something that only needs the guest to stand still; inside an action as well."""
+        if self._thread == threading.get_ident():
+            self.still()
+            yield
+            return
+        with self.driving(ended=True):
+            yield
 
     @property
     def busy(self) -> bool:
@@ -176,6 +190,8 @@ class RunControl:
         return soon if deadline is None else min(soon, deadline)
 
     def _leave_points(self, deadline: float | None) -> None:
+        if not self._points.any:
+            return
         for cpu in self._cpus:
             if self._points.standing_on(cpu):
                 found = self._step(cpu, deadline)
@@ -249,7 +265,7 @@ class RunControl:
             address = cpu.address
         except (OSError, RuntimeError):
             return found
-        return found.replace(address=address, symbol=self._symbol_at(address))
+        return found.replace(address=address, symbol=self._symbols.at(address))
 
     def restarted(self) -> None:
         """The vCPUs got another state: nothing that was known of them counts."""
@@ -257,6 +273,7 @@ class RunControl:
         self._asked.clear()
         self._errors.clear()
         self._points.forget()
+        self._symbols.forget()
 
 
 def late(deadline: float | None) -> bool:

@@ -30,7 +30,7 @@ cdef class VcpuLoop:
     cdef int pause_wanted        # set by pause(), cleared by resume()
     cdef int parked              # the thread is held
     cdef int stood               # the exit that holds it wants an answer (OUTCOME_STOP), else 0
-    cdef int late                # what complete() met: the outcome of the next run
+    cdef public int late                # what complete() met: the outcome of the next run
     cdef bint here               # run_here(): whoever called it hears of every interruption
     cdef int resume_fd           # eventfd that ends the holding
     cdef readonly int outcome

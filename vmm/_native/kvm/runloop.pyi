@@ -5,6 +5,7 @@ from vmm._native.kvm.vcpu import VcpuFd
 class VcpuLoop:
     vcpu: VcpuFd
     outcome: int
+    late: int
     failure: int
     msr: Bus | None
     def __init__(self, vcpu: VcpuFd, pio: Bus, mmio: Bus, done_fd: int) -> None: ...

@@ -71,8 +71,7 @@ cdef class VcpuLoop:
         self.rings = []
 
     def __dealloc__(self):
-        # The thread uses this object without a reference; an owner that forgot join() must not
-        # free it under the thread.
+        # The thread holds no reference: an owner that forgot join() must not free it meanwhile.
         vmm_store(&self.stop, 1)
         self.finish()
 
@@ -153,12 +152,11 @@ cdef class VcpuLoop:
             self.resume_fd = -1
 
     cdef void park(self) noexcept nogil:
-        # Asked again once `parked` is cleared: a pause() meanwhile may have counted on it.
         while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
             vmm_store(&self.parked, 1)
             while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
                 vmm_wait_for(self.resume_fd)
-            vmm_store(&self.parked, 0)
+            vmm_store(&self.parked, 0)  # then ask again: pause() may have counted on it
 
     def join(self):
         """Wait for the end of the thread (kick() first); returns the outcome. Idempotent."""
@@ -208,6 +206,8 @@ cdef class VcpuLoop:
         while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
             self.late = self.dispatch()
             self.late = OUTCOME_CONTINUE if self.late == OUTCOME_STOP else self.late
+        if self.late == OUTCOME_CONTINUE:
+            self.vcpu.run.exit_reason = KVM_EXIT_INTR       # for settle(): it is complete
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
     def debug_exit(self):
@@ -289,6 +289,7 @@ cdef class VcpuLoop:
             if rc < 0:
                 if errno == EINTR or errno == EAGAIN:
                     # Reached with a port access completed, so registers are whole here.
+                    self.vcpu.run.exit_reason = KVM_EXIT_INTR
                     if vmm_load(&self.pause_wanted):
                         self.park()
                     # Before `stop` is read again: kick() sets it first, so it is not missed.
@@ -303,8 +304,7 @@ cdef class VcpuLoop:
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:
-                # An interrupted port access is completed by the next KVM_RUN only; the guest
-                # executes nothing more, so nobody misses it.
+                # A port access is completed by the next KVM_RUN only, which restore() waits for.
                 return outcome
         return OUTCOME_KICKED
 

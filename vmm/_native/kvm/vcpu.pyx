@@ -4,7 +4,7 @@ Every method may be called from any thread; it waits for a KVM_RUN in progress o
 Failures raise IoctlError with the ioctl's name. Source: Documentation/virt/kvm/api.rst.
 """
 
-from libc.errno cimport E2BIG
+from libc.errno cimport E2BIG, EINVAL, errno
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -251,6 +251,15 @@ cdef class VcpuFd(OwnedFd):
         if i:
             debug.arch.debugreg[7] |= 0x700         # GE, LE and the bit that is always set
         check(ioctl(self.fd, KVM_SET_GUEST_DEBUG, &debug), b"KVM_SET_GUEST_DEBUG")
+
+    def kvmclock_ctrl(self):
+        """The guest's watchdogs shall not count the time that it stood still; False when it does
+        not use KVM's clock."""
+        cdef int rc = ioctl(self.fd, KVM_KVMCLOCK_CTRL, 0)
+        if rc < 0 and errno == EINVAL:
+            return False
+        check(rc, b"KVM_KVMCLOCK_CTRL")
+        return True
 
     def get_stats_fd(self):
         """A new descriptor of the vCPU's statistics (KVM_CAP_BINARY_STATS_FD); the caller's."""

@@ -4,6 +4,8 @@ from typing import Any
 class GuestMemory:
     count: int
     closed: bool
+    base: Any
+    hugepage_size: int
     def __init__(
         self,
         regions: Sequence[tuple[int, int]],
@@ -12,6 +14,7 @@ class GuestMemory:
         hugepage_size: int = 0,
         mergeable: bool = False,
         thp: bool = True,
+        base: Any = None,
     ) -> None: ...
     @staticmethod
     def anonymous(regions: Sequence[tuple[int, int]]) -> GuestMemory: ...

@@ -34,6 +34,9 @@ cdef extern from *:
     #ifndef MFD_HUGETLB
     #define MFD_HUGETLB 4U
     #endif
+    #ifndef MFD_ALLOW_SEALING
+    #define MFD_ALLOW_SEALING 2U
+    #endif
     static long vmm_mbind(void *start, unsigned long len, unsigned long node) {
         unsigned long mask[16] = {0};
         mask[node / 64] = 1UL << (node % 64);
@@ -41,7 +44,7 @@ cdef extern from *:
                        MPOL_MF_STRICT | MPOL_MF_MOVE);
     }
     """
-    int MFD_CLOEXEC, MFD_HUGETLB
+    int MFD_CLOEXEC, MFD_HUGETLB, MFD_ALLOW_SEALING
     int MADV_HUGEPAGE, MADV_MERGEABLE, MADV_DONTDUMP, MADV_DONTFORK, MADV_POPULATE_WRITE
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
@@ -92,31 +95,37 @@ cdef class GuestMemory:
 
     ``regions`` is a list of (gpa, size) in bytes, page aligned, not overlapping. With ``shared``
     or ``hugepage_size`` the memory is one memfd for all regions (the second region starts in it
-    where the first ends), else private anonymous memory. Raises IoctlError when the host refuses.
+    where the first ends), else private anonymous memory. With ``base`` it is private memory over
+    a file that nobody writes: ``base`` has ``fd`` and ``offset``, and is kept. Raises IoctlError
+    when the host refuses.
     """
 
     def __cinit__(self):
         self.count = 0
         self.exports = 0
         self.closed = False
+        self.owned_fd = -1
 
     def __init__(self, regions, *, bint shared=False, unsigned long hugepage_size=0,
-                 bint mergeable=False, bint thp=True):
+                 bint mergeable=False, bint thp=True, base=None):
         cdef int fd = -1
         cdef uint64_t offset = 0
         check_regions(regions, hugepage_size or PAGE)
-        if shared or hugepage_size:
-            fd = make_memfd(sum([size for _, size in regions]), hugepage_size)
+        self.base = base
+        self.hugepage_size = hugepage_size
+        self.thp = thp and not hugepage_size
+        if base is not None:
+            fd, offset = base.fd, base.offset
+        elif shared or hugepage_size:
+            fd = self.owned_fd = make_memfd(sum([size for _, size in regions]), hugepage_size)
         try:
             for gpa, size in regions:
-                self.map_region(gpa, size, fd, offset, hugepage_size)
+                self.map_region(gpa, size, fd, offset)
                 offset += size
         except BaseException:
             self.unmap()
-            if fd >= 0 and self.count == 0:
-                c_close(fd)
             raise
-        self.advise(mergeable, thp and not hugepage_size)
+        self.advise(mergeable)
 
     @staticmethod
     def anonymous(regions):
@@ -126,23 +135,24 @@ cdef class GuestMemory:
     def __dealloc__(self):
         self.unmap()
 
-    cdef int map_region(self, uint64_t gpa, uint64_t size, int fd, uint64_t offset,
-                        unsigned long hugepage_size) except -1:
-        cdef size_t alignment = max(hugepage_size, <unsigned long>MAPPING_ALIGNMENT)
+    cdef int map_region(self, uint64_t gpa, uint64_t size, int fd, uint64_t offset) except -1:
+        cdef size_t alignment = max(self.hugepage_size, <unsigned long>MAPPING_ALIGNMENT)
         cdef int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         cdef char *reserved
         cdef char *start
         cdef char *got
-        if size < MAPPING_ALIGNMENT and not hugepage_size:
+        if size < MAPPING_ALIGNMENT and not self.hugepage_size:
             alignment = PAGE
         reserved = <char *>mmap(NULL, size + alignment, PROT_NONE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if <void *>reserved == MAP_FAILED:
             check(-1, b"mmap of guest RAM")
         start = <char *>(((<uintptr_t>reserved) + alignment - 1) & ~(<uintptr_t>alignment - 1))
-        if fd >= 0:
+        if self.base is not None:
+            kind = MAP_PRIVATE | MAP_NORESERVE
+        elif fd >= 0:
             # Huge pages are reserved now: one that another VM took meanwhile is a SIGBUS later.
-            kind = MAP_SHARED if hugepage_size else MAP_SHARED | MAP_NORESERVE
+            kind = MAP_SHARED if self.hugepage_size else MAP_SHARED | MAP_NORESERVE
         got = <char *>mmap(start, size, PROT_READ | PROT_WRITE, kind | MAP_FIXED, fd, offset)
         if <void *>got == MAP_FAILED:
             code = errno
@@ -153,17 +163,17 @@ cdef class GuestMemory:
         if start > reserved:
             munmap(reserved, start - reserved)
         munmap(start + size, alignment - (start - reserved))
-        self.table[self.count] = Region(gpa, size, start, fd)
+        self.table[self.count] = Region(gpa, size, start)
         self.count += 1
         return 0
 
-    cdef void advise(self, bint mergeable, bint thp) noexcept:
+    cdef void advise(self, bint mergeable) noexcept:
         cdef size_t skip
         # Advice only: a kernel built without one of these runs the guest all the same.
         for i in range(self.count):
             madvise(self.table[i].hva, self.table[i].size, MADV_DONTDUMP)
             madvise(self.table[i].hva, self.table[i].size, MADV_DONTFORK)
-            if thp:
+            if self.thp:
                 # Not the lowest part: a boot touches a few pages there (tables, parameters), for
                 # which a huge one would be zeroed first, and compaction may take 10 ms to find it.
                 skip = min(<size_t>MAPPING_ALIGNMENT, self.table[i].size) if i == 0 else 0
@@ -274,14 +284,17 @@ cdef class GuestMemory:
             return
         for i in range(self.count):
             munmap(self.table[i].hva, self.table[i].size)
-        if self.count and self.table[0].fd >= 0:
-            c_close(self.table[0].fd)
+        if self.owned_fd >= 0:
+            c_close(self.owned_fd)
+            self.owned_fd = -1
+        self.base = None
         self.count = 0
         self.closed = True
 
 
 cdef int make_memfd(uint64_t size, unsigned long hugepage_size) except -1:
-    cdef unsigned int flags = MFD_CLOEXEC
+    # A snapshot seals it against writers.
+    cdef unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
     cdef unsigned int shift = 0
     if hugepage_size:
         while (1UL << shift) < hugepage_size:

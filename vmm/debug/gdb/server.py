@@ -15,7 +15,7 @@ from vmm.run.outcome import Outcome
 from vmm.settings.gdb import WAIT, parse_gdb
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from typing import Protocol
 
     from vmm.debug.breakpoints import Breakpoints
@@ -29,10 +29,13 @@ if TYPE_CHECKING:
     class Guest(Protocol):
         """What is asked of a script's Guest."""
 
-        cpus: list[Cpu]
         machine: Machine
         memory: Ram
         points: Breakpoints
+
+        @property
+        def cpus(self) -> Sequence[Cpu]:
+            """Its vCPUs."""
 
         @property
         def running(self) -> bool:

@@ -1,0 +1,232 @@
+/* What a new VM, a restore and a fork cost at least: the same ioctls as a VMM makes, and no more.
+ *
+ * snapshot new|restore|fork ROUNDS: prints the microseconds of each round, a line each. The guest has 4 MiB, writes
+ * one word into each of 16 pages and then to a port. `new` and `fork` end with the first exit;
+ * `restore` puts back RAM and all of KVM's state, and runs to the exit. Only for benchmarks.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#define RAM (4ul << 20)
+#define PAGE 4096ul
+#define TOUCHED_GPA 0x200000ul
+#define PAGES 16
+/* Threads of the kernel's take a closed VM apart, and the next one would wait for them. */
+#define SETTLE_US 30000
+#define CODE_GPA 0x100000ul
+
+/* mov edi, TOUCHED; mov ecx, PAGES; again: inc dword [edi]; add edi, 4096; loop again;
+ * out 0x10, al; jmp to the start */
+static const unsigned char code[] = {
+    0xbf, 0, 0, 0x20, 0, 0xb9, PAGES, 0, 0, 0, 0xff, 0x07, 0x81, 0xc7, 0, 0x10, 0, 0,
+    0xe2, 0xf6, 0xe6, 0x10, 0xeb, 0xe8,
+};
+
+struct cpuid { struct kvm_cpuid2 head; struct kvm_cpuid_entry2 entries[256]; };
+struct msrs { struct kvm_msrs head; struct kvm_msr_entry entries[512]; };
+struct state {
+    struct kvm_sregs2 sregs;
+    struct kvm_regs regs;
+    struct kvm_xsave xsave;
+    struct kvm_xcrs xcrs;
+    struct kvm_lapic_state lapic;
+    struct kvm_vcpu_events events;
+    struct kvm_mp_state mp_state;
+    struct kvm_debugregs debugregs;
+    struct msrs msrs;
+    struct kvm_irqchip chips[3];
+    struct kvm_clock_data clock;
+};
+struct vm {
+    int vm, vcpu;
+    size_t run_size;
+    struct kvm_run *run;
+    char *ram;
+};
+
+static int kvm;
+static struct cpuid cpuid;
+
+static long must(long rc, const char *what)
+{
+    if (rc < 0) {
+        perror(what);
+        exit(1);
+    }
+    return rc;
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
+}
+
+static void supported_cpuid(void)
+{
+    cpuid.head.nent = 256;
+    must(ioctl(kvm, KVM_GET_SUPPORTED_CPUID, &cpuid), "KVM_GET_SUPPORTED_CPUID");
+}
+
+/* RAM over `file`, private or shared; a VM with interrupt controllers and one vCPU. */
+static struct vm create(int file, int kind)
+{
+    struct vm v;
+    unsigned long identity = 0xf8003000;
+    v.vm = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
+    v.ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, kind | MAP_NORESERVE, file, 0);
+    must(v.ram == MAP_FAILED ? -1 : 0, "mmap");
+    struct kvm_userspace_memory_region region = {0, 0, 0, RAM, (unsigned long)v.ram};
+    must(ioctl(v.vm, KVM_SET_USER_MEMORY_REGION, &region), "KVM_SET_USER_MEMORY_REGION");
+    must(ioctl(v.vm, KVM_SET_IDENTITY_MAP_ADDR, &identity), "KVM_SET_IDENTITY_MAP_ADDR");
+    must(ioctl(v.vm, KVM_SET_TSS_ADDR, 0xf8000000), "KVM_SET_TSS_ADDR");
+    must(ioctl(v.vm, KVM_CREATE_IRQCHIP, 0), "KVM_CREATE_IRQCHIP");
+    v.vcpu = must(ioctl(v.vm, KVM_CREATE_VCPU, 0), "KVM_CREATE_VCPU");
+    v.run_size = must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE");
+    v.run = mmap(NULL, v.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, v.vcpu, 0);
+    must(v.run == MAP_FAILED ? -1 : 0, "mmap of the vCPU");
+    must(ioctl(v.vcpu, KVM_SET_CPUID2, &cpuid), "KVM_SET_CPUID2");
+    return v;
+}
+
+static void destroy(struct vm *v)
+{
+    munmap(v->run, v->run_size);
+    close(v->vcpu);
+    close(v->vm);
+    munmap(v->ram, RAM);
+}
+
+static void registers(struct vm *v)
+{
+    struct kvm_segment flat = {0, 0xffffffff, 8, 11, 1, 0, 1, 1, 0, 1, 0, 0, 0};
+    struct kvm_segment data = {0, 0xffffffff, 16, 3, 1, 0, 1, 1, 0, 1, 0, 0, 0};
+    struct kvm_regs regs = {.rip = CODE_GPA, .rflags = 2};
+    struct kvm_sregs sregs;
+    must(ioctl(v->vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
+    sregs.cs = flat;
+    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
+    sregs.cr0 |= 1;
+    must(ioctl(v->vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
+    must(ioctl(v->vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
+}
+
+static void run(struct vm *v)
+{
+    must(ioctl(v->vcpu, KVM_RUN, 0), "KVM_RUN");
+    if (v->run->exit_reason != KVM_EXIT_IO) {
+        fprintf(stderr, "exit %u\n", v->run->exit_reason);
+        exit(1);
+    }
+}
+
+static void complete(struct vm *v)
+{
+    v->run->immediate_exit = 1;
+    if (ioctl(v->vcpu, KVM_RUN, 0) != -1 || errno != EINTR)
+        must(-1, "KVM_RUN to complete an exit");
+    v->run->immediate_exit = 0;
+}
+
+#define VCPU_PARTS(X) \
+    X(SREGS2, sregs) X(REGS, regs) X(XSAVE, xsave) X(XCRS, xcrs) X(LAPIC, lapic) X(MSRS, msrs) \
+    X(VCPU_EVENTS, events) X(MP_STATE, mp_state) X(DEBUGREGS, debugregs)
+
+static void capture(struct vm *v, struct state *s)
+{
+    struct { struct kvm_msr_list head; uint32_t indices[1024]; } list;
+    uint32_t i, kept = 0;
+    complete(v);
+    list.head.nmsrs = 1024;
+    must(ioctl(kvm, KVM_GET_MSR_INDEX_LIST, &list), "KVM_GET_MSR_INDEX_LIST");
+    for (i = 0; i < list.head.nmsrs; i++) {
+        s->msrs.head.nmsrs = 1;
+        s->msrs.entries[0].index = list.indices[i];
+        if (list.indices[i] >> 9 != 0x40000000 >> 9 &&
+            ioctl(v->vcpu, KVM_GET_MSRS, &s->msrs) == 1)
+            list.indices[kept++] = list.indices[i];
+    }
+    for (i = 0; i < kept; i++)
+        s->msrs.entries[i].index = list.indices[i];
+    s->msrs.head.nmsrs = kept;
+#define GET(name, field) must(ioctl(v->vcpu, KVM_GET_##name, &s->field), "KVM_GET_" #name);
+    VCPU_PARTS(GET)
+    for (i = 0; i < 3; i++) {
+        s->chips[i].chip_id = i;
+        must(ioctl(v->vm, KVM_GET_IRQCHIP, &s->chips[i]), "KVM_GET_IRQCHIP");
+    }
+    must(ioctl(v->vm, KVM_GET_CLOCK, &s->clock), "KVM_GET_CLOCK");
+    s->clock.flags = 0;
+}
+
+static void apply(struct vm *v, struct state *s)
+{
+    int i;
+#define SET(name, field) must(ioctl(v->vcpu, KVM_SET_##name, &s->field), "KVM_SET_" #name);
+    VCPU_PARTS(SET)
+    for (i = 0; i < 3; i++)
+        must(ioctl(v->vm, KVM_SET_IRQCHIP, &s->chips[i]), "KVM_SET_IRQCHIP");
+    must(ioctl(v->vm, KVM_SET_CLOCK, &s->clock), "KVM_SET_CLOCK");
+}
+
+int main(int argc, char **argv)
+{
+    int i, rounds = argc == 3 ? atoi(argv[2]) : 0;
+    int file = must(memfd_create("ram", MFD_CLOEXEC | MFD_ALLOW_SEALING), "memfd_create");
+    double started, *times = calloc(rounds + 1, sizeof *times);
+    static struct state state;
+    struct vm parent, child;
+    char *frozen;
+    if (rounds < 1)
+        return 2;
+    must(ftruncate(file, RAM), "ftruncate");
+    must(pwrite(file, code, sizeof code, CODE_GPA), "the guest's code");
+    kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+    supported_cpuid();
+    parent = create(file, MAP_PRIVATE);
+    registers(&parent);
+    run(&parent);
+    capture(&parent, &state);
+    frozen = mmap(NULL, RAM, PROT_READ, MAP_SHARED, file, 0);
+    must(frozen == MAP_FAILED ? -1 : 0, "mmap");
+    for (i = 0; i < rounds; i++) {
+        started = now();
+        if (!strcmp(argv[1], "restore")) {
+            memcpy(parent.ram + TOUCHED_GPA, frozen + TOUCHED_GPA, PAGES * PAGE);
+            if (i)
+                complete(&parent);
+            apply(&parent, &state);
+            run(&parent);
+            times[i] = now() - started;
+            continue;
+        }
+        if (!strcmp(argv[1], "new")) {
+            close(kvm);
+            kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
+            supported_cpuid();
+        }
+        child = create(file, MAP_PRIVATE);
+        if (!strcmp(argv[1], "new"))
+            registers(&child);
+        else
+            apply(&child, &state);
+        run(&child);
+        times[i] = now() - started;
+        destroy(&child);
+        usleep(SETTLE_US);
+    }
+    for (i = 0; i < rounds; i++)
+        printf("%.1f\n", times[i]);
+    return 0;
+}

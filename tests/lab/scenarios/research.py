@@ -1,0 +1,85 @@
+"""A Linux guest in the hands of a script: the first sixty seconds of one who tries it."""
+
+from __future__ import annotations
+
+import vmm
+from tests.lab.guests.guest_run import expect
+from tests.support.speed import patience
+from vmm.debug.abilities import ABILITIES
+
+
+def first_sixty_seconds(kernel: str, initramfs: str, cpus: int) -> None:
+    """From the entry of a bzImage to hits in its kernel, by symbols alone."""
+    abilities = {
+        name: getattr(ABILITIES, name)
+        for name in ("step", "hardware", "watch", "int3", "port", "page", "resume_flag")
+    }
+    print(f"this KVM: {abilities}")
+    with vmm.Guest(
+        kernel=kernel, initramfs=initramfs, memory="256M", cpu_count=cpus,
+        cmdline="console=ttyS0 quiet panic=-1",
+    ) as guest:  # fmt: skip
+        stop = guest.run(until="start_kernel", seconds=patience(120))
+        expect(stop.symbol == "start_kernel", f"{stop}")
+        banner = guest.cpus[0].memory.read_string("linux_banner")
+        expect(banner.startswith("Linux version"), banner)
+        software(guest)
+        hardware(guest)
+        watches(guest)
+        steps(guest)
+        guest.serial.expect("guest: ready", patience(240))
+        frames = guest.cpus[0].backtrace()
+        expect(len(frames) > 2, f"{frames}")
+
+
+def software(guest: vmm.Guest) -> None:
+    """A software breakpoint at a function's entry: action, condition, nothing shows in memory."""
+    entry = guest.symbols["kmem_cache_alloc"]
+    code = guest.cpus[0].memory.read(entry, 16)
+    point = guest.breakpoint("kmem_cache_alloc", hardware=False)
+    expect(point.kind in ("int3", "port"), f"{point}")
+    seen = []
+    point.action = lambda cpu: seen.append(cpu.regs.rdi) or (len(seen) == 50 and vmm.STOP) or None
+    stop = guest.run(seconds=patience(60))
+    expect(stop.kind == "breakpoint" and len(seen) == 50, f"{stop} {len(seen)}")
+    expect(all(value >> 47 == 0x1FFFF for value in seen), f"no pointers: {seen}")
+    expect(guest.cpus[0].memory.read(entry, 16) == code, "the patch shows")
+    point.remove()
+    print(point)
+
+
+def hardware(guest: vmm.Guest) -> None:
+    if not ABILITIES.hardware:
+        return
+    point = guest.breakpoint("do_sys_openat2", hardware=True, condition="rdi >= 0")
+    names = []
+
+    def opened(cpu: vmm.Cpu) -> object:
+        names.append(cpu.memory.read_string(cpu.regs.rsi))
+        return vmm.STOP if len(names) == 3 else None
+
+    point.action = opened
+    stop = guest.run(seconds=patience(240))
+    expect(stop.kind == "breakpoint" and stop.symbol == "do_sys_openat2", f"{stop}")
+    expect(all(name.startswith("/") for name in names), f"{names}")
+    point.remove()
+    print(point, names)
+
+
+def watches(guest: vmm.Guest) -> None:
+    """Who writes jiffies: by hardware where that hits, and by the page."""
+    kinds = [(8, "hardware")] if ABILITIES.watch else []
+    kinds += [(24, "page")] if ABILITIES.page else []
+    for size, kind in kinds:
+        point = guest.watch("jiffies_64", size)
+        expect(point.kind == kind, f"{point}")
+        stop = guest.run(seconds=patience(60))
+        expect(stop.kind == "watch" and stop.where is point, f"{stop}")
+        print(stop, [str(frame) for frame in guest.cpus[stop.cpu].backtrace(5)])
+        point.remove()
+
+
+def steps(guest: vmm.Guest) -> None:
+    before = guest.cpus[0].address
+    places = {guest.step().address for _ in range(50)}
+    expect(len(places) > 10 and before, f"{sorted(places)}")

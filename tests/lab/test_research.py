@@ -1,0 +1,18 @@
+"""Guests of scripts around a real Linux."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.guests.seen_guest import SeenGuest
+
+SCENARIO = "tests.lab.scenarios.research"
+
+
+@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_the_first_sixty_seconds(lab, cpus):
+    guest = SeenGuest()
+    lab.call(
+        f"{SCENARIO}:first_sixty_seconds", kernel=str(guest.image),
+        initramfs=str(guest.initramfs), cpus=cpus,
+    )  # fmt: skip

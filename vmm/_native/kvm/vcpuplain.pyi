@@ -1,0 +1,9 @@
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+VERSION: int
+STATE_KEYS: frozenset[str]
+
+def key_of(name: str) -> str: ...
+def check_keys(state: Mapping[str, Any], msrs_max: int, cpuid_max: int) -> None: ...
+def checked_row(row: Sequence[int], count: int, bits: int, key: str) -> tuple[int, ...]: ...
