@@ -38,6 +38,11 @@ def batch(address: str, *commands: str, file: str = "", seconds: float = 60) -> 
     return done.stdout.decode(errors="replace")
 
 
+def heed_interrupts() -> None:
+    """In the child: a shell's background jobs ignore them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Gdb:
     """One that stays. A context manager; type() waits for the prompt."""
 
@@ -46,7 +51,7 @@ class Gdb:
         self.process = subprocess.Popen(
             [GDB, *QUIET, "-ex", "set pagination off"], env=environment(), bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=heed_interrupts,
         )  # fmt: skip
         self.expect()
         self.attached = self.type(f"target remote {address}")
@@ -73,7 +78,9 @@ class Gdb:
         return self.expect(seconds=seconds)
 
     def interrupt(self) -> None:
-        """As Ctrl-C typed at its terminal."""
+        """As Ctrl-C typed at its terminal, a moment after it has let the guest go on."""
+        # Sooner gdb has not begun to wait, and forgets it.
+        time.sleep(0.3)
         self.process.send_signal(signal.SIGINT)
 
     def kill(self) -> None:
