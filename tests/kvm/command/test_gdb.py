@@ -16,13 +16,16 @@ from tests.support.elf_builder import LOAD_GPA
 from tests.support.gdb import Gdb, batch
 from tests.support.guest_asm import Program
 from tests.support.speed import patience
-from tests.support.two_vcpus import wake_others
+from tests.support.two_vcpus import AP_CODE, wake_others
 from vmm.run.control import ask
 
 UP = Program().out_string(0x3F8, b"up\n")
 COUNT = bytes(UP.raw("b800000000 83c001 ebfb").code)
 LOOP = LOAD_GPA + len(COUNT) - 5
-TWO = bytes(wake_others(Program()).out_string(0x3F8, b"up\n").raw("ebfe").code)
+# The second one has a jump to itself.
+TWO = bytes(
+    wake_others(Program().write(AP_CODE, 0xFEEB, 2)).out_string(0x3F8, b"up\n").raw("ebfe").code
+)
 
 
 @pytest.fixture
