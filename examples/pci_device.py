@@ -19,7 +19,7 @@ NAMES = {
     DATA_IN: "DATA_IN", CAPS: "CAPS", RESULT: "RESULT",
 }  # fmt: skip
 DATAGRAMS = 1 << 2
-INTERRUPTS_ON = 1 << 5
+INTERRUPTS_ON = 1 << 1
 
 
 class Vmci(vmm.PciDevice):

@@ -8,7 +8,7 @@ deb="dpkg-dev lintian"
 demo="busybox-static kmod e2fsprogs dosfstools mtools"
 firmware="debootstrap fdisk"
 lab="qemu-system-x86"
-test="acpica-tools fio strace procps lz4 zstd xz-utils make gcc-12 binutils libelf1"
+test="acpica-tools fio gdb strace procps lz4 zstd xz-utils make gcc-12 binutils libelf1"
 test+=" systemd-sysv libpam-systemd dbus-user-session logrotate fish zsh nodejs"
 
 wanted=$build

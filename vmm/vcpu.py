@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import _thread
+
 from vmm._native.kvm.runloop import VcpuLoop
 from vmm.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeVar
+
+    Seen = TypeVar("Seen")
 
     from vmm._native.kvm.bus import Bus
     from vmm._native.kvm.vcpu import CpuidEntry, VcpuFd
@@ -67,12 +71,17 @@ class Place:
 
 
 class Vcpu:
-    """One vCPU and its thread. All methods belong to the control thread."""
+    """One vCPU and its thread. All methods belong to the control thread, but hold() and let_go().
+
+    These two belong to whoever drives a guest that is debugged.
+    """
 
     def __init__(self, fd: VcpuFd, pio: Bus, mmio: Bus, done_fd: int) -> None:
         self.fd = fd
         self.index = fd.index
         self.loop = VcpuLoop(fd, pio, mmio, done_fd)
+        self._lock = _thread.allocate_lock()
+        self._held = False
 
     def configure(self, cpuid: Sequence[CpuidEntry], state: BootState) -> None:
         """CPUID first (MSRs depend on it), then MSRs, registers, FPU."""
@@ -116,30 +125,54 @@ class Vcpu:
             return facts  # it has ended, or this kernel keeps no such statistics
         return {**facts, "thread": thread, "cpu_s": int(ran) / 1e9, "steal_s": int(waited) / 1e9}
 
+    def hold(self, timeout_ms: int = 100) -> bool:
+        """Keep the vCPU out of the guest until let_go(); False when it does not leave it."""
+        with self._lock:
+            self._held = self.loop.pause(timeout_ms)
+            return self._held
+
+    def let_go(self) -> None:
+        """Let a held vCPU go on; harmless for one that is not."""
+        with self._lock:
+            self._held = False
+            self.loop.resume()
+
+    def _look(self, look: Callable[[], Seen]) -> Seen | None:
+        """``look()`` while the vCPU stands still for a moment; None when it does not."""
+        with self._lock:
+            if self._held:
+                return look()
+            if not self.loop.pause():
+                return None
+            try:
+                return look()
+            finally:
+                # One that waits for an answer to its exit is not ours to let go.
+                if not self.loop.stands:
+                    self.loop.resume()
+
     def place(self) -> Place | None:
         """Where the running vCPU is now, paused for a moment; None when it cannot be paused."""
-        if not self.loop.pause():
-            return None
-        try:
+
+        def look() -> Place:
             halted = self.fd.get_mp_state() == MP_STATE_HALTED
             regs, sregs = self.fd.get_regs(), self.fd.get_sregs()
-        finally:
-            self.loop.resume()
-        waits = halted and bool(regs["rflags"] & RFLAGS_IF)
-        return Place(_linear_rip(regs, sregs), halted, waits, sregs)
+            waits = halted and bool(regs["rflags"] & RFLAGS_IF)
+            return Place(_linear_rip(regs, sregs), halted, waits, sregs)
+
+        return self._look(look)
 
     def snapshot(self, memory: GuestMemory) -> str:
         """report() of a running vCPU, paused for a moment."""
-        if not self.loop.pause():
-            return f"vCPU {self.index}: does not leave the guest"
-        try:
+
+        def look() -> str:
             state = self.fd.get_mp_state()
             what = MP_STATES.get(state, f"in state {state}")
             if state in MP_STATES_UNBORN:
                 return f"vCPU {self.index}: {what}"
             return self.report(memory, what)
-        finally:
-            self.loop.resume()
+
+        return self._look(look) or f"vCPU {self.index}: does not leave the guest"
 
     def report(self, memory: GuestMemory, what: str = "") -> str:
         """Registers, code and last exits as text, for a vCPU that stopped or is paused."""

@@ -41,4 +41,5 @@ LEFT_OUT = {
     "nt": _WINDOWS,
     "winreg": _WINDOWS,
     "os.path": "os itself makes it",
+    "numpy": "the face of guest memory for scripts, which have a Python of their own",
 }

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.kvm.test_python_virtio import DATA, Rig
 from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import RESULT_GPA, Program
 from tests.support.multiboot_elf import multiboot_elf
 from tests.support.speed import patience
+from tests.support.two_vcpus import activate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,3 +55,30 @@ def test_the_test_devices_answer_as_qemu_s(tmp_path):
         data = guest.memory.read(RESULT_GPA, 24)
         found = [int.from_bytes(data[8 * n : 8 * n + 8], "little") for n in (echo, word, page)]
         assert found == [0x1234AB78, 0x1234, 0xCAFEF00D]
+
+
+def test_the_disk_reads_what_its_function_says(tmp_path):
+    from examples.virtio_in_30_lines import FunctionDisk, content
+
+    with Rig(tmp_path, type("Low", (FunctionDisk,), {"low_bar": True})()) as rig:
+        rig.memory.write(DATA, struct.pack("<IIQ", 0, 0, 3))
+        rig.memory.write(DATA + 0x20, struct.pack("<IIQ", 1, 0, 3))
+        rig.ring.add([(DATA, 16, False), (DATA + 0x1000, 1024, True), (DATA + 0x2000, 1, True)])
+        rig.ring.add(
+            [(DATA + 0x20, 16, False), (DATA + 0x1000, 512, False), (DATA + 0x2001, 1, True)]
+        )
+        assert rig.kick().run().kind == "ended"
+        assert [rig.ring.take_used() for _ in range(2)] == [(0, 1025), (3, 1)]
+        assert rig.memory.read(DATA + 0x1000, 1024) == content(3) + content(4)
+        assert rig.memory.read(DATA + 0x2000, 2) == b"\0\2"
+
+
+def test_the_generator_counts(tmp_path):
+    from examples.virtio_rng import CountingRng
+
+    with Rig(tmp_path, type("Low", (CountingRng,), {"low_bar": True})()) as rig:
+        rig.program = activate(Program(), rig.bar)
+        for place in (0, 64):
+            rig.ring.add([(DATA + place, 64, True)])
+        assert rig.kick().run().kind == "ended"
+        assert struct.unpack("<16Q", rig.memory.read(DATA, 128)) == tuple(range(16))

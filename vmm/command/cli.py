@@ -206,6 +206,10 @@ def run_instance(
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
         if timing:
             life.on_running = lambda machine: print_timing(phases, machine.phases)
+        if config.gdb is not None:
+            from vmm.debug.gdb.service import ServiceGdb
+
+            life.runner = ServiceGdb(config.gdb)
         try:
             return life.run()
         finally:

@@ -118,6 +118,7 @@ class Several:
             self._poll.register(fd, select.POLLIN)
         self._started = False
         self._woken = False
+        self._turn = 0
         self._calls: deque[_Call] = deque()
         self._thread = 0
 
@@ -139,8 +140,11 @@ class Several:
                 vcpu.start()
             if only is not None:
                 self._hold()
-        for vcpu in self._vcpus if only is None else [only]:
-            vcpu.loop.resume()
+        # Another one first each time: who goes first may stop all again before others have begun.
+        self._turn = (self._turn + 1) % len(self._vcpus)
+        everyone = [*self._vcpus[self._turn :], *self._vcpus[: self._turn]]
+        for vcpu in everyone if only is None else [only]:
+            vcpu.let_go()
 
     def _wait(self, deadline: float | None) -> bool:
         """True when the deadline came first."""
@@ -169,7 +173,7 @@ class Several:
             for _ in range(PAUSE_TRIES):
                 # It may be waiting for a hook that nobody but this thread runs.
                 self._serve()
-                if loop.outcome != bus.CONTINUE or loop.pause(PAUSE_MS):
+                if loop.outcome != bus.CONTINUE or vcpu.hold(PAUSE_MS):
                     break
             else:
                 raise HostError(f"vCPU {vcpu.index} does not leave the guest", "see the kernel log")

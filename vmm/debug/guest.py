@@ -24,6 +24,7 @@ from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
 from vmm.debug.snapshotting import Snapshotting
+from vmm.debug.stopports import claim_stop_port
 from vmm.host.console import HostConsole
 from vmm.host.overlay import open_overlays
 from vmm.light.teardown import close_all
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm.debug.device import Device
+    from vmm.debug.gdb.server import GdbServer
     from vmm.debug.points import Action, Condition, Point
     from vmm.debug.snapshot import Snapshot
     from vmm.debug.stats import Stats
@@ -43,9 +45,6 @@ if TYPE_CHECKING:
     from vmm.host.disk import Disk
     from vmm.machine import Machine
     from vmm.settings.config import Config
-
-# The highest first: test devices of kernels and emulators lie at the lower ones.
-STOP_PORTS = range(0xFE, 0xDF, -1)
 
 
 class Guest(Hooking, Snapshotting, Outside):
@@ -85,6 +84,7 @@ class Guest(Hooking, Snapshotting, Outside):
         self.config = config
         self._closed = False
         self._background: threading.Thread | None = None
+        self._gdb_servers: list[GdbServer] = []
         self._trace: Trace | None = None
         self.last_stop: Stop | None = None
         self._disks: list[Disk] = []
@@ -135,7 +135,7 @@ class Guest(Hooking, Snapshotting, Outside):
         ]
         self._patches = patches
         self._pages = PageWatch(machine)
-        stop_port = self._claim_port()
+        stop_port = claim_stop_port(machine.pio)
         self.points = Breakpoints(self.cpus, patches, self._pages, stop_port)
         self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols)
         self._hooks = Hooks(machine, self.cpus, self._caller, stop_port)
@@ -143,16 +143,6 @@ class Guest(Hooking, Snapshotting, Outside):
         for console in self._consoles:
             if isinstance(console, KeptConsole):
                 self._control.driver.listen(console.port)
-
-    def _claim_port(self) -> int:
-        from vmm._native.ports.stopport import StopPort
-
-        taken = [(start, start + length) for start, length, _ in self.machine.pio.ranges()]
-        for port in STOP_PORTS:
-            if not any(first <= port < end for first, end in taken):
-                self.machine.pio.attach(port, 1, StopPort(), "breakpoint port")
-                return port
-        raise ValueError("no port is free for breakpoints")
 
     def _still(self, index: int) -> None:
         if self._closed:
@@ -338,6 +328,24 @@ class Guest(Hooking, Snapshotting, Outside):
         self._open()
         return read_stats(self.machine)
 
+    # --- gdb ---
+
+    def gdb(self, address: str = "127.0.0.1:1234", *, thread: bool = True) -> GdbServer:
+        """Serve gdb (``target remote``) at an address on loopback, or at a unix socket's path.
+
+        A thread of the server's drives the guest while gdb is attached: see GdbServer. Without
+        ``thread`` nothing happens until somebody calls ``serve()``. HostError when the address is
+        in use; ValueError when it is none, or not loopback.
+        """
+        from vmm.debug.gdb import server as gdb_server
+
+        self._open()
+        server = gdb_server.GdbServer(self, self._control, address)
+        self._gdb_servers.append(server)
+        if thread:
+            server.start()
+        return server
+
     # --- life ---
 
     def _open(self) -> None:
@@ -348,6 +356,8 @@ class Guest(Hooking, Snapshotting, Outside):
         """End the guest and give everything back; what consoles heard stays. Idempotent."""
         if self._closed:
             return
+        for server in self._gdb_servers:
+            server.close()
         if hasattr(self, "_control") and self.running:
             self.pause()
         self._closed = True

@@ -15,9 +15,22 @@ from vmm.guest.symbols import Symbols
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
-    from vmm.debug.cpu import Cpu
+    from vmm.debug.cpumemory import CpuMemory
     from vmm.debug.ram import Ram
+
+    class BootCpu(Protocol):
+        """What is asked of vCPU 0."""
+
+        @property
+        def address(self) -> int:
+            """Where it stands."""
+
+        @property
+        def memory(self) -> CpuMemory:
+            """By its page tables."""
+
 
 BANNER_NAME = "linux_banner"
 
@@ -25,7 +38,7 @@ BANNER_NAME = "linux_banner"
 class KernelSymbols:
     """Where a guest has its symbols from. The thread that drives it, while it stands still."""
 
-    def __init__(self, kernel_path: str, ram: Ram, boot_cpu: Callable[[], Cpu]) -> None:
+    def __init__(self, kernel_path: str, ram: Ram, boot_cpu: Callable[[], BootCpu]) -> None:
         self._path = kernel_path
         self._ram = ram
         self._boot_cpu = boot_cpu

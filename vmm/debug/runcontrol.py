@@ -39,9 +39,15 @@ class RunControl:
         points: Breakpoints,
         patches: Patches,
         symbols: KernelSymbols,
+        run_driver: driver.Driver | None = None,
+        outcome_of: Callable[[Machine], Outcome] = outcome_of,
     ) -> None:
-        self.driver = driver.make_driver(machine)
+        """``outcome_of`` tells why a machine has ended, and may end all of it."""
+        self.driver = run_driver or driver.make_driver(machine)
         self.outcome: Outcome | None = None
+        # What other vCPUs stopped for in the same moment as the one of the newest Stop.
+        self.also: list[Stop] = []
+        self._outcome_of = outcome_of
         self._machine = machine
         self._cpus = cpus
         self._points = points
@@ -136,13 +142,25 @@ class RunControl:
 
     # --- running ---
 
-    def run(self, deadline: float | None, until: Callable[[], bool] | None = None) -> Stop:
-        """Let all vCPUs run; ``until`` is asked after each interruption."""
+    def run(
+        self,
+        deadline: float | None,
+        until: Callable[[], bool] | None = None,
+        only: Cpu | None = None,
+        looks: bool = True,
+    ) -> Stop:
+        """Let all vCPUs run, or ``only`` one; ``until`` is asked after each interruption.
+
+        And from time to time with ``looks``; else whoever knows of a change calls driver.wake().
+        """
         self._until = until
+        self.also = []
         try:
             self._leave_points(deadline)
             while True:
-                found = self._pending() or self._answer(self._go(self._slice(deadline)))
+                found = self._pending() or self._answer(
+                    self._go(self._slice(deadline) if looks else deadline, only)
+                )
                 if found is not None and found.kind == stop.TIMEOUT and not late(deadline):
                     continue
                 if found is not None:
@@ -153,23 +171,35 @@ class RunControl:
             self._until = None
             self._patches.stand_still()
 
-    def step(self, cpu: Cpu, count: int) -> Stop:
-        """``count`` instructions of one vCPU; the others stand still."""
+    def step(
+        self,
+        cpu: Cpu,
+        count: int,
+        until: Callable[[], bool] | None = None,
+        among: bool = False,
+    ) -> Stop:
+        """``count`` instructions of one vCPU; the others stand still, or run with ``among``."""
+        self._until = until
+        self.also = []
         try:
             for _ in range(count):
-                found = self._pending() or self._step(cpu, None)
+                found = self._pending() or self._step(cpu, None, among)
                 if found is not None:
                     return self._stopped(found)
             return self._stopped(Stop(stop.STEP, cpu.index))
         except KeyboardInterrupt:
             return self._stopped(Stop(stop.INTERRUPTED, cpu.index, reason="Ctrl-C"))
         finally:
+            self._until = None
             self._patches.stand_still()
 
-    def _go(self, deadline: float | None, only: Cpu | None = None) -> driver.Event:
+    def _go(
+        self, deadline: float | None, only: Cpu | None = None, steps: bool = False
+    ) -> driver.Event:
+        """``steps``: what the vCPUs stop for has been set already."""
         for cpu in self._cpus:
             cpu.flush()
-        if only is None:
+        if not steps:
             self._points.arm()
         self._running = True
         try:
@@ -193,19 +223,25 @@ class RunControl:
                 if found is not None:
                     self._asked.append(found)
 
-    def _step(self, cpu: Cpu, deadline: float | None) -> Stop | None:
+    def _step(self, cpu: Cpu, deadline: float | None, among: bool = False) -> Stop | None:
         """One instruction; None when it was just that."""
+        # Without its patch under it nobody else may run: he would miss it.
+        alone = not among or self._points.standing_on(cpu)
+        if not alone:
+            self._points.arm()
         self._points.arm_step(cpu)
         while True:
-            event = self._go(deadline, cpu)
-            if event.kind != driver.WOKEN:
-                break
-            found = self._pending()
+            event = self._go(deadline, cpu if alone else None, steps=True)
+            if event.kind == driver.STOPPED and self._only_stepped(cpu, event):
+                return None
+            found = self._pending() if event.kind == driver.WOKEN else self._answer(event)
             if found is not None:
                 return found
-        if event.kind == driver.STOPPED and self._points.stepped(cpu):
-            return None
-        return self._answer(event)
+            if event.kind != driver.WOKEN:
+                return None
+
+    def _only_stepped(self, cpu: Cpu, event: driver.Event) -> bool:
+        return event.vcpus == [cpu.vcpu] and self._points.stepped(cpu)
 
     def _pending(self) -> Stop | None:
         """What was asked for meanwhile."""
@@ -223,14 +259,13 @@ class RunControl:
             return self._ended(event)
         if event.kind == driver.TIMEOUT:
             return Stop(stop.TIMEOUT)
-        found: Stop | None = None
-        for vcpu in event.vcpus:
-            cpu = self._cpus[vcpu.index]
-            found = self._hit(cpu) or found
+        hits = [self._hit(self._cpus[vcpu.index]) for vcpu in event.vcpus]
+        found = [hit for hit in hits if hit is not None]
+        self.also = found[1:]
         asked = self._asked or self._errors
-        if found is None and event.kind == driver.STOPPED and not asked:
+        if not found and event.kind == driver.STOPPED and not asked:
             self._leave_points(None)
-        return found
+        return found[0] if found else None
 
     def _hit(self, cpu: Cpu) -> Stop | None:
         """Runs the actions of what this vCPU has hit."""
@@ -245,20 +280,18 @@ class RunControl:
         return STOP if point.action is None else point.action(cpu)
 
     def _ended(self, event: driver.Event) -> Stop:
-        self.outcome = outcome_of(self._machine)
+        self.outcome = self._outcome_of(self._machine)
         first = event.vcpus[0].index
         return Stop(stop.ENDED, first, reason=self.outcome.reason, outcome=self.outcome)
 
     def _stopped(self, found: Stop) -> Stop:
         """With the place, as far as it is not known yet."""
-        from dataclasses import replace
-
         cpu = self._cpus[found.cpu]
         try:
             address = cpu.address
         except (OSError, RuntimeError):
             return found
-        return replace(found, address=address, symbol=self._symbols.at(address))
+        return found.replace(address=address, symbol=self._symbols.at(address))
 
     def restarted(self) -> None:
         """The vCPUs got another state: nothing that was known of them counts."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from vmm.light.record import Record
 
 if TYPE_CHECKING:
     from vmm.run.outcome import Outcome
@@ -29,8 +30,7 @@ class StopWord:
 STOP: Final = StopWord()
 
 
-@dataclass(frozen=True)
-class Stop:
+class Stop(Record):
     """Why and where run() came back.
 
     ``kind`` is breakpoint, watch, step, hook, ended, timeout, interrupted (Ctrl-C) or paused (by
@@ -39,13 +39,29 @@ class Stop:
     a guest ended. ``where`` is the handle of the breakpoint, watchpoint or hook.
     """
 
+    __slots__ = ("address", "cpu", "kind", "outcome", "reason", "symbol", "where")
     kind: str
-    cpu: int = 0
-    address: int = 0
-    symbol: str | None = None
-    reason: str = ""
-    outcome: Outcome | None = None
-    where: object = None
+    cpu: int
+    address: int
+    symbol: str | None
+    reason: str
+    outcome: Outcome | None
+    where: object
+
+    def __init__(
+        self,
+        kind: str,
+        cpu: int = 0,
+        address: int = 0,
+        symbol: str | None = None,
+        reason: str = "",
+        outcome: Outcome | None = None,
+        where: object = None,
+    ) -> None:
+        self._set(
+            kind=kind, cpu=cpu, address=address, symbol=symbol, reason=reason, outcome=outcome,
+            where=where,
+        )  # fmt: skip
 
     def __str__(self) -> str:
         place = f"cpu {self.cpu} at {self.address:#x}"

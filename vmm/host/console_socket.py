@@ -1,4 +1,4 @@
-"""A console's Unix socket: who may use it, and whether somebody does."""
+"""A Unix socket of a console or a debugger: who may use it, and whether somebody does."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 SUN_PATH_MAX = 107
 SOCKET_MODE = 0o600
+CONSOLE_SOCKET = "console socket"
 
 
-def listen(path: str) -> Any:
+def listen(path: str, what: str = CONSOLE_SOCKET) -> Any:
     """A socket that listens at ``path``, for our user alone from its first moment; HostError."""
     import _socket
 
-    check_socket_path(path)
+    check_socket_path(path, what)
     listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
         code = _taken(path)
@@ -34,7 +35,7 @@ def listen(path: str) -> Any:
         listener.listen(1)
     except OSError as error:
         listener.close()
-        raise cannot_listen(path, error.strerror) from error
+        raise cannot_listen(path, error.strerror, what) from error
     listener.setblocking(False)
     return listener
 
@@ -53,19 +54,19 @@ def _taken(path: str) -> int:
     return listener_error(path)
 
 
-def check_socket_path(path: str) -> None:
+def check_socket_path(path: str, what: str = CONSOLE_SOCKET) -> None:
     """HostError when it is longer than a socket's address can be."""
     length = len(os.fsencode(path))
     if length > SUN_PATH_MAX:
         raise HostError(
-            f"the console socket {path} has a path of {length} bytes; {SUN_PATH_MAX} are possible",
+            f"the {what} {path} has a path of {length} bytes; {SUN_PATH_MAX} are possible",
             "use a shorter path",
         )
 
 
-def cannot_listen(path: str, why: str | None) -> HostError:
-    """The error for a console's socket that cannot be made."""
+def cannot_listen(path: str, why: str | None, what: str = CONSOLE_SOCKET) -> HostError:
+    """The error for a socket that cannot be made."""
     return HostError(
-        f"cannot listen on the console socket {path}: {why}",
+        f"cannot listen on the {what} {path}: {why}",
         "check its directory, or that no other program uses it",
     )

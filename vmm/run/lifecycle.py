@@ -24,6 +24,7 @@ from vmm.run.control import ControlServer
 from vmm.run.ending import EXIT_DEVICE, EXIT_KILLED, Ending, ResetPolicy, ending_of
 from vmm.run.eventloop import EventLoop
 from vmm.run.outcome import outcome_of
+from vmm.run.runner import Runner, watch_devices
 from vmm.run.status import FAILED, RUNNING, STARTING, STOPPED, STOPPING, run_facts
 
 TYPE_CHECKING = False
@@ -100,6 +101,8 @@ class Lifecycle:
         self._control: ControlServer | None = None
         # Called once, with the first machine, as soon as its guest runs.
         self.on_running: Callable[[Machine], None] | None = None
+        # Lets the guest run; a debugger, which may hold it as well, takes its place.
+        self.runner: Runner = Runner()
         self._terminal_timer: Timer | None = None
         self._closed = False
         self._feed()
@@ -143,21 +146,22 @@ class Lifecycle:
             self.config, self.disks, console, serial, self.cache_directory, self.notifier.progress
         )
         self.machine = machine
-        self._loop.add(machine.outcome_fd, self._on_outcome)
-        for function in machine.passed_through():
-            signals = function.signals
-            self._watch_device(signals.request_fd, function.bdf, self._on_device_wanted)
-            self._watch_device(signals.error_fd, function.bdf, self._on_device_error)
+        self._loop.add(self.runner.left_fd(machine), self._on_left)
+        self._device_signals = watch_devices(
+            machine, self._loop, self._on_device_wanted, self._on_device_error
+        )
         if self.reboots == 0:
             # Before the guest can say anything: a terminal or a file may be shared with it.
             self._announce(machine)
-        self._watch = BootWatch(machine, self.config, self.consoles, self._loop)
+        if self.config.gdb is None:
+            # Else one that stands still is nothing to tell about.
+            self._watch = BootWatch(machine, self.config, self.consoles, self._loop)
         if log.debugging:
             from vmm.run import debugtrail
 
             debugtrail.tell_machine(machine)
             self._rates = debugtrail.ExitRates(machine, self._loop)
-        machine.start()
+        self.runner.start(machine)
         self.ran = True
         if self.reboots == 0 and self.on_running is not None:
             self.on_running(machine)
@@ -193,15 +197,6 @@ class Lifecycle:
         if log.debugging:
             log.debug(f"phases of the start, ms: {machine.phases}")
 
-    def _watch_device(self, fd: int, bdf: str, tell: Callable[[str], None]) -> None:
-        def told() -> None:
-            os.eventfd_read(fd)
-            tell(bdf)
-
-        if fd >= 0:
-            self._loop.add(fd, told)
-            self._device_signals.append(fd)
-
     def _on_device_wanted(self, bdf: str) -> None:
         """Its driver is being unbound, or the device removed: the host waits until we let go."""
         if self.state != STOPPING:
@@ -214,7 +209,9 @@ class Lifecycle:
         if self.state != STOPPING:
             self.request_stop(f"the device {bdf} failed")
 
-    def _on_outcome(self) -> None:
+    def _on_left(self) -> None:
+        if self.runner.killed:
+            self.request_stop("by the debugger", now=True)
         self._machine_left = True
 
     def _leave(self) -> None:
@@ -222,6 +219,8 @@ class Lifecycle:
         machine = self.machine
         if machine is None:
             return
+        self._loop.remove(self.runner.left_fd(machine))
+        self.runner.let_go()
         outcome = outcome_of(machine) if self.ending is None else None
         lived = time.monotonic() - self._machine_started
         if log.debugging and outcome is not None:
@@ -233,7 +232,7 @@ class Lifecycle:
             self._decide(outcome, lived)
 
     def _take_apart(self, machine: Machine) -> None:
-        for fd in (machine.outcome_fd, *self._device_signals):
+        for fd in self._device_signals:
             self._loop.remove(fd)
         self._device_signals = []
         if self._watch is not None:
@@ -387,6 +386,7 @@ class Lifecycle:
         self.state = FAILED if self.ending.code else STOPPED
         reason = f"{self.state}: {self.ending.reason}"
         steps: list[Callable[[], object]] = [lambda: self.notifier.stopping(reason, 0)]
+        steps.append(self.runner.close)
         if self.machine is not None:
             steps.append(self.machine.close)
         steps += [console.close for console in reversed(self.consoles)]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmm.host.disk import Disk
     from vmm.run.ending import Ending
     from vmm.run.instance import Instance
+    from vmm.run.runner import Runner
     from vmm.settings.config import Config
 
     class Run(Protocol):
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         consoles: list[HostConsole]
         reboots: int
         ending: Ending | None
+        runner: Runner
 
 
 SCHEMA_VERSION = 1
@@ -62,6 +64,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "consoles": [console.status() for console in run.consoles],
         "sockets": {"control": run.instance.socket_path},
         "stop_timeout_s": config.stop_timeout_seconds,
+        "gdb": run.runner.status(),
         "reboots": run.reboots,
         "last_exit": _last_exit(run.ending),
     }

@@ -10,6 +10,8 @@ import os
 from vmm.errors import SETTING_PREFIX, ConfigError
 from vmm.light.printable import brief, quote
 from vmm.light.record import Record
+from vmm.settings.gdb import FORM as GDB_FORM
+from vmm.settings.gdb import GdbAddress, parse_gdb
 from vmm.settings.images import IMAGES_FORM, ImageSpec, parse_images
 from vmm.settings.memory import FORM as MEMORY_FORM
 from vmm.settings.memory import MemoryConfig, parse_memory
@@ -136,12 +138,15 @@ SETTINGS = (
             "which NVIDIA GPUs are told that they reach each other's memory", _parse_clique),
     Setting("STOP_TIMEOUT_SECONDS", "stop_timeout_seconds", "25", "0 to 86400",
             "how long a guest may take to shut down before it is killed", parse_seconds),
+    Setting("GDB", "gdb", "", GDB_FORM, "where gdb may attach to the guest; unset: nowhere",
+            parse_gdb),
 )  # fmt: skip
 # What a field is when its variable is neither set nor has a default.
 UNSET: dict[str, Any] = {
     "devices": (),
     "cmdline": "",
     "debug": False,
+    "gdb": None,
     "name": None,
     "initramfs_path": None,
 }
@@ -151,7 +156,7 @@ class Config(Record):
     """Everything that was said, checked by form. Nothing in here has touched a file."""
 
     __slots__ = (
-        "cmdline", "config_images", "console", "cpu_count", "debug", "devices",
+        "cmdline", "config_images", "console", "cpu_count", "debug", "devices", "gdb",
         "gpudirect_clique", "initramfs_path", "kernel_path", "log_destinations", "memory", "name",
         "serial", "stop_timeout_seconds", "system_images", "warnings",
     )  # fmt: skip
@@ -164,6 +169,7 @@ class Config(Record):
     cmdline: str
     log_destinations: tuple[str, ...]
     debug: bool
+    gdb: GdbAddress | None
     name: str | None
     initramfs_path: str | None
     console: Endpoint

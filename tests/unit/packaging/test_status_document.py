@@ -16,6 +16,7 @@ SOURCES = [
     ("vmm/run/status.py", "_last_exit"),
     ("vmm/command/status.py", "status"),
     ("vmm/command/status.py", "_dead_status"),
+    ("vmm/debug/gdb/service.py", "status"),
     ("vmm/machine.py", "status"),
     ("vmm/memory.py", "memory_status"),
     ("vmm/vcpu.py", "status"),

@@ -13,6 +13,7 @@ from vmm.run.ending import EXIT_DEVICE, EXIT_KILLED
 from vmm.run.lifecycle import Lifecycle
 from vmm.run.notify import Notifier
 from vmm.run.outcome import Outcome
+from vmm.run.runner import watch_devices
 from vmm.run.status import STOPPING
 from vmm.settings.config import PREFIX, Config
 
@@ -51,8 +52,15 @@ def signal():
     os.close(fd)
 
 
+def told_by(request_fd: int, error_fd: int) -> SimpleNamespace:
+    """A machine with one device that tells by these."""
+    signals = SimpleNamespace(request_fd=request_fd, error_fd=error_fd)
+    function = SimpleNamespace(bdf=BDF, signals=signals)
+    return SimpleNamespace(passed_through=lambda: [function])
+
+
 def test_the_host_wants_it_back(life, signal):
-    life._watch_device(signal, BDF, life._on_device_wanted)
+    watch_devices(told_by(signal, -1), life._loop, life._on_device_wanted, life._on_device_error)
     os.eventfd_write(signal, 1)
     life._loop.run_until(lambda: life.state == STOPPING)
     assert life.machine.pressed == 1
@@ -66,7 +74,7 @@ def test_the_host_wants_it_back(life, signal):
 
 
 def test_it_fails(life, signal):
-    life._watch_device(signal, BDF, life._on_device_error)
+    watch_devices(told_by(-1, signal), life._loop, life._on_device_wanted, life._on_device_error)
     os.eventfd_write(signal, 1)
     life._loop.run_until(lambda: life.state == STOPPING)
     life._on_device_error(BDF)

@@ -118,6 +118,7 @@ cdef class VcpuLoop:
 
     def resume(self):
         """Let a paused thread go on; harmless for one that is not."""
+        vmm_store(&self.stood, 0)  # answered, even if it is paused again before it moves
         vmm_store(&self.pause_wanted, 0)
         vmm_notify(self.resume_fd)
 
@@ -146,10 +147,11 @@ cdef class VcpuLoop:
             self.resume_fd = -1
 
     cdef void park(self) noexcept nogil:
-        vmm_store(&self.parked, 1)
         while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
-            vmm_wait_for(self.resume_fd)
-        vmm_store(&self.parked, 0)
+            vmm_store(&self.parked, 1)
+            while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
+                vmm_wait_for(self.resume_fd)
+            vmm_store(&self.parked, 0)  # then ask again: pause() may have counted on it
 
     def join(self):
         """Wait for the end of the thread (kick() first); returns the outcome. Idempotent."""
@@ -304,7 +306,6 @@ cdef class VcpuLoop:
         vmm_store(&self.stood, 1)
         vmm_notify(self.done_fd)
         self.park()
-        vmm_store(&self.stood, 0)
 
     cdef int dispatch(self) noexcept nogil:
         cdef kvm_run *run = self.vcpu.run

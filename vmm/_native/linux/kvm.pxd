@@ -24,6 +24,7 @@ cdef extern from "<linux/kvm.h>" nogil:
         uint64_t addr
     unsigned long KVM_RUN, KVM_GET_REGS, KVM_SET_REGS, KVM_GET_SREGS, KVM_SET_SREGS
     unsigned long KVM_SET_FPU, KVM_SET_CPUID2, KVM_SET_MSRS, KVM_GET_MSRS
+    unsigned long KVM_GET_XSAVE, KVM_SET_XSAVE
     unsigned long KVM_GET_LAPIC, KVM_SET_LAPIC, KVM_GET_TSC_KHZ, KVM_GET_MP_STATE
     unsigned long KVM_SET_SIGNAL_MASK, KVM_SET_GUEST_DEBUG, KVM_TRANSLATE, KVM_KVMCLOCK_CTRL
 
