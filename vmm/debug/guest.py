@@ -385,12 +385,6 @@ class Guest(Hooking, Snapshotting, Outside):
     ) -> None:
         self.close()
 
-    def _repr_html_(self) -> str:
-        from html import escape
-
-        rows = [repr(self), *([] if self._closed or self.running else map(repr, self.cpus))]
-        return f"<pre>{escape(chr(10).join(rows))}</pre>"
-
     def __repr__(self) -> str:
         if self._closed:
             state = "closed"

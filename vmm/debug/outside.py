@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vmm.debug.extras import need
 from vmm.guest.coredump import no_progress, write_core
 from vmm.guest.vmcoreinfo import find_vmcoreinfo
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 HIGH_HALF = 1 << 63
 
 
-class Outside:
+class Outside(Shown):
     """What Guest is made of for other tools; the thread that drives the guest."""
 
     memory: Ram
