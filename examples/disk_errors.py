@@ -1,6 +1,6 @@
 """What does ext4 do when its disk fails? A disk that is a Python class, and fails on demand.
 
-    python examples/disk_errors.py AFTER [KERNEL INITRAMFS IMAGE]
+    python examples/disk_errors.py AFTER [KERNEL INITRAMFS IMAGE [CONFIG_IMAGE]]
 
 The disk is IMAGE, kept in memory; after AFTER writes each further one is an error. Shown is what
 the guest's kernel says of it.
@@ -67,10 +67,8 @@ class FailingDisk(vmm.VirtioDevice):
 
 def main(after: str = "4", *files: str) -> int:
     """Boot with that disk in place of the system disk, to the guest's end."""
-    keywords = settings(files[:2])
-    image = files[2] if files[2:] else keywords["system_image"]
-    disk = FailingDisk(Path(image).read_bytes(), int(after))
-    keywords.pop("system_image", None)
+    keywords = settings(files)
+    disk = FailingDisk(Path(keywords.pop("system_image")).read_bytes(), int(after))
     with vmm.Guest(**keywords, devices=[disk]) as guest:
         stop = guest.run(seconds=SECONDS)
         text = guest.serial.text

@@ -14,13 +14,16 @@ ROOT = Path(__file__).resolve().parents[1]
 GREETING = "Hello from the guest"
 LOAD_GPA = 0x100000
 XEN_ENTRY = 18
+FILES = ("kernel", "initramfs", "system_image", "config_image")
 
 
 def settings(files: tuple[str, ...] | list[str], **more: Any) -> dict[str, Any]:
-    """Keywords of vmm.Guest: KERNEL [INITRAMFS] of a command line, else `make demo`'s guest."""
+    """Keywords of vmm.Guest: KERNEL [INITRAMFS [SYSTEM_IMAGE [CONFIG_IMAGE]]] of a command line,
+    else those of `make demo`'s guest.
+    """
     found: dict[str, Any] = {"cmdline": "console=ttyS0 panic=-1"}
     if files:
-        found.update(zip(("kernel", "initramfs"), files, strict=False))
+        found.update(zip(FILES, files, strict=False))
     else:
         if str(ROOT) not in sys.path:
             sys.path.insert(0, str(ROOT))
