@@ -100,11 +100,19 @@ def leave(child: int, end: int) -> int:
     raise AssertionError("the prompt does not end")
 
 
-def test_a_person_at_a_terminal(kernel):
+# As where IPython is not installed.
+PLAIN = "import sys; sys.modules['IPython'] = None; from vmm import shell; " \
+    "sys.exit(shell.main(sys.argv[1:]))"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command", [SHELL, [sys.executable, "-c", PLAIN]], ids=["as installed", "plain"]
+)
+def test_a_person_at_a_terminal(kernel, command):
     child, end = pty.fork()
     if child == 0:
         os.environ["TERM"] = "dumb"
-        os.execv(sys.executable, [*SHELL, kernel, "--memory", "16M"])
+        os.execv(sys.executable, [*command, kernel, "--memory", "16M"])
     heard = b""
 
     def until(words: bytes) -> None:
