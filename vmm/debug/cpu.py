@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 from vmm._native.kvm.vcpustate import linear_rip
@@ -11,7 +12,7 @@ from vmm.guest.backtrace import FRAMES_MAX, backtrace
 from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vmm.debug.disassembly import Listing
     from vmm.debug.kernelsymbols import KernelSymbols
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from vmm.guest.backtrace import Frame
     from vmm.vcpu import Vcpu
 
-RFLAGS_RF = 1 << 16
+# The legacy area of XSAVE (SDM 1, 10.5.1).
+FPU_WORDS = struct.Struct("<HH")
+MXCSR = struct.Struct("<I")
+MXCSR_AT, ST_AT, XMM_AT = 24, 32, 160
 
 
 class Msrs(Shown):
@@ -86,6 +90,46 @@ class Cpu(Shown):
     def stopped_at(self, address: int) -> None:
         """KVM told where it stands: no registers have to be read for that."""
         self._address = address
+
+    @property
+    def xsave(self) -> bytes:
+        """x87, SSE and further state as XSAVE writes it: 4096 bytes (SDM 1, 13.4); assignable.
+
+        Of what is assigned the parts count whose bits are set in XSTATE_BV (byte 512).
+        """
+        self._still()
+        return self.vcpu.fd.get_xsave()
+
+    @xsave.setter
+    def xsave(self, area: bytes) -> None:
+        self._still()
+        self.vcpu.fd.set_xsave(area)
+
+    @property
+    def fpu(self) -> dict[str, Any]:
+        """x87 and SSE: fcw, fsw, mxcsr, ``st`` (8 x 10 bytes) and ``xmm`` (16 integers)."""
+        area = self.xsave
+        fcw, fsw = FPU_WORDS.unpack_from(area, 0)
+        (mxcsr,) = MXCSR.unpack_from(area, MXCSR_AT)
+        return {
+            "fcw": fcw, "fsw": fsw, "mxcsr": mxcsr,
+            "st": [area[ST_AT + 16 * n : ST_AT + 16 * n + 10] for n in range(8)],
+            "xmm": [
+                int.from_bytes(area[XMM_AT + 16 * n : XMM_AT + 16 * n + 16], "little")
+                for n in range(16)
+            ],
+        }  # fmt: skip
+
+    @property
+    def events(self) -> dict[str, Any]:
+        """Exceptions, interrupts and NMIs under way (api.rst, KVM_GET_VCPU_EVENTS); assignable."""
+        self._still()
+        return self.vcpu.fd.get_vcpu_events()
+
+    @events.setter
+    def events(self, values: Mapping[str, Any]) -> None:
+        self._still()
+        self.vcpu.fd.set_vcpu_events(values)
 
     @property
     def lapic(self) -> bytearray:

@@ -136,6 +136,24 @@ def test_registers_are_written_before_it_runs(tmp_path):
         assert len(guest.cpus[0].lapic) == 1024
 
 
+def test_state_beyond_the_registers(tmp_path):
+    with tiny_guest(tmp_path, FOR_EVER) as guest:
+        cpu = guest.cpus[0]
+        guest.step(2)
+        assert (cpu.fpu["fcw"], cpu.fpu["mxcsr"], len(cpu.xsave)) == (0x37F, 0x1F80, 4096)
+        area = bytearray(cpu.xsave)
+        area[160:164] = b"abcd"
+        area[512] |= 3  # XSTATE_BV: x87 and SSE are in it
+        cpu.xsave = bytes(area)
+        assert cpu.fpu["xmm"][0] == int.from_bytes(b"abcd", "little")
+        events = cpu.events
+        assert events["exception"]["injected"] == events["nmi"]["pending"] == 0
+        cpu.events = {"nmi": {**events["nmi"], "masked": 1}}
+        assert cpu.events["nmi"]["masked"] == 1
+        with pytest.raises(ValueError, match="no such group of events: 'smm'"):
+            cpu.events = {"smm": {}}
+
+
 def test_ram_as_bytes_and_arrays(tmp_path):
     with tiny_guest(tmp_path, FOR_EVER) as guest:
         ram = guest.memory.numpy(0x200000, (4, 8), "<u4")

@@ -8,18 +8,25 @@ from tests.support.speed import patience
 from vmm.debug.abilities import ABILITIES
 
 
+def told(*words: object) -> None:
+    """At once: a scenario that hangs has told how far it came."""
+    print(*words, flush=True)
+
+
 def first_sixty_seconds(kernel: str, initramfs: str, cpus: int) -> None:
     """From the entry of a bzImage to hits in its kernel, by symbols alone."""
     abilities = {
         name: getattr(ABILITIES, name)
         for name in ("step", "hardware", "watch", "int3", "port", "page", "resume_flag")
     }
-    print(f"this KVM: {abilities}")
+    told(f"this KVM: {abilities}")
     with vmm.Guest(
         kernel=kernel, initramfs=initramfs, memory="256M", cpu_count=cpus,
         cmdline="console=ttyS0 quiet panic=-1",
     ) as guest:  # fmt: skip
+        told("running to start_kernel")
         stop = guest.run(until="start_kernel", seconds=patience(120))
+        told(stop)
         expect(stop.symbol == "start_kernel", f"{stop}")
         banner = guest.cpus[0].memory.read_string("linux_banner")
         expect(banner.startswith("Linux version"), banner)
@@ -45,7 +52,7 @@ def software(guest: vmm.Guest) -> None:
     expect(all(value >> 47 == 0x1FFFF for value in seen), f"no pointers: {seen}")
     expect(guest.cpus[0].memory.read(entry, 16) == code, "the patch shows")
     point.remove()
-    print(point)
+    told(point)
 
 
 def hardware(guest: vmm.Guest) -> None:
@@ -63,7 +70,7 @@ def hardware(guest: vmm.Guest) -> None:
     expect(stop.kind == "breakpoint" and stop.symbol == "do_sys_openat2", f"{stop}")
     expect(all(name.startswith("/") for name in names), f"{names}")
     point.remove()
-    print(point, names)
+    told(point, names)
 
 
 def watches(guest: vmm.Guest) -> None:
@@ -75,7 +82,7 @@ def watches(guest: vmm.Guest) -> None:
         expect(point.kind == kind, f"{point}")
         stop = guest.run(seconds=patience(60))
         expect(stop.kind == "watch" and stop.where is point, f"{stop}")
-        print(stop, [str(frame) for frame in guest.cpus[stop.cpu].backtrace(5)])
+        told(stop, [str(frame) for frame in guest.cpus[stop.cpu].backtrace(5)])
         point.remove()
 
 

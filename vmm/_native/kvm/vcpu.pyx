@@ -13,6 +13,9 @@ from posix.types cimport off_t
 from vmm._native.host.fd cimport OwnedFd, check
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.kvm cimport *
+from vmm._native.linux.kvm_state cimport (
+    KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS, kvm_vcpu_events,
+)
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
@@ -231,6 +234,50 @@ cdef class VcpuFd(OwnedFd):
     def get_tsc_khz(self):
         """The guest's TSC frequency in kHz."""
         return check(ioctl(self.fd, KVM_GET_TSC_KHZ, 0), b"KVM_GET_TSC_KHZ")
+
+    def get_vcpu_events(self):
+        """Exceptions, interrupts and NMIs under way (api.rst, KVM_GET_VCPU_EVENTS)."""
+        cdef kvm_vcpu_events events
+        check(ioctl(self.fd, KVM_GET_VCPU_EVENTS, &events), b"KVM_GET_VCPU_EVENTS")
+        return {
+            "exception": {
+                "injected": events.exception.injected, "nr": events.exception.nr,
+                "has_error_code": events.exception.has_error_code,
+                "pending": events.exception.pending, "error_code": events.exception.error_code,
+            },
+            "interrupt": {
+                "injected": events.interrupt.injected, "nr": events.interrupt.nr,
+                "soft": events.interrupt.soft, "shadow": events.interrupt.shadow,
+            },
+            "nmi": {
+                "injected": events.nmi.injected, "pending": events.nmi.pending,
+                "masked": events.nmi.masked,
+            },
+        }
+
+    def set_vcpu_events(self, values):
+        """Change the named groups, each as a whole; the others keep their values."""
+        cdef kvm_vcpu_events events
+        check(ioctl(self.fd, KVM_GET_VCPU_EVENTS, &events), b"KVM_GET_VCPU_EVENTS")
+        for name, value in values.items():
+            if name == "exception":
+                events.exception.injected = value["injected"]
+                events.exception.nr = value["nr"]
+                events.exception.has_error_code = value["has_error_code"]
+                events.exception.pending = value["pending"]
+                events.exception.error_code = value["error_code"]
+            elif name == "interrupt":
+                events.interrupt.injected = value["injected"]
+                events.interrupt.nr = value["nr"]
+                events.interrupt.soft = value["soft"]
+                events.interrupt.shadow = value["shadow"]
+            elif name == "nmi":
+                events.nmi.injected = value["injected"]
+                events.nmi.pending = value["pending"]
+                events.nmi.masked = value["masked"]
+            else:
+                raise ValueError(f"no such group of events: {name!r}")
+        check(ioctl(self.fd, KVM_SET_VCPU_EVENTS, &events), b"KVM_SET_VCPU_EVENTS")
 
     def get_mp_state(self):
         """KVM_MP_STATE_*: 0 runnable, 1 uninitialized, 2 init received, 3 halted."""

@@ -22,7 +22,20 @@ cdef extern from "<linux/kvm.h>" nogil:
     struct kvm_xcrs:
         uint32_t nr_xcrs
 
+    struct kvm_events_exception "":
+        uint8_t injected, nr, has_error_code, pending
+        uint32_t error_code
+
+    struct kvm_events_interrupt "":
+        uint8_t injected, nr, soft, shadow
+
+    struct kvm_events_nmi "":
+        uint8_t injected, pending, masked
+
     struct kvm_vcpu_events:
+        kvm_events_exception exception
+        kvm_events_interrupt interrupt
+        kvm_events_nmi nmi
         uint32_t flags
 
     struct kvm_debugregs:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug.gdb.caller import allowed
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 BACKLOG = 8
+REST_SECONDS = 0.5
 
 
 class Door:
@@ -74,7 +76,9 @@ class Door:
             try:
                 self._round()
             except OSError as error:
+                # Without descriptors the caller stays in the queue: asked again after a while.
                 log.warning(f"gdb: {error}")
+                time.sleep(REST_SECONDS)
 
     def _round(self) -> None:
         client = self._client
