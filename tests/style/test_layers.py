@@ -16,7 +16,6 @@ FLOORS = (
     ("vmm.check",),
     ("vmm.debug",),
     ("vmm.run",),
-    ("vmm.debug",),
     ("vmm.machine",),
     ("devices",),
     ("vmm.host",),
