@@ -25,16 +25,20 @@ def first_sixty_seconds(kernel: str, initramfs: str, cpus: int) -> None:
         cmdline="console=ttyS0 quiet panic=-1",
     ) as guest:  # fmt: skip
         told("running to start_kernel")
-        stop = guest.run(until="start_kernel", seconds=patience(120))
+        stop = guest.run(until="start_kernel", seconds=patience(30))
         told(stop)
         expect(stop.symbol == "start_kernel", f"{stop}")
         banner = guest.cpus[0].memory.read_string("linux_banner")
         expect(banner.startswith("Linux version"), banner)
+        # By then the kernel has rewritten its functions' entries for ftrace.
+        stop = guest.run(until="kernel_init", seconds=patience(30))
+        told(stop)
+        expect(stop.symbol == "kernel_init", f"{stop}")
         software(guest)
         hardware(guest)
         watches(guest)
         steps(guest)
-        guest.serial.expect("guest: ready", patience(240))
+        guest.serial.expect("guest: ready", patience(90))
         frames = guest.cpus[0].backtrace()
         expect(len(frames) > 2, f"{frames}")
 
@@ -47,7 +51,7 @@ def software(guest: vmm.Guest) -> None:
     expect(point.kind in ("int3", "port"), f"{point}")
     seen = []
     point.action = lambda cpu: seen.append(cpu.regs.rdi) or (len(seen) == 50 and vmm.STOP) or None
-    stop = guest.run(seconds=patience(60))
+    stop = guest.run(seconds=patience(30))
     expect(stop.kind == "breakpoint" and len(seen) == 50, f"{stop} {len(seen)}")
     expect(all(value >> 47 == 0x1FFFF for value in seen), f"no pointers: {seen}")
     expect(guest.cpus[0].memory.read(entry, 16) == code, "the patch shows")
@@ -66,7 +70,7 @@ def hardware(guest: vmm.Guest) -> None:
         return vmm.STOP if len(names) == 3 else None
 
     point.action = opened
-    stop = guest.run(seconds=patience(240))
+    stop = guest.run(seconds=patience(30))
     expect(stop.kind == "breakpoint" and stop.symbol == "do_sys_openat2", f"{stop}")
     expect(all(name.startswith("/") for name in names), f"{names}")
     point.remove()
@@ -80,7 +84,7 @@ def watches(guest: vmm.Guest) -> None:
     for size, kind in kinds:
         point = guest.watch("jiffies_64", size)
         expect(point.kind == kind, f"{point}")
-        stop = guest.run(seconds=patience(60))
+        stop = guest.run(seconds=patience(30))
         expect(stop.kind == "watch" and stop.where is point, f"{stop}")
         told(stop, [str(frame) for frame in guest.cpus[stop.cpu].backtrace(5)])
         point.remove()
