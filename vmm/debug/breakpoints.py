@@ -89,6 +89,8 @@ class Breakpoints:
         condition: str | Condition | None,
     ) -> Point:  # fmt: skip
         """By hardware for 1, 2, 4 or 8 aligned bytes while one is free, else by its pages."""
+        if size < 1:
+            raise ValueError(f"size={size}: at least one byte")
         point = Point(address, label, action, condition, self._remove, self._changed)
         point.size = size
         point.access = access

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from vmm import layout
-from vmm.errors import HostError
+from vmm.errors import ConfigError, HostError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,11 @@ def split_devices(settings: dict[str, Any]) -> list[Device]:
     items = list(given) if isinstance(given, (list, tuple)) else [given]
     ours = [item for item in items if _is_device(item)]
     others = [item for item in items if not _is_device(item)]
+    wrong = [item for item in others if not isinstance(item, (str, os.PathLike))]
+    if wrong:
+        raise ConfigError(
+            [f"devices: {item!r} is neither a PCI address or path nor a device" for item in wrong]
+        )
     settings["devices"] = others or None
     return [item() if isinstance(item, type) else item for item in ours]
 

@@ -182,6 +182,8 @@ class Guest(Hooking, Snapshotting, Outside):
         self._open()
         if count < 1:
             raise ValueError(f"count={count}: at least one instruction")
+        if not 0 <= cpu < len(self.cpus):
+            raise ValueError(f"cpu={cpu}: this guest has 0 to {len(self.cpus) - 1}")
         with self._control.driving():
             return self._control.step(self.cpus[cpu], count)
 

@@ -101,6 +101,8 @@ class KernelSymbols:
             if not 0 <= where < 1 << 64:
                 raise ValueError(f"{where:#x} is no linear address")
             return where
+        if not isinstance(where, str):
+            raise TypeError(f"{where!r} is neither a symbol's name nor an address")
         return self.require().resolve(where)
 
     def _of_elf(self) -> Symbols | None:

@@ -150,6 +150,8 @@ class Snapshot(Shown):
         """The gpas of the pages of 4 KiB that differ, as a uint64 array in ascending order."""
         import numpy
 
+        if not isinstance(other, Snapshot):
+            raise TypeError(f"diff({other!r}): a Snapshot is needed")
         return numpy.frombuffer(self.ram.differing(other.ram), dtype="uint64")
 
     def __repr__(self) -> str:

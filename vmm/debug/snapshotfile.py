@@ -20,6 +20,7 @@ from vmm.debug.plain import from_text, to_text
 from vmm.debug.saveddisks import write_layers
 from vmm.errors import HostError, StateError
 from vmm.layout import PAGE_SIZE, ram_regions
+from vmm.light.replaceable import check_replaceable
 from vmm.light.state import Unfit, read_state, unsigned
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def write(
 ) -> None:
     """Write it beside ``path``, then give it its name. HostError, and nothing is left."""
     path = os.fspath(path)
+    check_replaceable(path)
     fresh = f"{path}.{os.getpid()}.new"
     try:
         fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

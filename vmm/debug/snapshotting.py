@@ -105,6 +105,8 @@ class Snapshotting:
         leaves a guest that can only be closed. StateError: a snapshot of another machine.
         """
         self._open()
+        if not isinstance(snapshot, Snapshot):
+            raise TypeError(f"restore({snapshot!r}): a Snapshot is needed")
         with self._control.driving(ended=True):
             self._control.driver.reset()
             for cpu in self.cpus:

@@ -15,6 +15,7 @@ from errno import EDQUOT, EFBIG, ENOSPC
 
 from vmm.errors import HostError
 from vmm.guest.vmcoreinfo import NAME as VMCOREINFO
+from vmm.light.replaceable import check_replaceable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def write_core(
             with contextlib.suppress(OSError):
                 os.ftruncate(target, 0)
             raise
+    check_replaceable(target)
     partial = f"{target}.partial-{os.getpid()}"
     fd = _create(partial, target)
     try:

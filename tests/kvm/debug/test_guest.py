@@ -263,6 +263,34 @@ def test_several_guests_in_one_process(tmp_path):
             guest.close()
 
 
+@pytest.mark.parametrize("write", ["dump", "save"])
+def test_no_device_or_pipe_is_replaced_by_a_file(tmp_path, write):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with tiny_guest(tmp_path, FOR_EVER) as guest:
+        snapshot = guest.snapshot()
+        for path in (pipe, tmp_path):
+            with pytest.raises(vmm.HostError, match="is no regular file"):
+                guest.dump(path) if write == "dump" else snapshot.save(path)
+    assert pipe.is_fifo()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "guest.elf"}
+
+
+def test_what_a_script_may_mistake(tmp_path):
+    with tiny_guest(tmp_path, FOR_EVER) as guest:
+        for mistake, error, words in (
+            (lambda: guest.step(1, cpu=3), ValueError, "cpu=3: this guest has 0 to 0"),
+            (lambda: guest.breakpoint(None), TypeError, "neither a symbol's name nor an address"),
+            (lambda: guest.watch(0x1000, 0), ValueError, "size=0"),
+            (lambda: guest.restore(None), TypeError, "a Snapshot is needed"),
+            (lambda: guest.snapshot().diff(guest), TypeError, "a Snapshot is needed"),
+        ):
+            with pytest.raises(error, match=words):
+                mistake()
+        with pytest.raises(vmm.ConfigError, match="devices: 5 is neither"):
+            vmm.Guest(kernel=guest.config.kernel_path, devices=[5])
+
+
 def test_from_env(tmp_path):
     with tiny_guest(tmp_path, FOR_EVER):
         pass
