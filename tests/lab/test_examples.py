@@ -38,7 +38,7 @@ def test_by_itself(lab, default_guest, name, arguments, words):
     files = [guest.kernel.image, guest.initramfs, guest.system, guest.config]
     print(
         lab.call(
-            f"{SCENARIO}:by_itself", timeout=1000, name=name, words=words,
+            f"{SCENARIO}:by_itself", timeout=1000, script=name, words=words,
             arguments=[*arguments, *map(str, files)],
         )
     )  # fmt: skip

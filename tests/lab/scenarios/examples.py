@@ -61,11 +61,11 @@ def _calls(calls: dict[str, int]) -> str:
     return f"{calls}\n"
 
 
-def by_itself(name: str, arguments: list[str], words: list[str], returns: int = 0) -> str:
+def by_itself(script: str, arguments: list[str], words: list[str], returns: int = 0) -> str:
     """One example as a person runs it; what it says must have these words."""
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
         done = subprocess.run(
-            [sys.executable, str(EXAMPLES / f"{name}.py"), *arguments],
+            [sys.executable, str(EXAMPLES / f"{script}.py"), *arguments],
             cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
             text=True, timeout=patience(900), check=False,
         )  # fmt: skip
