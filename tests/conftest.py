@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import numpy  # noqa: F401  (it starts threads of its own, at its first import)
 import pytest
 
 from tests.support.process import open_descriptors, thread_count

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmm._native.memory.guestmem import GuestMemory
 
 LENGTH_MAX = 2
+RENEWED_MAX = 256
 
 
 class Patch:
@@ -54,12 +55,22 @@ class Patches:
         self._places.pop(bisect_left(self._places, patch.gpa))
 
     def put(self) -> None:
-        """Put all in, before the guest runs."""
+        """Put all in, before the guest runs; those that it has written over as well.
+
+        Where there are many, those stay out: looking at each would cost every hit too much.
+        """
+        if len(self._by_gpa) <= RENEWED_MAX:
+            for patch in self._by_gpa.values():
+                if patch.original is not None and self._is_overwritten(patch):
+                    self.take_out(patch)
         for patch in self._out:
             original = self._memory.read(patch.gpa, len(patch.code))
             self._memory.write(patch.gpa, patch.code)
             patch.original = original
         self._out.clear()
+
+    def _is_overwritten(self, patch: Patch) -> bool:
+        return self._memory.read(patch.gpa, len(patch.code)) != patch.code
 
     def take_out(self, patch: Patch) -> None:
         """One of them; what the guest wrote over it stays."""

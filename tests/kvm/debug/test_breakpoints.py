@@ -124,6 +124,12 @@ def test_code_that_the_guest_rewrites_is_the_guests(tmp_path):
         assert early.hits == 0
         assert guest.memory.read(target, 8) == bytes.fromhex("ffc0ffc0ffc0ebfe")
         assert guest.cpus[0].regs.rax == 3
+        # From the next run on it stands in the new code.
+        guest.run(seconds=0.01)
+        guest.cpus[0].regs.rip = target - 5
+        guest.memory.write(target - 5, b"\x90" * 5)
+        assert guest.run(seconds=patience(10)).where is early
+        assert guest.memory.read(target, 8) == bytes.fromhex("ffc0ffc0ffc0ebfe")
 
 
 def test_two_vcpus_hit_one_at_once(tmp_path, kind):
