@@ -23,6 +23,14 @@ FOR_EVER = b"\xeb\xfe"
 HALTED_WITH_INTERRUPTS = b"\xfb\xf4\xeb\xfd"
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own handler: a job in the background of a shell begins with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_soon(seconds: float = 0.1) -> None:
     threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 
@@ -53,7 +61,7 @@ def test_a_time_out_leaves_it_intact(tmp_path, code):
 
 @pytest.mark.parametrize("code", [FOR_EVER, HALTED_WITH_INTERRUPTS], ids=["busy", "halted"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_ctrl_c_stops_a_run_and_the_guest_goes_on_later(tmp_path, code, count):
+def test_ctrl_c_stops_a_run_and_the_guest_goes_on_later(tmp_path, ctrl_c, code, count):
     with tiny_guest(tmp_path, code, cpu_count=count) as guest:
         for _ in range(3):
             interrupt_soon()
