@@ -29,6 +29,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> None:
     item.user_properties += [(RETRIED, line) for line in take_told()]
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """A worker's last lab ends before its other tests: it has a slot, and a processor's time."""
+    if nextitem is not None and "tests/lab" not in str(nextitem.path):
+        SteadyLab.close_running()
+
+
 @pytest.fixture(scope="session")
 def default_guest() -> DefaultGuest:
     return DefaultGuest()

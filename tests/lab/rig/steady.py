@@ -32,6 +32,12 @@ class SteadyLab:
         self._options = options
         self._lab: Lab | None = None
 
+    @classmethod
+    def close_running(cls) -> None:
+        """End the one that runs; it is booted anew when it is asked again."""
+        if cls._running is not None:
+            cls._running.close()
+
     def _booted(self) -> Lab:
         if self._lab is None:
             if SteadyLab._running is not None:
