@@ -26,7 +26,11 @@ import importlib, pkgutil, vmm
 found = [module.name for module in pkgutil.walk_packages(vmm.__path__, "vmm.")]
 for name in found:
     if name != "vmm.__main__":
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            # This environment has nothing of the index; traces are read by numpy.
+            assert (error.name, name.split(".")[1]) == ("numpy", "debug"), (name, error)
 print(len(found), vmm.__file__)
 """
 WHOSE = "import devices, devices.pci; print(devices.WHOSE, devices.pci.WHOSE)"

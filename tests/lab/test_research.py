@@ -16,3 +16,13 @@ def test_the_first_sixty_seconds(lab, cpus):
         f"{SCENARIO}:first_sixty_seconds", kernel=str(guest.image),
         initramfs=str(guest.initramfs), cpus=cpus,
     )  # fmt: skip
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("part", ["software", "hardware", "watches", "steps"])
+def test_points_in_a_kernel(lab, part):
+    guest = SeenGuest()
+    lab.call(
+        f"{SCENARIO}:points_in_a_kernel", kernel=str(guest.image),
+        initramfs=str(guest.initramfs), part=part,
+    )  # fmt: skip

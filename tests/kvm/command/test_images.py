@@ -106,13 +106,13 @@ def test_a_log_that_the_shell_sends_into_an_image(tmp_path):
     ],
 )
 def test_another_vm_s_image_is_nobodys_log(tmp_path, setting, image):
-    for name in ("first", "second"):
+    for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    first = Command(tmp_path / "first", HALT, NAME="first")
+    first = Command(tmp_path / "a", HALT, NAME="a")
     process = first.start()
-    command = Command(tmp_path / "second", NAME="second")
+    command = Command(tmp_path / "b", NAME="b")
     link = tmp_path / "link"
-    link.symlink_to(tmp_path / "first" / image)
+    link.symlink_to(tmp_path / "a" / image)
     told = [str(link), f"process {process.pid} has it locked", "name another file"]
     if setting.startswith(">>"):
         under = ("sh", "-c", f'"$@" {setting.format(link)} 2>{tmp_path}/told', "sh")
@@ -124,7 +124,7 @@ def test_another_vm_s_image_is_nobodys_log(tmp_path, setting, image):
         variable, _, value = setting.format(link).partition("=")
         command.set(**{variable: value})
         refused(command, 39, variable, *told)
-    assert (tmp_path / "first" / image).read_bytes() == bytes(1 << 20)
+    assert (tmp_path / "a" / image).read_bytes() == bytes(1 << 20)
     first.run("stop", "--now")
     finish(process)
 

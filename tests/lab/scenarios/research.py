@@ -7,6 +7,8 @@ from tests.lab.guests.guest_run import expect
 from tests.support.speed import patience
 from vmm.debug.abilities import ABILITIES
 
+CMDLINE = "console=ttyS0 quiet panic=-1"
+
 
 def told(*words: object) -> None:
     """At once: a scenario that hangs has told how far it came."""
@@ -14,33 +16,36 @@ def told(*words: object) -> None:
 
 
 def first_sixty_seconds(kernel: str, initramfs: str, cpus: int) -> None:
-    """From the entry of a bzImage to hits in its kernel, by symbols alone."""
-    abilities = {
-        name: getattr(ABILITIES, name)
-        for name in ("step", "hardware", "watch", "int3", "port", "page", "resume_flag")
-    }
-    told(f"this KVM: {abilities}")
+    """From the entry of a bzImage to its idle kernel, by symbols alone."""
     with vmm.Guest(
-        kernel=kernel, initramfs=initramfs, memory="256M", cpu_count=cpus,
-        cmdline="console=ttyS0 quiet panic=-1",
-    ) as guest:  # fmt: skip
-        told("running to start_kernel")
-        stop = guest.run(until="start_kernel", seconds=patience(30))
-        told(stop)
-        expect(stop.symbol == "start_kernel", f"{stop}")
-        banner = guest.cpus[0].memory.read_string("linux_banner")
-        expect(banner.startswith("Linux version"), banner)
-        # By then the kernel has rewritten its functions' entries for ftrace.
-        stop = guest.run(until="kernel_init", seconds=patience(30))
-        told(stop)
-        expect(stop.symbol == "kernel_init", f"{stop}")
-        software(guest)
-        hardware(guest)
-        watches(guest)
-        steps(guest)
+        kernel=kernel, initramfs=initramfs, memory="256M", cpu_count=cpus, cmdline=CMDLINE
+    ) as guest:
+        to_kernel_init(guest)
         guest.serial.expect("guest: ready", patience(90))
         frames = guest.cpus[0].backtrace()
         expect(len(frames) > 2, f"{frames}")
+
+
+def points_in_a_kernel(kernel: str, initramfs: str, part: str) -> None:
+    """Breakpoints and watchpoints of one kind in a kernel that boots."""
+    with vmm.Guest(kernel=kernel, initramfs=initramfs, memory="256M", cmdline=CMDLINE) as guest:
+        to_kernel_init(guest)
+        {"software": software, "hardware": hardware, "watches": watches, "steps": steps}[part](
+            guest
+        )
+
+
+def to_kernel_init(guest: vmm.Guest) -> None:
+    told("running to start_kernel")
+    stop = guest.run(until="start_kernel", seconds=patience(30))
+    told(stop)
+    expect(stop.symbol == "start_kernel", f"{stop}")
+    banner = guest.cpus[0].memory.read_string("linux_banner")
+    expect(banner.startswith("Linux version"), banner)
+    # By then the kernel has rewritten its functions' entries for ftrace.
+    stop = guest.run(until="kernel_init", seconds=patience(30))
+    told(stop)
+    expect(stop.symbol == "kernel_init", f"{stop}")
 
 
 def software(guest: vmm.Guest) -> None:
