@@ -229,6 +229,9 @@ class RunControl:
         alone = not among or self._points.standing_on(cpu)
         if not alone:
             self._points.arm()
+        # KVM steps from where the vCPU is when it is told to: another rip has to be there before.
+        if cpu.regs.changed or cpu.sregs.changed:
+            cpu.flush()
         self._points.arm_step(cpu)
         while True:
             event = self._go(deadline, cpu if alone else None, steps=True)
