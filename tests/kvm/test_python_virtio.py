@@ -226,7 +226,8 @@ def test_two_vcpus_ring_at_once(tmp_path):
         program = wake_others(Program())
         for _ in range(20):
             activate(program, rig.bar, 2)
-            program.wait_ticks(layout.PM_TIMER_PORT, 3000)
+            # Long enough for the other vCPU to get a processor of a busy machine now and then.
+            program.wait_ticks(layout.PM_TIMER_PORT, 60000)
             program.write(rig.bar + STATUS, 0, 1)
         rig.program = program
         for n in range(SIZE // 2):
