@@ -10,9 +10,15 @@ from vmm.errors import HostError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from typing import Any, TypeVar
+    from typing import Any, Protocol, TypeVar
 
     Seen = TypeVar("Seen")
+
+    class Registers(Protocol):
+        """By name, as KVM_GET_REGS and KVM_GET_SREGS have them."""
+
+        def __getitem__(self, name: str) -> Any:
+            """One of them."""
 
     from vmm._native.kvm.bus import Bus
     from vmm._native.kvm.vcpu import CpuidEntry, VcpuFd
@@ -158,7 +164,7 @@ class Vcpu:
             halted = self.fd.get_mp_state() == MP_STATE_HALTED
             regs, sregs = self.fd.get_regs(), self.fd.get_sregs()
             waits = halted and bool(regs["rflags"] & RFLAGS_IF)
-            return Place(_linear_rip(regs, sregs), halted, waits, sregs)
+            return Place(linear_address(regs, sregs), halted, waits, sregs)
 
         return self._look(look)
 
@@ -202,7 +208,7 @@ class Vcpu:
                 f"  {name:>6}={s['selector']:04x} base={s['base']:x} limit={s['limit']:x} "
                 f"type={s['type']:x} l={s['l']} db={s['db']}"
             )
-        lines.append(f"  code at rip: {self._code(_linear_rip(regs, sregs), memory)}")
+        lines.append(f"  code at rip: {self._code(linear_address(regs, sregs), memory)}")
         return lines
 
     def _code(self, linear: int, memory: GuestMemory) -> str:
@@ -215,6 +221,7 @@ class Vcpu:
             return f"outside RAM ({gpa:#x})"
 
 
-def _linear_rip(regs: Mapping[str, int], sregs: Mapping[str, Any]) -> int:
+def linear_address(regs: Registers, sregs: Registers) -> int:
+    """Of the next instruction: rip, outside of 64-bit code with the base of cs."""
     base = 0 if sregs["cs"]["l"] else sregs["cs"]["base"]
     return int(regs["rip"] + base) & (1 << 64) - 1

@@ -6,7 +6,6 @@ import struct
 
 from devices.virtio.device import VirtioDevice
 from vmm._native.console.conpump import ConsoleWorker
-from vmm._native.console.portinput import input_mark, pending_input, set_pending_input
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,10 +74,14 @@ class Console(VirtioDevice):
 
     def mark(self) -> object:
         """As the base; input that arrives, and a new size, count as well."""
+        from vmm._native.console.portinput import input_mark
+
         return self.positions(), input_mark(self._port), self._size
 
     def state(self) -> dict[str, object]:
         """The size that the driver knows, and input that it has not taken."""
+        from vmm._native.console.portinput import pending_input
+
         return {"version": 1, "size": list(self._size), "input": pending_input(self._port)}
 
     def state_fields(self) -> Mapping[str, Check]:
@@ -89,6 +92,8 @@ class Console(VirtioDevice):
 
     def take_state(self, found: dict[str, Any]) -> None:
         """A state() again, without telling the driver."""
+        from vmm._native.console.portinput import set_pending_input
+
         self._size = found["size"][0], found["size"][1]
         set_pending_input(self._port, found["input"])
 

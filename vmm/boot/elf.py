@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 
 from vmm.boot.image import MULTIBOOT, PVH, LoadPlan, Segment, kernel_error
-from vmm.boot.multiboot import SEARCHED, has_header
 from vmm.errors import GuestError
 
 TYPE_CHECKING = False
@@ -66,6 +65,8 @@ def _plan(elf: ELFFile, path: str, notes: _Notes) -> LoadPlan:
             entry = notes.entry(header.p_offset, header.p_filesz, header.p_align)
     if entry is not None:
         return LoadPlan(PVH, entry, tuple(segments))
+    from vmm.boot.multiboot import SEARCHED, has_header
+
     elf.stream.seek(0)
     if has_header(elf.stream.read(SEARCHED), path):
         return LoadPlan(MULTIBOOT, elf["e_entry"], tuple(segments))

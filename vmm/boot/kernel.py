@@ -72,8 +72,8 @@ def open_plan(path: str, cache_directory: str | None) -> tuple[int, LoadPlan]:
             plan = make_plan(fd, path, stat.st_size)
             if plan.kind != BZIMAGE:
                 plancache.remember(stat, plan)
-            if cache_directory and plan.kind != BZIMAGE:
-                plancache.store(cache_directory, stat, plan)
+                if cache_directory:
+                    plancache.store(cache_directory, stat, plan)
         check_plan(plan, path, stat.st_size)
     except BaseException:
         os.close(fd)

@@ -28,7 +28,6 @@ DEBUG_EXIT = "debug"
 IO_EXIT = "io"
 BREAK_EXCEPTION = 3
 OUT = 0xE6
-PAGE_BYTES = 4096
 MMIO_EXIT = "mmio"
 
 
@@ -98,7 +97,7 @@ class Breakpoints:
         if fits and ABILITIES.watch and len(self._slots) < HARDWARE_MAX:
             self._take_slot(point)
         elif access == "w" and ABILITIES.page:
-            self._pages.add(point, self._gpas(address, size))
+            self._pages.add(point, list(self._cpus[0].pages(address, size)))
             point.kind = PAGE
         elif fits:
             raise _no_hardware(ABILITIES.watch, "write")
@@ -110,19 +109,6 @@ class Breakpoints:
                 "watch less",
             )
         return point
-
-    def _gpas(self, address: int, size: int) -> list[tuple[int, int]]:
-        """(gpa, size) of a linear range, page by page; ValueError where nothing is mapped."""
-        found = []
-        while size > 0:
-            length = min(size, PAGE_BYTES - address % PAGE_BYTES)
-            gpa = self._gpa(address)
-            if gpa is None:
-                raise ValueError(f"nothing is mapped at {address:#x}")
-            found.append((gpa, length))
-            address += length
-            size -= length
-        return found
 
     def _take_slot(self, point: Point) -> None:
         point.kind = HARDWARE
@@ -152,18 +138,18 @@ class Breakpoints:
         """Two bytes there are one instruction, or the entry of a function."""
         if any(near in self._sites for near in (address - 1, address + 1)):
             return False
+        entry = label is not None and "+" not in label
         gpa = self._gpa(address)
         if gpa is None or self._gpa(address + 1) is None:
-            return label is not None and "+" not in label
+            return entry
         cs = self._cpus[0].sregs.cs
         # In user mode the instruction would be a #GP of the guest's.
         if address < 1 << 63 and cs["dpl"] == 3:
             return False
-        entry = label is not None and "+" not in label
         return entry or not is_one_byte(self._patches.read(gpa, 1)[0], bool(cs["l"]))
 
     def _gpa(self, address: int) -> int | None:
-        return self._cpus[0].vcpu.fd.translate(address)
+        return self._cpus[0].translate(address)
 
     def _remove(self, point: Point) -> None:
         if point.kind == PAGE:

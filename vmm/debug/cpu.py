@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from vmm._native.kvm.vcpustate import linear_rip
 from vmm.debug.cpumemory import CpuMemory
+from vmm.debug.ram import ADDRESS_MASK, by_page
 from vmm.debug.registers import Regs, Sregs
 from vmm.guest.backtrace import FRAMES_MAX, backtrace
 from vmm.light.shown import Shown
+from vmm.vcpu import linear_address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from vmm.debug.disassembly import Listing
     from vmm.debug.kernelsymbols import KernelSymbols
@@ -82,14 +84,24 @@ class Cpu(Shown):
             self._still()
             self._address = linear_rip(self.vcpu.fd)
         elif self._address is None or self.regs.changed or self.sregs.changed:
-            cs: dict[str, Any] = self.sregs.cs
-            base = 0 if cs["l"] else cs["base"]
-            self._address = int(self.regs.rip + base) & (1 << 64) - 1
+            self._address = linear_address(self.regs, self.sregs)
         return self._address
 
     def stopped_at(self, address: int) -> None:
         """KVM told where it stands: no registers have to be read for that."""
         self._address = address
+
+    def translate(self, address: int) -> int | None:
+        """The gpa behind a linear address, as KVM sees it; None when it is not mapped."""
+        return self.vcpu.fd.translate(address & ADDRESS_MASK)
+
+    def pages(self, address: int, length: int) -> Iterator[tuple[int, int]]:
+        """(gpa, size) of a linear range, page by page; ValueError where nothing is mapped."""
+        for part, size in by_page(address, length):
+            gpa = self.translate(part)
+            if gpa is None:
+                raise ValueError(f"nothing is mapped at {part:#x}")
+            yield gpa, size
 
     @property
     def xsave(self) -> bytes:

@@ -229,7 +229,7 @@ class Several:
             loop.join()
         self._started = False
         for fd, _ in self._poll.poll(0):
-            os.eventfd_read(fd)
+            _drain(fd)
 
     def close(self) -> None:
         """Give the eventfd back; the vCPUs have ended."""

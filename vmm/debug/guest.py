@@ -8,23 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import stop
-from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.caller import Caller
 from vmm.debug.consoles import KeptConsole
-from vmm.debug.cpu import Cpu
 from vmm.debug.device import attach_devices, connect_devices, split_devices
 from vmm.debug.fork import remake, wake
+from vmm.debug.held import Held
 from vmm.debug.hooking import Hooking
 from vmm.debug.hooks import Hooks
-from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.outside import Outside
-from vmm.debug.pagewatch import PageWatch
-from vmm.debug.patches import Patches
-from vmm.debug.ram import Ram
-from vmm.debug.runcontrol import LOOK_SECONDS, RunControl, deadline_of
+from vmm.debug.runcontrol import LOOK_SECONDS, deadline_of
 from vmm.debug.snapshotting import Snapshotting
-from vmm.debug.stopports import claim_stop_port
 from vmm.host.console import HostConsole
 from vmm.host.overlay import open_overlays
 from vmm.light.teardown import close_all
@@ -125,29 +119,15 @@ class Guest(Hooking, Snapshotting, Outside):
         return console
 
     def _hold(self) -> None:
-        machine = self.machine
-        patches = Patches(machine.memory)
-        self.memory = Ram(machine.memory, patches)
-        self._symbols = KernelSymbols(self.config.kernel_path, self.memory, lambda: self.cpus[0])
-        self.cpus = [
-            Cpu(vcpu, self.memory, self._symbols, partial(self._still, vcpu.index))
-            for vcpu in machine.vcpus
-        ]
-        self._patches = patches
-        self._pages = PageWatch(machine)
-        stop_port = claim_stop_port(machine.pio)
-        self.points = Breakpoints(self.cpus, patches, self._pages, stop_port)
-        self._control = RunControl(machine, self.cpus, self.points, patches, self._symbols)
-        self._hooks = Hooks(machine, self.cpus, self._caller, stop_port)
+        held = Held(self.machine, self._open)
+        self.memory, self.cpus, self.points = held.memory, held.cpus, held.points
+        self._symbols, self._control = held.symbols, held.control
+        self._patches, self._pages = held.patches, held.pages
+        self._hooks = Hooks(self.machine, self.cpus, self._caller, held.stop_port)
         connect_devices(self._devices, self, self._caller)
         for console in self._consoles:
             if isinstance(console, KeptConsole):
                 self._control.driver.listen(console.port)
-
-    def _still(self, index: int) -> None:
-        if self._closed:
-            raise RuntimeError("the guest is closed")
-        self._control.still(index)
 
     # --- run control ---
 

@@ -1,64 +1,63 @@
-"""What a service's machine is to a debugger: vCPUs, RAM, breakpoints and run control."""
+"""What a machine is to whoever steps and stops it: vCPUs, RAM, breakpoints and run control."""
 
 from __future__ import annotations
 
-from vmm._native.kvm import bus
+from functools import partial
+from typing import TYPE_CHECKING
+
 from vmm.debug.breakpoints import Breakpoints
 from vmm.debug.cpu import Cpu
-from vmm.debug.driver import Several
 from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.debug.pagewatch import PageWatch
 from vmm.debug.patches import Patches
 from vmm.debug.ram import Ram
 from vmm.debug.runcontrol import RunControl
 from vmm.debug.stopports import claim_stop_port
-from vmm.guest.symbols import Symbols
-from vmm.machine import Machine
-from vmm.run.outcome import Outcome
+from vmm.run.outcome import outcome_of
 
-KINDS = {bus.RESET: "reset", bus.SHUTDOWN: "shutdown", bus.ERROR: "error"}
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm.debug.driver import Driver
+    from vmm.machine import Machine
+    from vmm.run.outcome import Outcome
 
 
 class Held:
-    """A machine whose vCPUs run on threads of their own and are let go by one thread of ours.
+    """The parts over one machine, before its guest runs. Its owner takes the machine apart.
 
-    Its owner learns from it that the guest has ended, and takes it apart.
+    ``check`` raises when there is no machine any more. ``run_driver`` None: one by the number of
+    vCPUs; ``outcome_of`` tells how a guest ended.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        check: Callable[[], None] = lambda: None,
+        symbols: type[KernelSymbols] = KernelSymbols,
+        run_driver: Driver | None = None,
+        outcome_of: Callable[[Machine], Outcome] = outcome_of,
+    ) -> None:
         self.machine = machine
-        patches = Patches(machine.memory)
-        self.memory = Ram(machine.memory, patches)
-        symbols = _Nameless(machine.config.kernel_path, self.memory, lambda: self.cpus[0])
-        self.cpus = [Cpu(vcpu, self.memory, symbols, self._still) for vcpu in machine.vcpus]
-        port = claim_stop_port(machine.pio)
-        self.points = Breakpoints(self.cpus, patches, PageWatch(machine), port)
+        self._check = check
+        self.patches = Patches(machine.memory)
+        self.memory = Ram(machine.memory, self.patches)
+        self.symbols = symbols(machine.config.kernel_path, self.memory, lambda: self.cpus[0])
+        self.cpus = [
+            Cpu(vcpu, self.memory, self.symbols, partial(self._still, vcpu.index))
+            for vcpu in machine.vcpus
+        ]
+        self.pages = PageWatch(machine)
+        self.stop_port = claim_stop_port(machine.pio)
+        self.points = Breakpoints(self.cpus, self.patches, self.pages, self.stop_port)
         self.control = RunControl(
-            machine, self.cpus, self.points, patches, symbols, Several(machine), _outcome
+            machine, self.cpus, self.points, self.patches, self.symbols, run_driver, outcome_of
         )
 
-    def _still(self) -> None:
-        self.control.still()
+    def _still(self, index: int) -> None:
+        self._check()
+        self.control.still(index)
 
     def close(self) -> None:
         """Give back what run control has."""
         self.control.driver.close()
-
-
-class _Nameless(KernelSymbols):
-    """gdb has names of its own: nothing is read out of the kernel for a stop."""
-
-    def get(self) -> Symbols | None:
-        """None."""
-        return None
-
-
-def _outcome(machine: Machine) -> Outcome:
-    """In few words: the others are stopped, and the report is made, by the machine's owner."""
-    for vcpu in machine.vcpus:
-        kind = vcpu.loop.outcome
-        if kind == bus.SHUTDOWN and machine.pvpanic.panicked:
-            return Outcome("panic", "the guest's kernel panicked")
-        if kind != bus.CONTINUE:
-            return Outcome(KINDS.get(kind, "crash"), vcpu.loop.stop_detail())
-    return Outcome("error", "the vCPUs stopped without a reason")

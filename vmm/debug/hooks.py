@@ -8,13 +8,14 @@ from vmm import layout
 from vmm._native.kvm import bus
 from vmm._native.kvm.hooktarget import HookTarget
 from vmm.debug.caller import FAILED, fitting
+from vmm.debug.handle import Handle
 from vmm.debug.msrhooks import MsrHooks
 from vmm.debug.signatures import (
     READ_ARGUMENTS,
     WRITE_ARGUMENTS,
-    arguments_of,
     check_function,
     check_functions,
+    is_read,
 )
 from vmm.debug.stop import STOP
 
@@ -47,7 +48,7 @@ KERNEL_MMIO = (
 )
 
 
-class Hook:
+class Hook(Handle):
     """A function of a script behind ``count`` ports or bytes from ``first`` on.
 
     ``kind`` is port, mmio or msr, ``hits`` counts the calls. While not ``enabled`` the device
@@ -60,13 +61,13 @@ class Hook:
         self, kind: str, first: int, count: int, mode: str, caller: Caller,
         remove: Callable[[Hook], None],
     ) -> None:  # fmt: skip
+        super().__init__()
         self.kind = kind
         self.first = first
         self.count = count
         self.mode = mode
         self.read: Function | None = None
         self.write: Function | None = None
-        self.removed = False
         self._caller = caller
         self._remove = remove
         self.target: HookTarget
@@ -76,32 +77,23 @@ class Hook:
         """How often the guest came here."""
         return self.target.hits
 
-    @property
-    def enabled(self) -> bool:
-        """Whether the functions are called."""
-        return self.target.enabled and not self.removed
-
-    @enabled.setter
-    def enabled(self, wanted: bool) -> None:
-        self.target.enabled = bool(wanted)
-
     def __call__(self, function: Function) -> Function:
         """As a decorator."""
         if self.mode == WATCH:
             check_function(function, WRITE_ARGUMENTS, "a watching hook")
             self.read = self.write = function
-        elif arguments_of(function) == READ_ARGUMENTS:
+        elif is_read(function):
             self.read = function
         else:
-            check_function(function, WRITE_ARGUMENTS, "a hook")
             self.write = function
         return function
 
-    def remove(self) -> None:
-        """Take it away; the device behind answers again. Idempotent; hooks may call it, too."""
-        if not self.removed:
-            self.removed = True
-            self._remove(self)
+    def _switched(self) -> None:
+        self.target.enabled = self._enabled
+
+    def _gone(self) -> None:
+        # The device behind answers again.
+        self._remove(self)
 
     def access(
         self, vcpu: int, address: int, value: int, size: int, is_write: bool
@@ -126,8 +118,7 @@ class Hook:
     def __repr__(self) -> str:
         last = f"..{self.first + self.count - 1:#x}" if self.count > 1 else ""
         mode = " watch" if self.mode == WATCH else ""
-        state = ", removed" if self.removed else "" if self.target.enabled else ", disabled"
-        return f"<{self.kind}{mode} hook at {self.first:#x}{last}, {self.hits} hits{state}>"
+        return f"<{self.kind}{mode} hook at {self.first:#x}{last}, {self.hits} hits{self._state}>"
 
 
 class Hooks:

@@ -11,7 +11,8 @@ from vmm._native.kvm import bus
 from vmm._native.kvm.bus import Bus
 from vmm._native.kvm.hooktarget import HookTarget
 from vmm.debug.caller import FAILED, fitting
-from vmm.debug.signatures import READ_ARGUMENTS, WRITE_ARGUMENTS, arguments_of, check_function
+from vmm.debug.handle import Handle
+from vmm.debug.signatures import is_read
 from vmm.debug.stop import STOP
 from vmm.errors import HostError
 
@@ -52,7 +53,7 @@ GP: Final = MsrWord("GP")
 DONE: Final = MsrWord("DONE")
 
 
-class MsrHook:
+class MsrHook(Handle):
     """A function of a script behind MSR ``index``; ``hits`` counts the calls.
 
     As a decorator it takes a function by its arguments: ``read(cpu, index, size)`` or
@@ -62,45 +63,33 @@ class MsrHook:
     kind = "msr"
 
     def __init__(self, index: int, target: MsrTarget, owner: MsrHooks) -> None:
+        super().__init__()
         self.index = index
         self.read: Function | None = None
         self.write: Function | None = None
         self.hits = 0
-        self.removed = False
-        self._enabled = True
         self._target = target
         self._owner = owner
 
-    @property
-    def enabled(self) -> bool:
-        """Whether the functions are called."""
-        return self._enabled and not self.removed
-
-    @enabled.setter
-    def enabled(self, wanted: bool) -> None:
-        self._enabled = bool(wanted)
-        self._owner.apply()
-
     def __call__(self, function: Function) -> Function:
         """As a decorator."""
-        if arguments_of(function) == READ_ARGUMENTS:
+        if is_read(function):
             self.read = function
         else:
-            check_function(function, WRITE_ARGUMENTS, "a hook")
             self.write = function
         self._owner.apply()
         return function
 
-    def remove(self) -> None:
-        """Give the register back to KVM. Idempotent; hooks may call it, too."""
-        if not self.removed:
-            self.removed = True
-            self._target.hook = None
-            self._owner.apply()
+    def _switched(self) -> None:
+        self._owner.apply()
+
+    def _gone(self) -> None:
+        # The register is KVM's again.
+        self._target.hook = None
+        self._owner.apply()
 
     def __repr__(self) -> str:
-        state = ", removed" if self.removed else "" if self._enabled else ", disabled"
-        return f"<msr hook at {self.index:#x}, {self.hits} hits{state}>"
+        return f"<msr hook at {self.index:#x}, {self.hits} hits{self._state}>"
 
 
 class MsrTarget:

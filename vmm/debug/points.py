@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug.condition import compile_condition
-from vmm.light.shown import Shown
+from vmm.debug.handle import Handle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ STEP = "step"
 PAGE = "page"
 
 
-class Point(Shown):
+class Point(Handle):
     """A breakpoint, or a watchpoint with ``size`` and ``access``. The thread that drives the guest.
 
     ``kind`` says how it is made: hardware, int3, port (an ``out`` in place of the code), step
@@ -39,6 +39,7 @@ class Point(Shown):
         remove: Callable[[Point], None],
         changed: Callable[[Point], None],
     ) -> None:
+        super().__init__()
         self.address = address
         self.label = label
         self.action = action
@@ -47,31 +48,19 @@ class Point(Shown):
         self.size = 0
         self.access = "x"
         self.hits = 0
-        self.removed = False
-        self._enabled = True
         self._remove = remove
         self._changed = changed
-
-    @property
-    def enabled(self) -> bool:
-        """Whether it stops the guest."""
-        return self._enabled and not self.removed
-
-    @enabled.setter
-    def enabled(self, wanted: bool) -> None:
-        self._enabled = bool(wanted)
-        self._changed(self)
 
     def __call__(self, action: Action) -> Point:
         """As a decorator: ``action(cpu)`` runs at each hit."""
         self.action = action
         return self
 
-    def remove(self) -> None:
-        """Take it away. Idempotent."""
-        if not self.removed:
-            self.removed = True
-            self._remove(self)
+    def _switched(self) -> None:
+        self._changed(self)
+
+    def _gone(self) -> None:
+        self._remove(self)
 
     def holds(self, cpu: Cpu) -> bool:
         """Whether the condition is met there; counts the hit."""
@@ -88,5 +77,4 @@ class Point(Shown):
     def __repr__(self) -> str:
         what = f"watch {self.size} bytes ({self.access})" if self.is_watch else "breakpoint"
         place = f"{self.address:#x}" + (f" ({self.label})" if self.label else "")
-        state = "removed" if self.removed else "" if self.enabled else "disabled"
-        return f"<{self.kind} {what} at {place}, {self.hits} hits{', ' + state if state else ''}>"
+        return f"<{self.kind} {what} at {place}, {self.hits} hits{self._state}>"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.layout import PAGE_SIZE
 from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
     from vmm.debug.patches import Patches
 
 FIND_CHUNK = 4 << 20
+ADDRESS_MASK = (1 << 64) - 1
+
+
+def by_page(address: int, length: int) -> Iterator[tuple[int, int]]:
+    """(address, size) of a range's part in each page; behind the last address comes the first."""
+    while length > 0:
+        address &= ADDRESS_MASK
+        size = min(PAGE_SIZE - address % PAGE_SIZE, length)
+        yield address, size
+        address += size
+        length -= size
 
 
 class Ram(Shown):

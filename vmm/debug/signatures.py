@@ -34,7 +34,15 @@ def check_function(function: object, count: int, what: str) -> None:
         return  # a builtin that does not tell
 
 
-def arguments_of(function: object) -> int:
+def is_read(function: object) -> bool:
+    """What a decorated function is, by its arguments: of reads, or (else ValueError) of writes."""
+    if _arguments_of(function) == READ_ARGUMENTS:
+        return True
+    check_function(function, WRITE_ARGUMENTS, "a hook")
+    return False
+
+
+def _arguments_of(function: object) -> int:
     """How many positional arguments it takes, -1 where that is not fixed."""
     if not callable(function):
         return -1

@@ -20,7 +20,7 @@ from vmm.debug.plain import from_text, to_text
 from vmm.debug.saveddisks import write_layers
 from vmm.errors import HostError, StateError
 from vmm.layout import PAGE_SIZE, ram_regions
-from vmm.light.replaceable import check_replaceable
+from vmm.light.freshfile import fresh_file
 from vmm.light.state import Unfit, read_state, unsigned
 
 if TYPE_CHECKING:
@@ -43,18 +43,9 @@ def write(
 ) -> None:
     """Write it beside ``path``, then give it its name. HostError, and nothing is left."""
     path = os.fspath(path)
-    check_replaceable(path)
-    fresh = f"{path}.{os.getpid()}.new"
     try:
-        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+        with fresh_file(path) as fd:
             _fill(fd, to_text(values), ram, layers)
-            os.replace(fresh, path)
-        except BaseException:
-            os.unlink(fresh)
-            raise
-        finally:
-            os.close(fd)
     except OSError as error:
         raise HostError(
             f"cannot save the snapshot as {path}: {os.strerror(error.errno or 0)}",

@@ -15,7 +15,7 @@ from errno import EDQUOT, EFBIG, ENOSPC
 
 from vmm.errors import HostError
 from vmm.guest.vmcoreinfo import NAME as VMCOREINFO
-from vmm.light.replaceable import check_replaceable
+from vmm.light.freshfile import fresh_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -84,28 +84,10 @@ def write_core(
             with contextlib.suppress(OSError):
                 os.ftruncate(target, 0)
             raise
-    check_replaceable(target)
-    partial = f"{target}.partial-{os.getpid()}"
-    fd = _create(partial, target)
     try:
-        try:
-            size = _write(fd, target, memory, cpus, vmcoreinfo, progress)
-        finally:
-            os.close(fd)
-        os.rename(partial, target)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        if isinstance(error, OSError):
-            raise _failed(target, error) from error
-        raise
-    return size
-
-
-def _create(partial: str, target: str) -> int:
-    """It holds what the guest holds: nobody else may read it."""
-    try:
-        return os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # It holds what the guest holds: nobody else may read it.
+        with fresh_file(target) as fd:
+            return _write(fd, target, memory, cpus, vmcoreinfo, progress)
     except OSError as error:
         raise _failed(target, error) from error
 

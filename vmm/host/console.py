@@ -93,7 +93,7 @@ class HostConsole:
         self._told_loss = 0
         self._fds: list[int] = []
         self._socket: Any = None
-        self._socket_file = (0, 0)
+        self._socket_file: tuple[int, int] | None = None
         in_fd = out_fd = listen_fd = -1
         if kind == TTY:
             out_fd = self._open_stdout()
@@ -189,11 +189,11 @@ class HostConsole:
     def _close_socket(self) -> None:
         if self._socket is None:
             return
+        from vmm.host.console_socket import take_away
+
         self._socket.close()
         self._socket = None
-        # Somebody may have removed it, and another VM may have made one of the same name.
-        if _identity(self.path) == self._socket_file:
-            os.unlink(self.path)
+        take_away(self.path, self._socket_file)
 
     def status(self) -> dict[str, object]:
         """Facts for `status`."""
@@ -215,20 +215,12 @@ class HostConsole:
         return master
 
     def _listen(self, path: str) -> int:
-        from vmm.host.console_socket import listen
+        from vmm.host.console_socket import identity, listen
 
         self._socket = listen(path)
-        self._socket_file = _identity(path)
+        self._socket_file = identity(path)
         fd: int = self._socket.fileno()
         return fd
-
-
-def _identity(path: str) -> tuple[int, int]:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return -1, -1
-    return found.st_dev, found.st_ino
 
 
 def _open_journal(fd: int) -> int:

@@ -40,6 +40,22 @@ def listen(path: str, what: str = CONSOLE_SOCKET) -> Any:
     return listener
 
 
+def identity(path: str) -> tuple[int, int] | None:
+    """Which file has this name: (device, inode); None for none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def take_away(path: str, made: tuple[int, int] | None) -> None:
+    """Unlink a socket that was ``made`` here, unless its name is another file's by now."""
+    # Somebody may have removed it, and another VM may have made one of the same name.
+    if made is not None and identity(path) == made:
+        os.unlink(path)
+
+
 def _taken(path: str) -> int:
     """0 when nothing is at ``path`` but perhaps a socket that nobody has; else an errno."""
     import stat

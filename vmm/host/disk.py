@@ -16,7 +16,7 @@ from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmm._native.disk.overlay import Overlay
     from vmm.settings.images import ImageSpec
@@ -170,12 +170,20 @@ def too_small(path: str, size: int) -> ConfigError:
     )
 
 
-def open_disks(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list[Disk]:
+def _open_system(image: ImageSpec) -> Disk:
+    return Disk.open(image.path, read_only=False, serial=image.serial)
+
+
+def open_disks(
+    system: Sequence[ImageSpec],
+    config: Sequence[ImageSpec],
+    open_system: Callable[[ImageSpec], Disk] = _open_system,
+) -> list[Disk]:
     """All images in the order of their slots: system disks read-write, config disks read-only."""
     disks: list[Disk] = []
     try:
         for image in system:
-            disks.append(Disk.open(image.path, read_only=False, serial=image.serial))
+            disks.append(open_system(image))
         for image in config:
             disks.append(Disk.open(image.path, read_only=True, serial=image.serial))
     except BaseException:

@@ -14,7 +14,7 @@ from vmm._native.disk.layer import CLUSTER_BYTES, Layer, bits_bytes
 from vmm._native.disk.overlay import Overlay, merge
 from vmm._native.host.posix import ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
-from vmm.host.disk import SECTOR, Disk, make_serials_distinct
+from vmm.host.disk import SECTOR, Disk, open_disks
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -127,18 +127,9 @@ class OverlayDisk(Disk):
 
 def open_overlays(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list[Disk]:
     """As open_disks(), with system disks that keep what is written in memory."""
-    disks: list[Disk] = []
-    try:
-        for image in system:
-            disks.append(OverlayDisk.above(image.path, serial=image.serial))
-        for image in config:
-            disks.append(Disk.open(image.path, read_only=True, serial=image.serial))
-    except BaseException:
-        for disk in disks:
-            disk.close()
-        raise
-    make_serials_distinct(disks)
-    return disks
+    return open_disks(
+        system, config, lambda image: OverlayDisk.above(image.path, serial=image.serial)
+    )
 
 
 def _memory_layer(size: int) -> Layer:

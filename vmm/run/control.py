@@ -99,7 +99,7 @@ class ControlServer:
         os.set_blocking(fd, False)
         link = _socket.socket(fileno=fd)
         try:
-            pid, uid = _peer(link)
+            pid, uid = peer(link)
         finally:
             link.detach()
         if uid not in (0, os.geteuid()):
@@ -236,7 +236,7 @@ def ask(
     deadline = time.monotonic() + seconds
     link = _connect(path, seconds, directory)
     try:
-        pid, uid = _peer(link)
+        pid, uid = peer(link)
         if owner is not None and uid != owner:
             raise PermissionError(f"{path}: process {pid} of user {uid} answers, not of {owner}")
         link.sendall(jsontext.dumps(request).encode() + b"\n")
@@ -252,7 +252,7 @@ def peer_pid(directory: int, name: str, owner: int, seconds: float) -> int:
     """
     link = _connect(name, seconds, directory)
     try:
-        pid, uid = _peer(link)
+        pid, uid = peer(link)
     finally:
         link.close()
     if uid != owner:
@@ -280,7 +280,7 @@ def _connect(path: str, seconds: float, directory: int | None) -> Any:
     return link
 
 
-def _peer(link: Any) -> tuple[int, int]:
+def peer(link: Any) -> tuple[int, int]:
     """(pid, user) of whoever called, or made the listening socket that was called."""
     import _socket
 

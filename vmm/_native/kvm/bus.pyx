@@ -134,6 +134,15 @@ cdef device_of(BusTarget target):
     return (<PythonTarget>target).device if isinstance(target, PythonTarget) else target
 
 
+cdef inline int deliver(Entry *found, uint64_t address, uint8_t *data, uint32_t size,
+                        int is_write) noexcept nogil:
+    if found.handler == NULL:
+        return OUTCOME_CONTINUE
+    # SAFETY: `opaque` is a BusTarget, which is alive as access() says.
+    vmm_touch(&(<BusTarget>found.opaque).touched)
+    return found.handler(found.opaque, address - found.start, data, size, is_write)
+
+
 cdef class Bus:
     """One address space of devices (ports, or MMIO).
 
@@ -174,11 +183,7 @@ cdef class Bus:
         # Unlocked before the device runs: it may itself move ranges (a BAR), and the owner of
         # `opaque` lives in `owners`, `covering` or `retired` until the bus itself goes.
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
-        if found.handler == NULL:
-            return OUTCOME_CONTINUE
-        # SAFETY: `opaque` is a BusTarget, which is alive as just said.
-        vmm_touch(&(<BusTarget>found.opaque).touched)
-        return found.handler(found.opaque, address - found.start, data, size, is_write)
+        return deliver(&found, address, data, size, is_write)
 
     cdef int device_access(self, uint64_t address, uint8_t *data, uint32_t size,
                            int is_write) noexcept nogil:
@@ -186,11 +191,7 @@ cdef class Bus:
         pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
         found = find(&self.attached, address, size)
         pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
-        if found.handler == NULL:
-            return OUTCOME_CONTINUE
-        # SAFETY: `opaque` is a BusTarget, which is alive as said above.
-        vmm_touch(&(<BusTarget>found.opaque).touched)
-        return found.handler(found.opaque, address - found.start, data, size, is_write)
+        return deliver(&found, address, data, size, is_write)
 
     def attach(self, start, length, target, str name):
         """Give [start, start + length) to ``target`` (a BusTarget or a Python device)."""

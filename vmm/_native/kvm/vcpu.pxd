@@ -10,3 +10,6 @@ cdef class VcpuFd(OwnedFd):
     cdef readonly int index
     cdef kvm_run *run            # shared with the kernel; valid until close()
     cdef size_t run_size
+
+# (function, index, flags, eax, ebx, ecx, edx) each, by an ioctl that fills a kvm_cpuid2.
+cdef list cpuid_of(int fd, unsigned long request, const char *name)

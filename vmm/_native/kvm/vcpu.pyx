@@ -343,6 +343,20 @@ cdef class VcpuFd(OwnedFd):
         return translation.physical_address if translation.valid else None
 
 
+cdef list cpuid_of(int fd, unsigned long request, const char *name):
+    cdef kvm_cpuid2 *table = <kvm_cpuid2 *>calloc(
+        1, sizeof(uint32_t) * 2 + CPUID_MAX * sizeof(kvm_cpuid_entry2))
+    if table == NULL:
+        raise MemoryError
+    table.nent = CPUID_MAX
+    try:
+        check(ioctl(fd, request, table), name)
+        return [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
+                for e in table.entries[:table.nent]]
+    finally:
+        free(table)
+
+
 cdef object msrs_ioctl(int fd, unsigned long request, const char *name, pairs):
     cdef size_t count = len(pairs)
     cdef size_t i = 0

@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memmove
 
 from vmm._native.host.fd cimport check
 from vmm._native.host.fd import IoctlError
-from vmm._native.kvm.vcpu cimport CPUID_MAX, VcpuFd
+from vmm._native.kvm.vcpu cimport CPUID_MAX, VcpuFd, cpuid_of
 from vmm._native.kvm.vcpuplain import VERSION, check_keys, checked_row, key_of
 from vmm._native.linux.kvm cimport *
 from vmm._native.linux.kvm_state cimport *
@@ -181,7 +181,7 @@ cdef class VcpuState:
         state.msr_table.nmsrs = len(wanted)
         for number, index in enumerate(wanted):
             state.msr_table.entries[<uint32_t>number].index = index
-        state.cpuid = tuple(read_cpuid(vcpu.fd))
+        state.cpuid = tuple(cpuid_of(vcpu.fd, KVM_GET_CPUID2, b"KVM_GET_CPUID2"))
         state.tsc_khz = check(ioctl(vcpu.fd, KVM_GET_TSC_KHZ, 0), b"KVM_GET_TSC_KHZ")
         state.read(vcpu)
         return state
@@ -380,17 +380,3 @@ cdef class VcpuState:
             self.msr_table.entries[count].data = value
             count += 1
         self.msr_table.nmsrs = count
-
-
-cdef list read_cpuid(int fd):
-    cdef kvm_cpuid2 *table = <kvm_cpuid2 *>calloc(
-        1, sizeof(uint32_t) * 2 + CPUID_MAX * sizeof(kvm_cpuid_entry2))
-    if table == NULL:
-        raise MemoryError
-    table.nent = CPUID_MAX
-    try:
-        check(ioctl(fd, KVM_GET_CPUID2, table), b"KVM_GET_CPUID2")
-        return [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-                for e in table.entries[:table.nent]]
-    finally:
-        free(table)

@@ -10,7 +10,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from vmm._native.host.fd cimport OwnedFd, check
-from vmm._native.kvm.vcpu cimport CPUID_MAX, VcpuFd
+from vmm._native.kvm.vcpu cimport VcpuFd, cpuid_of
 from vmm._native.linux.kvm cimport *
 
 import os
@@ -59,17 +59,7 @@ cdef class Kvm(OwnedFd):
 
     def get_supported_cpuid(self):
         """List of (function, index, flags, eax, ebx, ecx, edx) that KVM can give a guest."""
-        cdef kvm_cpuid2 *table = <kvm_cpuid2 *>calloc(
-            1, sizeof(uint32_t) * 2 + CPUID_MAX * sizeof(kvm_cpuid_entry2))
-        if table == NULL:
-            raise MemoryError
-        table.nent = CPUID_MAX
-        try:
-            check(ioctl(self.fd, KVM_GET_SUPPORTED_CPUID, table), b"KVM_GET_SUPPORTED_CPUID")
-            return [(e.function, e.index, e.flags, e.eax, e.ebx, e.ecx, e.edx)
-                    for e in table.entries[:table.nent]]
-        finally:
-            free(table)
+        return cpuid_of(self.fd, KVM_GET_SUPPORTED_CPUID, b"KVM_GET_SUPPORTED_CPUID")
 
 
 cdef class VmFd(OwnedFd):

@@ -6,8 +6,8 @@ import os
 import struct
 from typing import Any
 
-# struct ucred: pid, uid, gid (unix(7)).
-UCRED = struct.Struct("iII")
+from vmm.run.control import peer
+
 TABLES = {4: "/proc/net/tcp", 6: "/proc/net/tcp6"}
 ESTABLISHED = "01"
 
@@ -17,10 +17,7 @@ def allowed(link: Any) -> bool:
     import _socket
 
     if link.family == _socket.AF_UNIX:
-        _, uid, _ = UCRED.unpack(
-            link.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, UCRED.size)
-        )
-        return uid in (0, os.geteuid())
+        return peer(link)[1] in (0, os.geteuid())
     version = 6 if link.family == _socket.AF_INET6 else 4
     return tcp_user(version, link.getpeername(), link.getsockname()) in (0, os.geteuid())
 

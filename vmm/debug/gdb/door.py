@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vmm.debug.gdb.caller import allowed
 from vmm.debug.gdb.client import SILENT_SECONDS, Client
 from vmm.errors import HostError
-from vmm.host.console_socket import listen
+from vmm.host.console_socket import identity, listen, take_away
 from vmm.log.hub import get_logger
 from vmm.settings.gdb import TCP, GdbAddress
 
@@ -41,7 +41,7 @@ class Door:
         self._changed = threading.Condition()
         self._closing = False
         self._listener, self.address = _listen(address)
-        self._file = _identity(address)
+        self._file = None if address.kind == TCP else identity(address.path)
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._listen_on, name="gdb door", daemon=True)
         self._thread.start()
@@ -141,8 +141,7 @@ class Door:
             self._client.close()
         self._listener.close()
         os.close(self._wake_fd)
-        if self._file is not None and _identity(self.address) == self._file:
-            os.unlink(self.address.path)
+        take_away(self.address.path, self._file)
 
 
 def _listen(address: GdbAddress) -> tuple[Any, GdbAddress]:
@@ -165,13 +164,3 @@ def _listen(address: GdbAddress) -> tuple[Any, GdbAddress]:
             f"cannot listen for gdb at {address}: {error.strerror}",
             "choose another port, or a socket's path",
         ) from error
-
-
-def _identity(address: GdbAddress) -> tuple[int, int] | None:
-    if address.kind == TCP:
-        return None
-    try:
-        found = os.lstat(address.path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

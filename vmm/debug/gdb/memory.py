@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm.debug.ram import by_page
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.ram import Ram
-
-PAGE = 4096
-ADDRESS_MASK = (1 << 64) - 1
 
 
 class NoMemory(ValueError):
@@ -32,8 +31,8 @@ def read(ram: Ram, cpu: Cpu | None, address: int, length: int) -> bytes:
 
 def write(ram: Ram, cpu: Cpu | None, address: int, data: bytes) -> None:
     """All of it or, with NoMemory, nothing."""
-    spans = list(_spans(cpu, address, len(data)))
     try:
+        spans = list(_spans(cpu, address, len(data)))
         for gpa, size in spans:
             ram.read(gpa, size)
     except ValueError as error:
@@ -43,19 +42,6 @@ def write(ram: Ram, cpu: Cpu | None, address: int, data: bytes) -> None:
         data = data[size:]
 
 
-def translate(cpu: Cpu, address: int) -> int | None:
-    """The gpa behind a linear address of this vCPU; None when it is not mapped."""
-    return cpu.vcpu.fd.translate(address & ADDRESS_MASK)
-
-
-def _spans(cpu: Cpu | None, address: int, length: int) -> Iterator[tuple[int, int]]:
+def _spans(cpu: Cpu | None, address: int, length: int) -> Iterable[tuple[int, int]]:
     """(gpa, size) page by page; without a vCPU the address is one already."""
-    while length > 0:
-        address &= ADDRESS_MASK
-        size = min(PAGE - address % PAGE, length)
-        gpa = address if cpu is None else translate(cpu, address)
-        if gpa is None:
-            raise NoMemory(f"{address:#x} is not mapped")
-        yield gpa, size
-        address += size
-        length -= size
+    return by_page(address, length) if cpu is None else cpu.pages(address, length)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm.debug.gdb import memory
 from vmm.debug.gdb.registers import number_of
 
 if TYPE_CHECKING:
@@ -91,7 +90,7 @@ def _translate(target: GdbTarget, thread: int, arguments: list[str]) -> str:
     if not arguments:
         return "translate ADDRESS\n"
     address = _number(arguments[0])
-    gpa = memory.translate(target.cpu(thread), address)
+    gpa = target.cpu(thread).translate(address)
     return f"{address:#x} is {'not mapped' if gpa is None else f'at gpa {gpa:#x}'}\n"
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
+from vmm.debug.cpu import MXCSR_AT, ST_AT, XMM_AT
+
 if TYPE_CHECKING:
     from vmm.debug.cpu import Cpu
 
@@ -18,10 +20,10 @@ SEGMENT_BASES = "org.gnu.gdb.i386.segments"
 SYSTEM = "org.vllmd-hypervisor.system"
 KERNEL_GS_BASE = 0xC0000102
 # The legacy part of an XSAVE area, as FXSAVE writes it, and its header (SDM 1, 10.5 and 13.4).
-FPR_AT, FPR_STEP, XMM_AT, XMM_BYTES = 32, 16, 160, 16
+FPR_STEP, XMM_BYTES = 16, 16
 FPU_FIELDS = {
     "fctrl": (0, "H"), "fstat": (2, "H"), "fop": (6, "H"), "fioff": (8, "I"), "fooff": (16, "I"),
-    "mxcsr": (24, "I"),
+    "mxcsr": (MXCSR_AT, "I"),
 }  # fmt: skip
 FTW_AT = 4
 XSTATE_BV = 512
@@ -156,11 +158,11 @@ class RegisterFile:
         return self._cpu.vcpu.fd.get_xsave() if self._area is None else self._area
 
     def _get_fpr(self, name: str, size: int) -> bytes:
-        at = FPR_AT + int(name[2:]) * FPR_STEP
+        at = ST_AT + int(name[2:]) * FPR_STEP
         return self._xsave()[at : at + size]
 
     def _set_fpr(self, name: str, data: bytes) -> None:
-        self._put(FPR_AT + int(name[2:]) * FPR_STEP, data)
+        self._put(ST_AT + int(name[2:]) * FPR_STEP, data)
 
     def _get_xmm(self, name: str, size: int) -> bytes:
         at = XMM_AT + int(name[3:]) * XMM_BYTES

@@ -11,19 +11,26 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vmm._native.kvm import bus
+from vmm.debug.driver import Several
 from vmm.debug.gdb.door import Door
 from vmm.debug.gdb.session import ENDED, KILLED, Session
 from vmm.debug.gdb.target import GdbTarget
 from vmm.debug.held import Held
+from vmm.debug.kernelsymbols import KernelSymbols
 from vmm.log.hub import get_logger
+from vmm.run.outcome import Outcome
 from vmm.run.runner import Runner
 
 if TYPE_CHECKING:
     from vmm.debug.gdb.client import Client
+    from vmm.guest.symbols import Symbols
     from vmm.machine import Machine
     from vmm.settings.gdb import GdbAddress
 
 log = get_logger(__name__)
+
+KINDS = {bus.RESET: "reset", bus.SHUTDOWN: "shutdown", bus.ERROR: "error"}
 
 
 class ServiceGdb(Runner):
@@ -51,7 +58,9 @@ class ServiceGdb(Runner):
     def start(self, machine: Machine) -> None:
         """Let the guest run, or wait for a debugger first; in place of ``machine.start()``."""
         self._leaving = False
-        self._held = Held(machine)
+        self._held = Held(
+            machine, symbols=_Nameless, run_driver=Several(machine), outcome_of=_outcome
+        )
         self._thread = threading.Thread(target=self._drive, args=(self._held,), name="gdb")
         self._thread.start()
         machine.mark("running")
@@ -125,3 +134,22 @@ class ServiceGdb(Runner):
         self.killed = end == KILLED
         if end != ENDED:
             log.info(f"gdb {end}" + ("" if self.killed else ": the guest goes on"))
+
+
+class _Nameless(KernelSymbols):
+    """gdb has names of its own: nothing is read out of the kernel for a stop."""
+
+    def get(self) -> Symbols | None:
+        """None."""
+        return None
+
+
+def _outcome(machine: Machine) -> Outcome:
+    """In few words: the others are stopped, and the report is made, by the machine's owner."""
+    for vcpu in machine.vcpus:
+        kind = vcpu.loop.outcome
+        if kind == bus.SHUTDOWN and machine.pvpanic.panicked:
+            return Outcome("panic", "the guest's kernel panicked")
+        if kind != bus.CONTINUE:
+            return Outcome(KINDS.get(kind, "crash"), vcpu.loop.stop_detail())
+    return Outcome("error", "the vCPUs stopped without a reason")

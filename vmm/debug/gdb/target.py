@@ -92,7 +92,7 @@ class GdbTarget:
     def _make(self, kind: int, address: int, size: int) -> Point:
         if kind in ACCESSES:
             return self._points.watch(address, None, size, ACCESSES[kind], None, None)
-        if kind == SOFTWARE and memory.translate(self.cpus[0], address) is None:
+        if kind == SOFTWARE and self.cpus[0].translate(address) is None:
             raise HostError(
                 f"{address:#x} is not mapped for CPU 0 now", "use a hardware breakpoint (hbreak)"
             )
