@@ -14,10 +14,12 @@ from tests.support.speed import patience
 
 GDB = shutil.which("gdb")
 PROMPT = rb"\(gdb\) $"
+# gdb's own 2 s are short for a guest of many threads on a busy machine.
+REPLY_SECONDS = 60
 # Python's variables would reach gdb's own interpreter.
 QUIET = [
     "-nx", "-q", "-ex", "set confirm off", "-ex", "set pagination off", "-ex", "set width 0",
-    "-ex", "set style enabled off",
+    "-ex", "set style enabled off", "-ex", f"set remotetimeout {REPLY_SECONDS}",
 ]  # fmt: skip
 
 
@@ -55,6 +57,7 @@ class Gdb:
         )  # fmt: skip
         self.expect()
         self.attached = self.type(f"target remote {address}")
+        assert "Remote debugging using" in self.attached, self.attached
 
     def send(self, line: str) -> None:
         assert self.process.stdin is not None

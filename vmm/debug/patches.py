@@ -20,12 +20,13 @@ RENEWED_MAX = 256
 class Patch:
     """``code`` in place of what stands at ``gpa``; ``original`` while it is in."""
 
-    __slots__ = ("code", "gpa", "original")
+    __slots__ = ("code", "gpa", "original", "users")
 
     def __init__(self, gpa: int, code: bytes) -> None:
         self.gpa = gpa
         self.code = code
         self.original: bytes | None = None
+        self.users = 0
 
 
 class Patches:
@@ -39,16 +40,28 @@ class Patches:
         self._out: set[Patch] = set()
         self._seen = False
 
+    def fits(self, gpa: int, code: bytes) -> bool:
+        """It would overlap no other one; the same one may stand there."""
+        own = self.at(gpa)
+        if own is not None:
+            return own.code == code
+        return all(p.gpa + len(p.code) <= gpa for p in self._inside(gpa, len(code)))
+
     def add(self, gpa: int, code: bytes) -> Patch:
-        """A patch that goes in with the next put()."""
-        patch = Patch(gpa, code)
-        self._by_gpa[gpa] = patch
-        insort(self._places, gpa)
-        self._out.add(patch)
+        """A patch that goes in with the next put(); one of the same place is shared."""
+        patch = self.at(gpa)
+        if patch is None:
+            patch = self._by_gpa[gpa] = Patch(gpa, code)
+            insort(self._places, gpa)
+            self._out.add(patch)
+        patch.users += 1
         return patch
 
     def remove(self, patch: Patch) -> None:
-        """Take it out, for good."""
+        """Take it out, for good with the last one that uses it."""
+        patch.users -= 1
+        if patch.users:
+            return
         self.take_out(patch)
         self._out.discard(patch)
         del self._by_gpa[patch.gpa]
@@ -92,10 +105,10 @@ class Patches:
                 self.take_out(patch)
 
     def forget(self) -> None:
-        """All of the guest's memory was replaced: none is in."""
-        for patch in self._by_gpa.values():
-            patch.original = None
-        self._in = False
+        """All of the guest's memory was replaced: there are none any more."""
+        self._by_gpa.clear()
+        self._places.clear()
+        self._out.clear()
 
     def show_memory(self) -> None:
         """Somebody looks without copying, from now on: stand_still() takes everything out."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 import vmm
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.guest_asm import Program
+from tests.support.long_mode import ALIAS, long_mode
 from tests.support.speed import patience
 from tests.support.tiny_guest import tiny_guest
-from tests.support.two_vcpus import AP_CODE, wake_others
+from tests.support.two_vcpus import AP_CODE, both_at, wake_others
 from vmm.debug import breakpoints
 from vmm.debug.abilities import ABILITIES
 from vmm.errors import HostError
@@ -18,16 +21,29 @@ from vmm.errors import HostError
 COUNT = bytes.fromhex("b800000000 83c001 ebfb")
 LOOP = LOAD_GPA + 5
 JUMP = LOAD_GPA + 8
+WORK = AP_CODE + 0x100
 
 
-@pytest.fixture(params=["hardware", "port", "step"])
+SOFTWARE = ("int3", "port", "step")
+
+
+def only(kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Software breakpoints are of this kind, where the KVM does them."""
+    if not getattr(ABILITIES, kind):
+        pytest.skip(f"this KVM does not do {kind} breakpoints")
+    for better in SOFTWARE[: SOFTWARE.index(kind)] if kind in SOFTWARE else ():
+        monkeypatch.setitem(ABILITIES.__dict__, better, False)
+    return kind
+
+
+@pytest.fixture(params=["hardware", *SOFTWARE])
 def kind(request, monkeypatch):
-    if not getattr(ABILITIES, request.param):
-        pytest.skip(f"this KVM does not do {request.param} breakpoints")
-    if request.param == "step":
-        monkeypatch.setitem(ABILITIES.__dict__, "port", False)
-        monkeypatch.setitem(ABILITIES.__dict__, "int3", False)
-    return request.param
+    return only(request.param, monkeypatch)
+
+
+@pytest.fixture(params=SOFTWARE)
+def software(request, monkeypatch):
+    return only(request.param, monkeypatch)
 
 
 def test_each_hit_is_before_the_instruction(tmp_path, kind):
@@ -132,24 +148,99 @@ def test_code_that_the_guest_rewrites_is_the_guests(tmp_path):
         assert guest.memory.read(target, 8) == bytes.fromhex("ffc0ffc0ffc0ebfe")
 
 
-def test_two_vcpus_hit_one_at_once(tmp_path, kind):
-    program = wake_others(Program())
-    program.code += b"\xe9" + (AP_CODE + 0x100 - LOAD_GPA - len(program.code) - 5).to_bytes(
-        4, "little", signed=True
-    )
+@pytest.fixture
+def two(tmp_path):
+    """Two vCPUs, to be set to work."""
+    program = wake_others(Program()).raw("ebfe")
     with tiny_guest(tmp_path, bytes(program.code), cpu_count=2) as guest:
-        # Both come to the same code: the second one in real mode, where it means the same.
-        guest.memory.write(AP_CODE, b"\xe9\xfd\x00")
-        guest.memory.write(AP_CODE + 0x100, bytes.fromhex("eb00 eb fc"))
-        seen = []
+        guest.memory.write(AP_CODE, bytes.fromhex("ebfe"))
+        assert guest.run(seconds=0.3).kind == "timeout"
+        yield guest
 
-        @guest.breakpoint(AP_CODE + 0x100, hardware=kind == "hardware")
-        def hit(cpu):
-            seen.append(cpu.index)
-            return vmm.STOP if {0, 1} <= set(seen) and len(seen) > 20 else None
 
-        assert guest.run(seconds=patience(30)).kind == "breakpoint"
-        assert hit.hits == len(seen)
+def test_two_vcpus_hit_one_at_once(two, kind):
+    two.memory.write(WORK, bytes.fromhex("eb00 eb fc"))
+    both_at(two, WORK)
+    seen = []
+
+    @two.breakpoint(WORK, hardware=kind == "hardware")
+    def hit(cpu):
+        seen.append(cpu.index)
+        return vmm.STOP if {0, 1} <= set(seen) and len(seen) > 20 else None
+
+    assert two.run(seconds=patience(30)).kind == "breakpoint"
+    assert hit.hits == len(seen)
+
+
+def test_another_ones_mode(two):
+    """The second vCPU comes to the same code in real mode, where it means the same."""
+    two.memory.write(WORK, bytes.fromhex("eb00 eb fc"))
+    for cpu in two.cpus:
+        cpu.regs.rip = WORK - cpu.sregs.cs["base"]
+    seen = []
+    two.breakpoint(WORK, lambda cpu: seen.append(cpu.index), hardware=True)
+    two.run(until=WORK + 2, seconds=patience(30))
+    deadline = time.monotonic() + patience(30)
+    while {0, 1} != set(seen) and time.monotonic() < deadline:
+        two.run(seconds=0.01)
+    assert set(seen) == {0, 1}
+
+
+# mov bl, 0; inc bl; cmp bl, 1; je back; and else jmp here
+CHECKED = bytes.fromhex("b300 fec3 80fb01 74f7 ebfe")
+CHECKED_STARTS = {0, 2, 4, 7}
+
+
+def test_one_that_the_first_of_two_takes_away(two, kind):
+    """Both hit it at once: the other one goes on as if there had been none."""
+    two.memory.write(WORK, CHECKED)
+    both_at(two, WORK)
+    for _ in range(30):
+        point = two.breakpoint(WORK, hardware=kind == "hardware")
+        point.action = lambda cpu, point=point: point.remove() or vmm.STOP
+        assert two.run(seconds=patience(10)).where is point
+        stop = two.run(seconds=0.005)
+        assert stop.kind == "timeout", stop
+        assert {cpu.address - WORK for cpu in two.cpus} <= CHECKED_STARTS
+        assert point.hits == 1
+    assert two.memory.read(WORK, len(CHECKED)) == CHECKED
+
+
+def test_a_page_at_two_addresses(tmp_path, software):
+    """It is hit by the address that was named, and no harm at the other one."""
+    with tiny_guest(tmp_path, CHECKED) as guest:
+        long_mode(guest)
+        there = guest.breakpoint(ALIAS + LOAD_GPA, hardware=False)
+        assert there.kind == software
+        assert guest.run(seconds=0.2).kind == "timeout"
+        assert there.hits == 0
+        assert guest.cpus[0].address - LOAD_GPA in CHECKED_STARTS
+        here = guest.breakpoint(LOAD_GPA, hardware=False)
+        assert guest.run(seconds=patience(10)).where is here
+        guest.cpus[0].regs.rip = ALIAS + LOAD_GPA + 7
+        for _ in range(3):
+            assert guest.run(seconds=patience(10)).where is there
+        here.remove()
+        assert guest.run(seconds=patience(10)).where is there
+        there.remove()
+        assert guest.run(seconds=0.05).kind == "timeout"
+        assert guest.cpus[0].address - ALIAS - LOAD_GPA in CHECKED_STARTS
+        assert guest.memory.read(LOAD_GPA, len(CHECKED)) == CHECKED
+
+
+def test_they_stay_after_a_restore(tmp_path, software):
+    with tiny_guest(tmp_path, COUNT) as guest:
+        base = guest.snapshot()
+        point = guest.breakpoint(LOOP, hardware=False)
+        for _ in range(3):
+            for rax in range(3):
+                assert guest.run(seconds=patience(10)).where is point
+                assert guest.cpus[0].regs.rax == rax
+            guest.restore(base)
+            assert guest.memory.read(LOAD_GPA, len(COUNT)) == COUNT
+        point.remove()
+        assert guest.run(seconds=0.05).kind == "timeout"
+        assert bytes(guest.memory.numpy(LOAD_GPA, len(COUNT))) == COUNT
 
 
 def test_ten_thousand_software_breakpoints(tmp_path):
@@ -214,6 +305,20 @@ def test_the_guests_own_write_to_that_port_is_no_hit(tmp_path):
         assert guest.run(seconds=patience(10)).where is point
         assert guest.run(seconds=patience(10)).kind == "ended"
         assert point.hits == 1
+
+
+def stop_port(guest: vmm.Guest) -> int:
+    return next(at for at, _, name in guest.machine.pio.ranges() if name == "breakpoint port")
+
+
+def test_one_over_the_guests_own_write_to_that_port(tmp_path):
+    with tiny_guest(tmp_path, COUNT) as guest:
+        code = b"\xe6" + bytes([stop_port(guest)]) + b"\xff\xc0\xeb\xfa"
+        guest.memory.write(LOAD_GPA, code)
+        point = guest.breakpoint(LOAD_GPA, hardware=False)
+        for rax in range(3):
+            assert guest.run(seconds=patience(10)).where is point
+            assert guest.cpus[0].regs.rax == rax
 
 
 def test_a_disabled_one_under_the_feet(tmp_path, kind):

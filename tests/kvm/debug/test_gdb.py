@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import vmm
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.gdb import Gdb, batch
 from tests.support.guest_asm import Program
+from tests.support.long_mode import long_mode
 from tests.support.speed import patience
 from tests.support.tiny_guest import tiny_guest
 from tests.support.two_vcpus import AP_CODE, wake_others
@@ -35,25 +35,12 @@ FUNCTION = LOAD_GPA + 10
 # The second vCPU, in real mode: a jump to a segment at 0, then: inc ax; jmp back
 FLAT = AP_CODE + 5
 COUNT_IN_REAL_MODE = bytes.fromhex("ea05800000 40 ebfd")
-TABLES = 0x300000
-STACK = 0x1F0000
 
 
 @pytest.fixture
 def guest(tmp_path):
     with tiny_guest(tmp_path, COUNT) as made:
         yield made
-
-
-def long_mode(guest) -> None:
-    """64-bit code, the first 4 MiB mapped at their own place."""
-    guest.memory.write(TABLES, struct.pack("<Q", TABLES + 0x1003))
-    guest.memory.write(TABLES + 0x1000, struct.pack("<Q", TABLES + 0x2003))
-    guest.memory.write(TABLES + 0x2000, struct.pack("<2Q", 0x83, 0x200083))
-    sregs = guest.cpus[0].sregs
-    sregs.cr3, sregs.cr4, sregs.efer, sregs.cr0 = TABLES, 0x20, 0x500, 0x80000001
-    sregs.cs = {**sregs.cs, "l": 1, "db": 0}
-    guest.cpus[0].regs.rsp = STACK
 
 
 def wait_for(what, seconds: float = 20) -> None:
@@ -85,7 +72,9 @@ def test_breakpoint_step_registers_and_memory(guest):
     assert guest.memory.read(0x200000, 4) == bytes.fromhex("78563412")
 
 
-@pytest.mark.skipif(not ABILITIES.port, reason="this KVM does not do port breakpoints")
+@pytest.mark.skipif(
+    not (ABILITIES.port or ABILITIES.int3), reason="this KVM does no software breakpoints"
+)
 def test_software_breakpoints_are_never_seen(guest):
     with guest.gdb("127.0.0.1:0") as server:
         text = batch(

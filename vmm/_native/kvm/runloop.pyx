@@ -69,8 +69,8 @@ cdef class VcpuLoop:
         vmm_store(&self.stop, 1)
         self.finish()
 
-    def start(self, str name):
-        """Start the thread; it runs the guest at once."""
+    def start(self, str name, bint held=False):
+        """Start the thread; it runs the guest at once or, ``held``, when resume() is called."""
         if self.thread.started:
             raise RuntimeError(f"{name}: already started")
         vmm_kick_install()
@@ -79,8 +79,8 @@ cdef class VcpuLoop:
         self.outcome = OUTCOME_CONTINUE
         self.failure = 0
         vmm_store(&self.stop, 0)
-        vmm_store(&self.pause_wanted, 0)
-        self.vcpu.run.immediate_exit = 0
+        vmm_store(&self.pause_wanted, held)
+        self.vcpu.run.immediate_exit = held
         cdef int rc = thread_start(&self.thread, self.thread_name, vcpu_main, <void *>self)
         if rc:
             self.finish()
