@@ -48,10 +48,10 @@ def heed_interrupts() -> None:
 class Gdb:
     """One that stays. A context manager; type() waits for the prompt."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, file: str = "") -> None:
         assert GDB is not None, "gdb is missing: apt-get install gdb"
         self.process = subprocess.Popen(
-            [GDB, *QUIET, "-ex", "set pagination off"], env=environment(), bufsize=0,
+            [GDB, *QUIET, *([file] if file else [])], env=environment(), bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True, preexec_fn=heed_interrupts,
         )  # fmt: skip

@@ -16,7 +16,7 @@ import vmm
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.gdb import Gdb, batch
 from tests.support.guest_asm import Program
-from tests.support.long_mode import long_mode
+from tests.support.long_mode import TABLES, long_mode
 from tests.support.speed import patience
 from tests.support.tiny_guest import tiny_guest
 from tests.support.two_vcpus import AP_CODE, wake_others
@@ -35,6 +35,9 @@ FUNCTION = LOAD_GPA + 10
 # The second vCPU, in real mode: a jump to a segment at 0, then: inc ax; jmp back
 FLAT = AP_CODE + 5
 COUNT_IN_REAL_MODE = bytes.fromhex("ea05800000 40 ebfd")
+
+# What gdb knows of registers, without what `monitor` has made of them.
+FORGET = "maintenance flush register-cache"
 
 
 @pytest.fixture
@@ -99,7 +102,7 @@ def test_next_over_a_call_finish_and_cr3_in_long_mode(tmp_path):
                 f"break *{FUNCTION:#x}", "continue", "p/x *(long*)$rsp", "bt 1",
                 "monitor translate 0x1234", "monitor translate 0x40000000",
                 "monitor msr 0xc0000080",
-                "monitor cr3", "monitor msr 0xc0000102 0x1000", "flushregs", "p/x $k_gs_base",
+                "monitor cr3", "monitor msr 0xc0000102 0x1000", FORGET, "p/x $k_gs_base",
                 "monitor msr 0x12345678", "monitor reset", "monitor nonsense", "monitor phys on",
                 "x/1xg 0x300000", "monitor phys off", "x/1xg 0x40000000", "monitor info regs",
             )  # fmt: skip
@@ -117,6 +120,30 @@ def test_next_over_a_call_finish_and_cr3_in_long_mode(tmp_path):
     assert "0x0000000000301023" in text
     assert "Cannot access memory at address 0x40000000" in text
     assert "gdt base=" in text
+
+
+def test_cr3_and_an_msr_are_written(tmp_path):
+    """By `monitor` and as registers of gdb's: addresses are those of the new page tables."""
+    other = TABLES + 0x8000
+    with tiny_guest(tmp_path, CALL) as guest:
+        long_mode(guest)
+        guest.memory.write(other, guest.memory.read(TABLES, 8))
+        with guest.gdb("127.0.0.1:0") as server:
+            text = batch(
+                server.address, f"monitor cr3 {other:#x}", FORGET, "p/x $cr3",
+                f"set *(long *){other:#x} = 0", f"monitor translate {LOAD_GPA:#x}",
+                f"monitor cr3 {TABLES:#x}", f"monitor translate {LOAD_GPA:#x}",
+                FORGET, f"set $cr3 = {other:#x}", f"monitor translate {LOAD_GPA:#x}",
+                f"set $cr3 = {TABLES:#x}", "monitor msr 0x176 0x1234", "monitor msr 0x176",
+                "nexti", "p/x $pc", "detach",
+            )  # fmt: skip
+            wait_for(lambda: guest.running)
+            guest.pause()
+    found = re.findall(r"^\$\d+ = (.*)$", text, re.MULTILINE)
+    assert found == [hex(other), hex(LOAD_GPA + 5)], text
+    told = re.findall(f"{LOAD_GPA:#x} is (.*)$", text, re.MULTILINE)
+    assert told == ["not mapped", f"at gpa {LOAD_GPA:#x}", "not mapped"], text
+    assert text.count("msr 0x176 0x1234") == 2, text
 
 
 def test_detach_and_attach_again(guest):
