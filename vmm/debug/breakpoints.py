@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm._native.kvm.vcpustate import answer
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
 from vmm.debug.onebyte import is_one_byte
@@ -16,7 +17,7 @@ from vmm.debug.sites import Sites
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.pagewatch import PageWatch
@@ -29,7 +30,7 @@ DR6_HITS = 15
 DEBUG_EXIT = "debug"
 IO_EXIT = "io"
 BREAK_EXCEPTION = 3
-OUT = 0xE6
+OUT, OUT_BYTES = 0xE6, 2
 MMIO_EXIT = "mmio"
 
 
@@ -47,8 +48,8 @@ class Breakpoints:
         self._sites = Sites(patches, self._code_of)
         self._armed: list[object] = [None] * len(cpus)
         self._armed_slots: list[Point] = []
-        # vCPUs that go on with a #BP of the guest's own, not with what stands there.
-        self._given: set[int] = set()
+        # vCPUs that go on as they are: with a #BP of the guest's own, or to hit something again.
+        self._untouched: set[int] = set()
 
     # --- making and removing ---
 
@@ -160,14 +161,14 @@ class Breakpoints:
     def forget(self) -> None:
         """Neither the vCPUs' debug settings nor the patches are known (a restored snapshot)."""
         self._armed = [None] * len(self._cpus)
-        self._given.clear()
+        self._untouched.clear()
         self._sites.restored()
 
     # --- running ---
 
     def arm(self) -> None:
         """Before the guest runs: debug registers, and patches in its code."""
-        self._given.clear()
+        self._untouched.clear()
         self._sites.bring_up(self._gpa)
         self._patches.put()
         self.set_debug(
@@ -193,9 +194,11 @@ class Breakpoints:
 
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
+        if cpu.index in self._untouched:
+            return False
         address = cpu.address
         if self._sites.under(address) is not None:
-            return cpu.index not in self._given
+            return True
         return any(p.address == address and p.enabled and not p.is_watch for p in self._slots)
 
     def arm_step(self, cpu: Cpu) -> None:
@@ -215,6 +218,7 @@ class Breakpoints:
         if reason != DEBUG_EXIT or exception == BREAK_EXCEPTION or dr6 & DR6_HITS:
             return False
         cpu.stopped_at(pc)
+        answer(cpu.vcpu.loop)
         return True
 
     def hits(self, cpu: Cpu) -> list[Point] | None:
@@ -223,17 +227,35 @@ class Breakpoints:
         An empty list: none of ours any more. None: the exit is nothing of ours at all. rip is at
         the breakpoint afterwards.
         """
-        reason, port = cpu.vcpu.loop.newest_exit()
-        if reason == DEBUG_EXIT:
-            return self._debug_hits(cpu)
-        if reason == MMIO_EXIT:
-            return self._pages.take_hits()
+        loop = cpu.vcpu.loop
+        reason, port = loop.newest_exit()
+        found: list[Point] | None = None
         if reason == IO_EXIT and port == self._stop_port:
-            found = self._sites.hits(cpu.address - 2, cpu.translate)
-            if found is not None:
-                cpu.regs.rip = cpu.regs.rip - 2
-            return found or []
-        return None
+            return self._port_hits(cpu)
+        if reason == DEBUG_EXIT:
+            found = self._debug_hits(cpu)
+        elif reason == MMIO_EXIT:
+            found = self._pages.take_hits()
+        answer(loop)
+        return found
+
+    def put_off(self, cpus: Iterable[Cpu]) -> None:
+        """What these have hit nobody was told of: it is hit again when the guest runs."""
+        self._untouched.update([cpu.index for cpu in cpus])
+
+    def settle(self, cpu: Cpu) -> None:
+        """Answer a stop that an exception came in between, so that the guest is intact."""
+        if cpu.vcpu.loop.stood and self.hits(cpu):
+            self.put_off([cpu])
+
+    def _port_hits(self, cpu: Cpu) -> list[Point]:
+        cpu.flush()
+        address = cpu.address - OUT_BYTES
+        found = self._sites.hits(address, cpu.translate)
+        answer(cpu.vcpu.loop, 0 if found is None else OUT_BYTES)
+        if found is not None:
+            cpu.stopped_at(address)
+        return found or []
 
     def _debug_hits(self, cpu: Cpu) -> list[Point]:
         pc, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
@@ -242,7 +264,7 @@ class Breakpoints:
             hits = self._sites.hits(pc, cpu.translate)
             if hits is None:
                 # The guest's own int3 is the guest's. Not in a step: it would see the trap flag.
-                self._given.add(cpu.index)
+                self._untouched.add(cpu.index)
                 cpu.vcpu.fd.set_guest_debug(inject_bp=True)
                 self._armed[cpu.index] = None
             return hits or []

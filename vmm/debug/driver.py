@@ -64,6 +64,11 @@ class Alone:
             return Event(STOPPED, [self._vcpu])
         return Event(ENDED, [self._vcpu])
 
+    def still(self) -> None:
+        """It stands still with whole registers, whatever interrupted go()."""
+        if self._vcpu.loop.stood:
+            self._vcpu.loop.settle()
+
     def wake(self) -> None:
         """Make go() come back soon; any thread."""
         self._vcpu.loop.kick()
@@ -186,6 +191,11 @@ class Several:
         if stands:
             return Event(STOPPED, stands)
         return Event(TIMEOUT if late else WOKEN)
+
+    def still(self) -> None:
+        """All stand still, whatever interrupted go()."""
+        if self._started:
+            self._hold()
 
     def wake(self) -> None:
         """Make go() come back soon; any thread."""

@@ -76,10 +76,11 @@ class Patches:
             for patch in self._by_gpa.values():
                 if patch.original is not None and self._is_overwritten(patch):
                     self.take_out(patch)
+        # In an order that Ctrl-C may come in between: done again, it is right.
         for patch in self._out:
-            original = self._memory.read(patch.gpa, len(patch.code))
+            if patch.original is None:
+                patch.original = self._memory.read(patch.gpa, len(patch.code))
             self._memory.write(patch.gpa, patch.code)
-            patch.original = original
         self._out.clear()
 
     def _is_overwritten(self, patch: Patch) -> bool:
@@ -87,7 +88,7 @@ class Patches:
 
     def take_out(self, patch: Patch) -> None:
         """One of them; what the guest wrote over it stays."""
-        original, patch.original = patch.original, None
+        original = patch.original
         self._out.add(patch)
         if original is None:
             return
@@ -97,6 +98,7 @@ class Patches:
         )
         if kept != now:
             self._memory.write(patch.gpa, kept)
+        patch.original = None
 
     def take_all_out(self) -> None:
         """Leave the guest's memory as the guest has it."""

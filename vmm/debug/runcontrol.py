@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS = 0.02
+LEFT_SECONDS = 0.1
 
 
 class RunControl:
@@ -73,7 +74,7 @@ class RunControl:
         """
         if self._thread == threading.get_ident():
             raise RuntimeError("an action or a hook of this guest cannot let it run")
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False) and not self._left_behind():
             raise RuntimeError("the guest runs on another thread: pause() it first")
         try:
             if self.outcome is not None and not ended:
@@ -86,6 +87,15 @@ class RunControl:
         finally:
             self._thread = 0
             self._lock.release()
+
+    def _left_behind(self) -> bool:
+        """The lock is nobody's: Ctrl-C came just when a run took it, or gave it back."""
+        deadline = time.monotonic() + LEFT_SECONDS
+        while self._thread == 0 and self._lock.locked():
+            if late(deadline):
+                return True
+            time.sleep(LEFT_SECONDS / 100)
+        return self._thread == 0 and self._lock.acquire(blocking=False)
 
     @contextmanager
     def standing(self) -> Iterator[None]:
@@ -166,7 +176,11 @@ class RunControl:
                 if found is not None:
                     return self._stopped(found)
         except KeyboardInterrupt:
+            self._settle()
             return self._stopped(Stop(stop.INTERRUPTED, reason="Ctrl-C"))
+        except BaseException:
+            self._settle()
+            raise
         finally:
             self._until = None
             self._patches.stand_still()
@@ -188,7 +202,11 @@ class RunControl:
                     return self._stopped(found)
             return self._stopped(Stop(stop.STEP, cpu.index))
         except KeyboardInterrupt:
+            self._settle()
             return self._stopped(Stop(stop.INTERRUPTED, cpu.index, reason="Ctrl-C"))
+        except BaseException:
+            self._settle()
+            raise
         finally:
             self._until = None
             self._patches.stand_still()
@@ -246,6 +264,18 @@ class RunControl:
     def _only_stepped(self, cpu: Cpu, event: driver.Event) -> bool:
         return event.vcpus == [cpu.vcpu] and self._points.stepped(cpu)
 
+    def _settle(self) -> None:
+        """The guest stands still, intact, wherever an exception came; Ctrl-C may come again."""
+        while True:
+            try:
+                self.driver.still()
+                for cpu in self._cpus:
+                    cpu.flush()
+                    self._points.settle(cpu)
+                return
+            except KeyboardInterrupt:
+                continue
+
     def _pending(self) -> Stop | None:
         """What was asked for meanwhile."""
         if self._errors:
@@ -262,18 +292,30 @@ class RunControl:
             return self._ended(event)
         if event.kind == driver.TIMEOUT:
             return Stop(stop.TIMEOUT)
-        hits = [self._hit(self._cpus[vcpu.index]) for vcpu in event.vcpus]
-        found = [hit for hit in hits if hit is not None]
+        found = self._hits([self._cpus[vcpu.index] for vcpu in event.vcpus])
         self.also = found[1:]
         asked = self._asked or self._errors
         if not found and event.kind == driver.STOPPED and not asked:
             self._leave_points(None)
         return found[0] if found else None
 
-    def _hit(self, cpu: Cpu) -> Stop | None:
+    def _hits(self, cpus: Sequence[Cpu]) -> list[Stop]:
+        """Runs the actions of what these have hit; all are answered before the first action."""
+        met = [(cpu, self._points.hits(cpu)) for cpu in cpus]
+        found: list[Stop] = []
+        try:
+            while met:
+                told = self._hit(*met.pop(0))
+                found += [told] if told is not None else []
+        finally:
+            # One of them raises: the others' turn is in the next run.
+            self._points.put_off([cpu for cpu, points in met if points])
+        return found
+
+    def _hit(self, cpu: Cpu, points: Sequence[Point] | None) -> Stop | None:
         """Runs the actions of what this vCPU has hit."""
         found: Stop | None = None
-        for point in self._points.hits(cpu) or ():
+        for point in points or ():
             if point.holds(cpu) and self._act(point, cpu) is STOP:
                 kind = stop.WATCH if point.is_watch else stop.BREAKPOINT
                 found = found or Stop(kind, cpu.index, reason=repr(point), where=point)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import signal
 import time
 
 import pytest
@@ -43,6 +45,12 @@ def kind(request, monkeypatch):
 
 @pytest.fixture(params=SOFTWARE)
 def software(request, monkeypatch):
+    return only(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["int3", "port"])
+def patched(request, monkeypatch):
+    """Kinds that put something into the guest's code."""
     return only(request.param, monkeypatch)
 
 
@@ -201,9 +209,65 @@ def test_one_that_the_first_of_two_takes_away(two, kind):
         assert two.run(seconds=patience(10)).where is point
         stop = two.run(seconds=0.005)
         assert stop.kind == "timeout", stop
-        assert {cpu.address - WORK for cpu in two.cpus} <= CHECKED_STARTS
+        assert_sound(two)
         assert point.hits == 1
-    assert two.memory.read(WORK, len(CHECKED)) == CHECKED
+
+
+@pytest.fixture(params=[1, 2], ids=["alone", "two"])
+def checked(request, tmp_path):
+    """One vCPU, or two, in code that ends elsewhere when an instruction is left out."""
+    program = wake_others(Program()).raw("ebfe")
+    with tiny_guest(tmp_path, bytes(program.code), cpu_count=request.param) as guest:
+        guest.memory.write(AP_CODE, bytes.fromhex("ebfe"))
+        guest.memory.write(WORK, CHECKED)
+        assert guest.run(seconds=0.3).kind == "timeout"
+        if request.param == 2:
+            both_at(guest, WORK)
+        guest.cpus[0].regs.rip = WORK
+        yield guest
+
+
+def assert_sound(guest: vmm.Guest) -> None:
+    assert {cpu.address - WORK for cpu in guest.cpus} <= CHECKED_STARTS
+    assert guest.memory.read(WORK, len(CHECKED)) == CHECKED
+
+
+def test_what_an_action_raises_leaves_all_vcpus_intact(checked, kind):
+    def fails(cpu):
+        raise ZeroDivisionError
+
+    points = [checked.breakpoint(WORK + n, fails, hardware=kind == "hardware") for n in (0, 4)]
+    for _ in range(50):
+        with pytest.raises(ZeroDivisionError):
+            checked.run(seconds=patience(10))
+        assert_sound(checked)
+    assert sum(point.hits for point in points) == 50
+
+
+def test_ctrl_c_at_any_moment_leaves_it_intact(checked, patched):
+    """A signal's handler raises wherever it wants: between an exit and its answer, too."""
+    points = [checked.breakpoint(WORK + n, lambda cpu: None, hardware=False) for n in (0, 4)]
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    moments = random.Random(1)
+    try:
+        for _ in range(200):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.001 + moments.random() * 0.003)
+                assert checked.run(seconds=patience(20)).kind == "interrupted"
+            except KeyboardInterrupt:
+                pass  # before the run had begun, or behind its end
+            assert_sound(checked)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    for point in points:
+        point.remove()
+    assert checked.run(seconds=0.05).kind == "timeout"
+    assert_sound(checked)
 
 
 def test_a_page_at_two_addresses(tmp_path, software):

@@ -268,6 +268,7 @@ cdef class VcpuLoop:
         cdef int outcome
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
+        vmm_store(&self.stood, 0)
         outcome, self.late = self.late, OUTCOME_CONTINUE
         if outcome != OUTCOME_CONTINUE:
             return outcome
@@ -289,6 +290,8 @@ cdef class VcpuLoop:
                 return OUTCOME_ERROR
             outcome = self.dispatch()
             trace_exit(&self.tracing, self.vcpu.run, &self.trail[(self.exits - 1) & (TRAIL - 1)])
+            if outcome == OUTCOME_STOP:
+                vmm_store(&self.stood, 1)
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:
@@ -303,7 +306,6 @@ cdef class VcpuLoop:
         # As if pause() had been called; whoever drives this vCPU hears of it and calls resume().
         self.complete()
         vmm_store(&self.pause_wanted, 1)
-        vmm_store(&self.stood, 1)
         vmm_notify(self.done_fd)
         self.park()
 
