@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import contextmanager
+from collections import deque
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import driver, stop
+from vmm.debug.call import Call
 from vmm.debug.stop import STOP, Stop
+from vmm.debug.turn import Turn
 from vmm.run.outcome import outcome_of
 
 if TYPE_CHECKING:
@@ -24,13 +26,12 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS = 0.02
-LEFT_SECONDS = 0.1
 
 
 class RunControl:
     """One guest's running and standing still.
 
-    One thread at a time drives: the one inside driving(). wake() and ask() may be called by any.
+    One thread at a time drives: the one inside driving(). ask() and at_rest() may be called by any.
     """
 
     def __init__(
@@ -55,9 +56,9 @@ class RunControl:
         self._patches = patches
         self._symbols = symbols
         self._asked: list[Stop] = []
+        self._calls: deque[Call] = deque()
         self._errors: list[BaseException] = []
-        self._lock = threading.Lock()
-        self._thread = 0
+        self._turn = Turn()
         self._running = False
         # The vCPU whose exit a script answers just now, -1: none.
         self._standing = -1
@@ -72,56 +73,75 @@ class RunControl:
 
         ``ended``: it may have.
         """
-        if self._thread == threading.get_ident():
+        if self._turn.mine():
             raise RuntimeError("an action or a hook of this guest cannot let it run")
-        if not self._lock.acquire(blocking=False) and not self._left_behind():
-            raise RuntimeError("the guest runs on another thread: pause() it first")
         try:
+            if not self._turn.take():
+                raise RuntimeError("the guest runs on another thread: pause() it first")
             if self.outcome is not None and not ended:
                 raise RuntimeError(
                     f"the guest has ended ({self.outcome.kind}: {self.outcome.reason}); restore() "
                     "a snapshot, or make a new one"
                 )
-            self._thread = threading.get_ident()
             yield
         finally:
-            self._thread = 0
-            self._lock.release()
-
-    def _left_behind(self) -> bool:
-        """The lock is nobody's: Ctrl-C came just when a run took it, or gave it back."""
-        deadline = time.monotonic() + LEFT_SECONDS
-        while self._thread == 0 and self._lock.locked():
-            if late(deadline):
-                return True
-            time.sleep(LEFT_SECONDS / 100)
-        return self._thread == 0 and self._lock.acquire(blocking=False)
+            if self._turn.mine():
+                self._turn.give()
 
     @contextmanager
     def standing(self) -> Iterator[None]:
         """For something that only needs the guest to stand still; inside an action as well."""
-        if self._thread == threading.get_ident():
+        if self._turn.mine():
             self.still()
             yield
             return
         with self.driving(ended=True):
             yield
 
+    def at_rest(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call it with the guest standing still: a running one is stopped for it, and goes on.
+
+        Any thread. By the thread that drives it is called at once.
+        """
+        if self._turn.mine():
+            return function(*arguments)
+        call = Call(function, arguments)
+        self._calls.append(call)
+        try:
+            while not call.done.wait(0):
+                if self._turn.take():
+                    try:
+                        self._make_calls()
+                    finally:
+                        self._turn.give()
+                else:
+                    self.driver.wake()
+                    call.done.wait(LOOK_SECONDS)
+        finally:
+            with suppress(ValueError):
+                self._calls.remove(call)
+        return call.value()
+
+    def _make_calls(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._calls.popleft().run()
+
     @property
     def busy(self) -> bool:
         """True while some thread drives."""
-        return self._lock.locked()
+        return self._turn.taken
 
     def still(self, index: int = -1) -> None:
         """RuntimeError when the guest runs, or another thread drives it.
 
         In a hook its own vCPU, number ``index``, stands still and the others do not.
         """
-        if self._standing >= 0 and self._thread == threading.get_ident():
+        if self._standing >= 0 and self._turn.mine():
             if index in (-1, self._standing):
                 return
             raise RuntimeError(f"vCPU {index} runs: in a hook only its own one stands still")
-        if self._running or (self.busy and self._thread != threading.get_ident()):
+        if self._running or (self.busy and not self._turn.mine()):
             raise RuntimeError("the guest is running: pause() it first")
 
     def ask(self, kind: str, reason: str = "", where: object = None, cpu: int = 0) -> None:
@@ -278,6 +298,7 @@ class RunControl:
 
     def _pending(self) -> Stop | None:
         """What was asked for meanwhile."""
+        self._make_calls()
         if self._errors:
             errors, self._errors = self._errors, []
             self._asked.clear()
