@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
-import signal
 import time
 
 import pytest
 
 import vmm
+from tests.support.checked_code import WORK
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.guest_asm import Program
-from tests.support.long_mode import ALIAS, long_mode
 from tests.support.speed import patience
 from tests.support.tiny_guest import tiny_guest
-from tests.support.two_vcpus import AP_CODE, both_at, wake_others
+from tests.support.two_vcpus import both_at
 from vmm.debug import breakpoints
 from vmm.debug.abilities import ABILITIES
 from vmm.errors import HostError
@@ -23,35 +21,6 @@ from vmm.errors import HostError
 COUNT = bytes.fromhex("b800000000 83c001 ebfb")
 LOOP = LOAD_GPA + 5
 JUMP = LOAD_GPA + 8
-WORK = AP_CODE + 0x100
-
-
-SOFTWARE = ("int3", "port", "step")
-
-
-def only(kind: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Software breakpoints are of this kind, where the KVM does them."""
-    if not getattr(ABILITIES, kind):
-        pytest.skip(f"this KVM does not do {kind} breakpoints")
-    for better in SOFTWARE[: SOFTWARE.index(kind)] if kind in SOFTWARE else ():
-        monkeypatch.setitem(ABILITIES.__dict__, better, False)
-    return kind
-
-
-@pytest.fixture(params=["hardware", *SOFTWARE])
-def kind(request, monkeypatch):
-    return only(request.param, monkeypatch)
-
-
-@pytest.fixture(params=SOFTWARE)
-def software(request, monkeypatch):
-    return only(request.param, monkeypatch)
-
-
-@pytest.fixture(params=["int3", "port"])
-def patched(request, monkeypatch):
-    """Kinds that put something into the guest's code."""
-    return only(request.param, monkeypatch)
 
 
 def test_each_hit_is_before_the_instruction(tmp_path, kind):
@@ -156,16 +125,6 @@ def test_code_that_the_guest_rewrites_is_the_guests(tmp_path):
         assert guest.memory.read(target, 8) == bytes.fromhex("ffc0ffc0ffc0ebfe")
 
 
-@pytest.fixture
-def two(tmp_path):
-    """Two vCPUs, to be set to work."""
-    program = wake_others(Program()).raw("ebfe")
-    with tiny_guest(tmp_path, bytes(program.code), cpu_count=2) as guest:
-        guest.memory.write(AP_CODE, bytes.fromhex("ebfe"))
-        assert guest.run(seconds=0.3).kind == "timeout"
-        yield guest
-
-
 def test_two_vcpus_hit_one_at_once(two, kind):
     two.memory.write(WORK, bytes.fromhex("eb00 eb fc"))
     both_at(two, WORK)
@@ -192,104 +151,6 @@ def test_another_ones_mode(two):
     while {0, 1} != set(seen) and time.monotonic() < deadline:
         two.run(seconds=0.01)
     assert set(seen) == {0, 1}
-
-
-# mov bl, 0; inc bl; cmp bl, 1; je back; and else jmp here
-CHECKED = bytes.fromhex("b300 fec3 80fb01 74f7 ebfe")
-CHECKED_STARTS = {0, 2, 4, 7}
-
-
-def test_one_that_the_first_of_two_takes_away(two, kind):
-    """Both hit it at once: the other one goes on as if there had been none."""
-    two.memory.write(WORK, CHECKED)
-    both_at(two, WORK)
-    for _ in range(30):
-        point = two.breakpoint(WORK, hardware=kind == "hardware")
-        point.action = lambda cpu, point=point: point.remove() or vmm.STOP
-        assert two.run(seconds=patience(10)).where is point
-        stop = two.run(seconds=0.005)
-        assert stop.kind == "timeout", stop
-        assert_sound(two)
-        assert point.hits == 1
-
-
-@pytest.fixture(params=[1, 2], ids=["alone", "two"])
-def checked(request, tmp_path):
-    """One vCPU, or two, in code that ends elsewhere when an instruction is left out."""
-    program = wake_others(Program()).raw("ebfe")
-    with tiny_guest(tmp_path, bytes(program.code), cpu_count=request.param) as guest:
-        guest.memory.write(AP_CODE, bytes.fromhex("ebfe"))
-        guest.memory.write(WORK, CHECKED)
-        assert guest.run(seconds=0.3).kind == "timeout"
-        if request.param == 2:
-            both_at(guest, WORK)
-        guest.cpus[0].regs.rip = WORK
-        yield guest
-
-
-def assert_sound(guest: vmm.Guest) -> None:
-    assert {cpu.address - WORK for cpu in guest.cpus} <= CHECKED_STARTS
-    assert guest.memory.read(WORK, len(CHECKED)) == CHECKED
-
-
-def test_what_an_action_raises_leaves_all_vcpus_intact(checked, kind):
-    def fails(cpu):
-        raise ZeroDivisionError
-
-    points = [checked.breakpoint(WORK + n, fails, hardware=kind == "hardware") for n in (0, 4)]
-    for _ in range(50):
-        with pytest.raises(ZeroDivisionError):
-            checked.run(seconds=patience(10))
-        assert_sound(checked)
-    assert sum(point.hits for point in points) == 50
-
-
-def test_ctrl_c_at_any_moment_leaves_it_intact(checked, patched):
-    """A signal's handler raises wherever it wants: between an exit and its answer, too."""
-    points = [checked.breakpoint(WORK + n, lambda cpu: None, hardware=False) for n in (0, 4)]
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    moments = random.Random(1)
-    try:
-        for _ in range(200):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, 0.001 + moments.random() * 0.003)
-                assert checked.run(seconds=patience(20)).kind == "interrupted"
-            except KeyboardInterrupt:
-                pass  # before the run had begun, or behind its end
-            assert_sound(checked)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    for point in points:
-        point.remove()
-    assert checked.run(seconds=0.05).kind == "timeout"
-    assert_sound(checked)
-
-
-def test_a_page_at_two_addresses(tmp_path, software):
-    """It is hit by the address that was named, and no harm at the other one."""
-    with tiny_guest(tmp_path, CHECKED) as guest:
-        long_mode(guest)
-        there = guest.breakpoint(ALIAS + LOAD_GPA, hardware=False)
-        assert there.kind == software
-        assert guest.run(seconds=0.2).kind == "timeout"
-        assert there.hits == 0
-        assert guest.cpus[0].address - LOAD_GPA in CHECKED_STARTS
-        here = guest.breakpoint(LOAD_GPA, hardware=False)
-        assert guest.run(seconds=patience(10)).where is here
-        guest.cpus[0].regs.rip = ALIAS + LOAD_GPA + 7
-        for _ in range(3):
-            assert guest.run(seconds=patience(10)).where is there
-        here.remove()
-        assert guest.run(seconds=patience(10)).where is there
-        there.remove()
-        assert guest.run(seconds=0.05).kind == "timeout"
-        assert guest.cpus[0].address - ALIAS - LOAD_GPA in CHECKED_STARTS
-        assert guest.memory.read(LOAD_GPA, len(CHECKED)) == CHECKED
 
 
 def test_they_stay_after_a_restore(tmp_path, software):

@@ -15,7 +15,7 @@ from vmm.debug.abilities import ABILITIES
 
 WORK = Path("/tmp")
 NAMES = ("do_sys_openat2", "linux_banner", "jiffies_64", "init_uts_ns")
-SYSENTER_EIP = 0x176
+CSTAR = 0xC0000083
 # include/uapi/linux/utsname.h
 UTS = """
 struct new_utsname {
@@ -169,14 +169,14 @@ def written_and_put_back(visit: Visit) -> None:
     expect(f"cr3 {cr3 ^ 0x1000:#x}" in told, told)
     told = visit.type(f"monitor cr3 {cr3:#x}")
     expect(f"cr3 {cr3:#x}" in told, told)
-    before = visit.type(f"monitor msr {SYSENTER_EIP:#x}")
-    kept = re.search(r"msr 0x176 (0x[0-9a-f]+)", before)
+    before = visit.type(f"monitor msr {CSTAR:#x}")
+    kept = re.search(r"msr 0xc0000083 (0x[0-9a-f]+)", before)
     expect(kept, before)
-    told = visit.type(f"monitor msr {SYSENTER_EIP:#x} 0xffffffff81234560")
-    expect("msr 0x176 0xffffffff81234560" in told, told)
+    told = visit.type(f"monitor msr {CSTAR:#x} 0xffffffff81234560")
+    expect("msr 0xc0000083 0xffffffff81234560" in told, told)
     assert kept is not None
-    told = visit.type(f"monitor msr {SYSENTER_EIP:#x} {kept[1]}")
-    expect(f"msr 0x176 {kept[1]}" in told, told)
+    told = visit.type(f"monitor msr {CSTAR:#x} {kept[1]}")
+    expect(f"msr 0xc0000083 {kept[1]}" in told, told)
 
 
 def watches(visit: Visit, address: int) -> None:
