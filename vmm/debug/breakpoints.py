@@ -6,12 +6,13 @@ the four is free, int3, then a port instruction, then single steps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
+from vmm.debug.gates import Gates
 from vmm.debug.onebyte import is_one_byte
-from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point
+from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point, Site
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.pagewatch import PageWatch
-    from vmm.debug.patches import Patch, Patches
+    from vmm.debug.patches import Patches
     from vmm.debug.points import Action, Condition
 
 HARDWARE_MAX = 4
@@ -29,16 +30,6 @@ IO_EXIT = "io"
 BREAK_EXCEPTION = 3
 OUT = 0xE6
 MMIO_EXIT = "mmio"
-
-
-class Site:
-    """One address that a software breakpoint, or several, stand at."""
-
-    def __init__(self, address: int, kind: str) -> None:
-        self.address = address
-        self.kind = kind
-        self.points: list[Point] = []
-        self.patch: Patch | None = None
 
 
 class Breakpoints:
@@ -51,6 +42,7 @@ class Breakpoints:
         self._cpus = cpus
         self._patches = patches
         self._stop_port = stop_port
+        self._gates = Gates(cpus, stop_port)
         self._slots: list[Point] = []
         self._sites: dict[int, Site] = {}
         self._armed: list[object] = [None] * len(cpus)
@@ -179,16 +171,30 @@ class Breakpoints:
 
     def arm(self) -> None:
         """Before the guest runs: debug registers, and patches in its code."""
-        if self._todo:
+        changed = bool(self._todo)
+        if changed:
             self._todo = {address for address in self._todo if not self._patch(address)}
             sites = self._sites.values()
             self._kinds = {s.kind for s in sites if any(p.enabled for p in s.points)}
+        running = self._running_debug()
+        if changed:
+            self._gates.renew(
+                self._armed_slots, self._sites.values(), running, self._stepping_debug()
+            )
         self._patches.put()
-        self.set_debug(
-            breakpoints=tuple([_slot(point) for point in self._armed_slots]),
-            software=INT3 in self._kinds,
-            step=STEP in self._kinds,
-        )
+        self.set_debug(**running)
+        self._gates.open()
+
+    def _running_debug(self) -> dict[str, Any]:
+        return {
+            "breakpoints": tuple([_slot(point) for point in self._armed_slots]),
+            "software": INT3 in self._kinds,
+            "step": STEP in self._kinds,
+        }
+
+    def _stepping_debug(self) -> dict[str, Any]:
+        watches = tuple([_slot(point) for point in self._armed_slots if point.is_watch])
+        return {"step": True, "block_irq": ABILITIES.block_irq, "breakpoints": watches}
 
     def set_debug(self, cpus: Sequence[Cpu] | None = None, **debug: object) -> None:
         """KVM_SET_GUEST_DEBUG for these vCPUs (None: all), where it is a change."""
@@ -232,8 +238,8 @@ class Breakpoints:
 
     def arm_step(self, cpu: Cpu) -> None:
         """For a single step of this vCPU: out with the patch on which it stands."""
-        watches = [_slot(point) for point in self._armed_slots if point.is_watch]
-        self.set_debug([cpu], step=True, block_irq=ABILITIES.block_irq, breakpoints=tuple(watches))
+        self._gates.shut(cpu)
+        self.set_debug([cpu], **self._stepping_debug())
         site = self._sites.get(cpu.address)
         if site is not None and site.patch is not None:
             self._patches.take_out(site.patch)

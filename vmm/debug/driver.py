@@ -130,7 +130,7 @@ class Several:
             late = self._wait(deadline)
         finally:
             self._hold()
-        return self._event(late)
+        return self._event(late, self._vcpus if only is None else [only])
 
     def _let_go(self, only: Vcpu | None) -> None:
         if not self._started:
@@ -178,11 +178,12 @@ class Several:
             else:
                 raise HostError(f"vCPU {vcpu.index} does not leave the guest", "see the kernel log")
 
-    def _event(self, late: bool) -> Event:
+    def _event(self, late: bool, went: Sequence[Vcpu]) -> Event:
+        """Of those that ``went``: another one may still stand for what was answered before."""
         ended = [vcpu for vcpu in self._vcpus if vcpu.loop.outcome != bus.CONTINUE]
         if ended:
             return Event(ENDED, ended)
-        stands = [vcpu for vcpu in self._vcpus if vcpu.loop.stands]
+        stands = [vcpu for vcpu in went if vcpu.loop.stands]
         if stands:
             return Event(STOPPED, stands)
         return Event(TIMEOUT if late else WOKEN)

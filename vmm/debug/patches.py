@@ -10,22 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
+from vmm._native.memory.codepatch import Patch
+
 if TYPE_CHECKING:
     from vmm._native.memory.guestmem import GuestMemory
 
 LENGTH_MAX = 2
 RENEWED_MAX = 256
-
-
-class Patch:
-    """``code`` in place of what stands at ``gpa``; ``original`` while it is in."""
-
-    __slots__ = ("code", "gpa", "original")
-
-    def __init__(self, gpa: int, code: bytes) -> None:
-        self.gpa = gpa
-        self.code = code
-        self.original: bytes | None = None
 
 
 class Patches:
@@ -41,7 +32,7 @@ class Patches:
 
     def add(self, gpa: int, code: bytes) -> Patch:
         """A patch that goes in with the next put()."""
-        patch = Patch(gpa, code)
+        patch = Patch(self._memory, gpa, code)
         self._by_gpa[gpa] = patch
         insort(self._places, gpa)
         self._out.add(patch)
@@ -61,29 +52,16 @@ class Patches:
         """
         if len(self._by_gpa) <= RENEWED_MAX:
             for patch in self._by_gpa.values():
-                if patch.original is not None and self._is_overwritten(patch):
+                if patch.overwritten:
                     self.take_out(patch)
         for patch in self._out:
-            original = self._memory.read(patch.gpa, len(patch.code))
-            self._memory.write(patch.gpa, patch.code)
-            patch.original = original
+            patch.put()
         self._out.clear()
-
-    def _is_overwritten(self, patch: Patch) -> bool:
-        return self._memory.read(patch.gpa, len(patch.code)) != patch.code
 
     def take_out(self, patch: Patch) -> None:
         """One of them; what the guest wrote over it stays."""
-        original, patch.original = patch.original, None
         self._out.add(patch)
-        if original is None:
-            return
-        now = self._memory.read(patch.gpa, len(patch.code))
-        kept = bytes(
-            [o if n == c else n for n, c, o in zip(now, patch.code, original, strict=True)]
-        )
-        if kept != now:
-            self._memory.write(patch.gpa, kept)
+        patch.take_out()
 
     def take_all_out(self) -> None:
         """Leave the guest's memory as the guest has it."""
@@ -94,8 +72,8 @@ class Patches:
     def forget(self) -> None:
         """All of the guest's memory was replaced: none is in."""
         for patch in self._by_gpa.values():
-            patch.original = None
-        self._in = False
+            patch.forget()
+            self._out.add(patch)
 
     def show_memory(self) -> None:
         """Somebody looks without copying, from now on: stand_still() takes everything out."""
@@ -118,13 +96,12 @@ class Patches:
 
     def hide(self, gpa: int, data: bytes) -> bytes:
         """``data``, read at ``gpa``, without patches."""
-        found = [p for p in self._inside(gpa, len(data)) if p.original is not None]
+        found = [(p, p.original) for p in self._inside(gpa, len(data)) if p.original is not None]
         if not found:
             return data
         shown = bytearray(data)
-        for patch in found:
-            assert patch.original is not None
-            for n, (code, original) in enumerate(zip(patch.code, patch.original, strict=True)):
+        for patch, kept in found:
+            for n, (code, original) in enumerate(zip(patch.code, kept, strict=True)):
                 place = patch.gpa + n - gpa
                 if 0 <= place < len(shown) and shown[place] == code:
                     shown[place] = original

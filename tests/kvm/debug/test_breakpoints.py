@@ -8,26 +8,11 @@ import vmm
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.guest_asm import Program
 from tests.support.speed import patience
-from tests.support.tiny_guest import tiny_guest
+from tests.support.tiny_guest import COUNT, JUMP, LOOP, tiny_guest
 from tests.support.two_vcpus import AP_CODE, wake_others
 from vmm.debug import breakpoints
 from vmm.debug.abilities import ABILITIES
 from vmm.errors import HostError
-
-# mov eax, 0; then for ever: inc eax; jmp back
-COUNT = bytes.fromhex("b800000000 83c001 ebfb")
-LOOP = LOAD_GPA + 5
-JUMP = LOAD_GPA + 8
-
-
-@pytest.fixture(params=["hardware", "port", "step"])
-def kind(request, monkeypatch):
-    if not getattr(ABILITIES, request.param):
-        pytest.skip(f"this KVM does not do {request.param} breakpoints")
-    if request.param == "step":
-        monkeypatch.setitem(ABILITIES.__dict__, "port", False)
-        monkeypatch.setitem(ABILITIES.__dict__, "int3", False)
-    return request.param
 
 
 def test_each_hit_is_before_the_instruction(tmp_path, kind):
