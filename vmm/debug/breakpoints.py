@@ -15,9 +15,10 @@ from vmm.debug.gates import Gates
 from vmm.debug.onebyte import is_one_byte
 from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point, Site
 from vmm.errors import HostError
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.pagewatch import PageWatch
@@ -37,7 +38,7 @@ def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-class Breakpoints:
+class Breakpoints(Shown):
     """All points of a guest. The thread that drives it, while the guest stands still.
 
     Points are made, switched and removed by any thread: ``at_rest`` sees to the standing still.
@@ -258,6 +259,15 @@ class Breakpoints:
     def any(self) -> bool:
         """True while there is one, of any kind."""
         return bool(self._sites or self._slots)
+
+    def __iter__(self) -> Iterator[Point]:
+        for site in self._sites.values():
+            yield from site.points
+        yield from self._slots
+        yield from self._pages
+
+    def __repr__(self) -> str:
+        return "\n".join([repr(point) for point in self]) or "<no breakpoints>"
 
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
