@@ -1,7 +1,7 @@
 """`python -m vmm.shell`: a prompt with a guest in it.
 
 IPython where it is installed, else Python's own prompt with completion. Names in it: guest, vmm,
-np (numpy). The end of input closes the guest.
+np (numpy, where it is installed). The end of input closes the guest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 HELP = f"""\
 usage: python -m vmm.shell [KERNEL] [--SETTING VALUE ...] [-c CODE]
 
-A prompt with a guest in it, standing still: guest, vmm and np (numpy) are there.
+A prompt with a guest in it, standing still: guest, vmm and np (numpy, if installed)
+are there.
 
   --SETTING VALUE   as in vmm.Guest(), with - or _: {", ".join(KEYWORDS)}
   -c CODE           run this code and leave; its last line is shown when it is an expression
@@ -89,6 +90,9 @@ def prompt(names: dict[str, Any]) -> None:
         from IPython import start_ipython
         from traitlets.config import Config
     except ImportError:
+        start_ipython = None
+    # Not in the handler: each error that is typed would be shown as one during the import's.
+    if start_ipython is None:
         _plain_prompt(names, banner)
         return
     config = Config()
@@ -111,17 +115,24 @@ def _plain_prompt(names: dict[str, Any], banner: str) -> None:
     code.interact(banner, local=names, exitmsg="")
 
 
+def _numpy() -> dict[str, Any]:
+    try:
+        import numpy
+    except (ImportError, RuntimeError):
+        # Not there, or built for more than this processor has: all else works without.
+        return {}
+    return {"np": numpy}
+
+
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 0, or that of the error."""
     if any(word in ("-h", "--help") for word in arguments):
         print(HELP, end="")
         return 0
     try:
-        import numpy
-
         settings, code = parse(arguments)
         with Guest(**settings) if settings else Guest.from_env() as guest:
-            names = {"guest": guest, "vmm": vmm, "np": numpy, "__name__": "__main__"}
+            names = {"guest": guest, "vmm": vmm, "__name__": "__main__", **_numpy()}
             if code is not None:
                 run_code(code, names)
             else:

@@ -6,8 +6,13 @@ import struct
 from pathlib import Path
 
 import vmm
-from tests.support.elf_builder import build_elf
+from tests.support.elf_builder import LOAD_GPA, build_elf
 from tests.support.guest_asm import RESULT_GPA, Program
+
+# mov eax, 0; then for ever: inc eax; jmp back
+COUNT = bytes.fromhex("b800000000 83c001 ebfb")
+LOOP = LOAD_GPA + 5
+JUMP = LOAD_GPA + 8
 
 
 def tiny_guest(folder: Path, code: bytes, **settings: object) -> vmm.Guest:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from vmm._native.kvm.vcpustate import answer
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
+from vmm.debug.gates import Gates
 from vmm.debug.onebyte import is_one_byte
 from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point
 from vmm.debug.sites import Sites
 from vmm.errors import HostError
+from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.pagewatch import PageWatch
@@ -39,7 +41,7 @@ def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-class Breakpoints:
+class Breakpoints(Shown):
     """All points of a guest. The thread that drives it, while the guest stands still.
 
     Points are made, switched and removed by any thread: ``at_rest`` sees to the standing still.
@@ -53,6 +55,7 @@ class Breakpoints:
         self._cpus = cpus
         self._patches = patches
         self._stop_port = stop_port
+        self._gates = Gates(cpus, stop_port)
         self._slots: list[Point] = []
         self._sites = Sites(patches, self._code_of)
         self._armed: list[object] = [None] * len(cpus)
@@ -200,13 +203,28 @@ class Breakpoints:
     def arm(self) -> None:
         """Before the guest runs: debug registers, and patches in its code."""
         self._untouched.clear()
-        self._sites.bring_up(self._gpa)
+        changed = self._sites.bring_up(self._gpa)
+        running = self._running_debug()
+        if changed:
+            self._gates.renew(self._armed_slots, self._sites, running, self._stepping_debug())
         self._patches.put()
-        self.set_debug(
-            breakpoints=tuple([_slot(point) for point in self._armed_slots]),
-            software=INT3 in self._sites.kinds,
-            step=STEP in self._sites.kinds,
-        )
+        self.set_debug(**running)
+        self._gates.open()
+
+    def _running_debug(self) -> dict[str, Any]:
+        return {
+            "breakpoints": tuple([_slot(point) for point in self._armed_slots]),
+            "software": INT3 in self._sites.kinds,
+            "step": STEP in self._sites.kinds,
+        }
+
+    def _stepping_debug(self) -> dict[str, Any]:
+        watches = tuple([_slot(point) for point in self._armed_slots if point.is_watch])
+        # Where the instruction faults, the step goes through a handler with our int3s in its code.
+        return {
+            "step": True, "block_irq": ABILITIES.block_irq, "software": ABILITIES.int3,
+            "breakpoints": watches,
+        }  # fmt: skip
 
     def set_debug(self, cpus: Sequence[Cpu] | None = None, **debug: object) -> None:
         """KVM_SET_GUEST_DEBUG for these vCPUs (None: all), where it is a change."""
@@ -223,6 +241,15 @@ class Breakpoints:
         """True while there is one, of any kind."""
         return bool(self._sites or self._slots)
 
+    def __iter__(self) -> Iterator[Point]:
+        for site in self._sites:
+            yield from site.points
+        yield from self._slots
+        yield from self._pages
+
+    def __repr__(self) -> str:
+        return "\n".join([repr(point) for point in self]) or "<no breakpoints>"
+
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
         if cpu.index in self._untouched:
@@ -234,12 +261,8 @@ class Breakpoints:
 
     def arm_step(self, cpu: Cpu) -> None:
         """For a single step of this vCPU: out with the patch on which it stands."""
-        watches = [_slot(point) for point in self._armed_slots if point.is_watch]
-        # Where the instruction faults, the step goes through a handler with our int3s in its code.
-        self.set_debug(
-            [cpu], step=True, block_irq=ABILITIES.block_irq, software=ABILITIES.int3,
-            breakpoints=tuple(watches),
-        )  # fmt: skip
+        self._gates.shut(cpu)
+        self.set_debug([cpu], **self._stepping_debug())
         self._sites.lift(cpu.address)
 
     def stepped(self, cpu: Cpu) -> bool:

@@ -62,7 +62,10 @@ class KeptConsole(Shown):
         A match is at most 4096 bytes long. A guest that stands still runs meanwhile and stands
         still again. TimeoutError shows the end of what came; the guest's end is an error, too.
         """
-        regex = re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
+        try:
+            regex = re.compile(pattern.encode() if isinstance(pattern, str) else pattern)
+        except re.error as error:
+            raise ValueError(f"{self.name}: no pattern {pattern!r}: {error}") from None
         found: list[re.Match[Text]] = []
         start = self._seen
         looked = [start]

@@ -36,18 +36,23 @@ class Msrs(Shown):
         self._still = still
 
     def __getitem__(self, index: int) -> int:
-        self._still()
+        self._check(index)
         found = self._vcpu.fd.get_msrs([index])
         if not found:
             raise KeyError(f"MSR {index:#x}: KVM has no such register")
         return found[0]
 
     def __setitem__(self, index: int, value: int) -> None:
-        self._still()
-        if not 0 <= value < 1 << 64:
-            raise ValueError(f"MSR {index:#x}={value:#x} does not fit into 64 bits")
+        self._check(index)
+        if not isinstance(value, int) or not 0 <= value < 1 << 64:
+            raise ValueError(f"MSR {index:#x}={value!r}: an integer of 64 bits is needed")
         if self._vcpu.fd.set_msrs([(index, value)]) != 1:
             raise ValueError(f"MSR {index:#x}: KVM refuses the value {value:#x}")
+
+    def _check(self, index: object) -> None:
+        self._still()
+        if not isinstance(index, int) or not 0 <= index < 1 << 32:
+            raise ValueError(f"MSR {index!r}: a number below 2^32 is needed")
 
     def __repr__(self) -> str:
         return f"<MSRs of cpu {self._vcpu.index}>"

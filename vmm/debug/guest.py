@@ -163,10 +163,10 @@ class Guest(Hooking, Snapshotting, Outside):
     def step(self, count: int = 1, cpu: int = 0) -> Stop:
         """``count`` instructions of one vCPU, the others standing still."""
         self._open()
-        if count < 1:
-            raise ValueError(f"count={count}: at least one instruction")
-        if not 0 <= cpu < len(self.cpus):
-            raise ValueError(f"cpu={cpu}: this guest has 0 to {len(self.cpus) - 1}")
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"count={count!r}: a number of instructions, at least one")
+        if not isinstance(cpu, int) or not 0 <= cpu < len(self.cpus):
+            raise ValueError(f"cpu={cpu!r}: this guest has 0 to {len(self.cpus) - 1}")
         with self._control.driving():
             return self._control.step(self.cpus[cpu], count)
 

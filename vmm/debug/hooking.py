@@ -8,14 +8,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from vmm.debug.devices import Devices, GuestDevice
     from vmm.debug.hooks import Hook, Hooks
     from vmm.debug.msrhooks import MsrHook
+    from vmm.debug.runcontrol import RunControl
+    from vmm.machine import Machine
 
     Function = Callable[..., Any]
 
 
 class Hooking:
-    """on_port(), on_mmio() and on_msr(). The thread that drives the guest, from hooks as well.
+    """on_port(), on_mmio(), on_msr() and devices by name.
+
+    The thread that drives the guest, from hooks as well.
 
     Functions run on the thread that called run(), with that vCPU standing still, its ``cpu`` first:
     ``read(cpu, address, size) -> int`` and ``write(cpu, address, value, size)``. Each may return
@@ -24,7 +29,9 @@ class Hooking:
     a decorator as well.
     """
 
+    machine: Machine
     _hooks: Hooks
+    _control: RunControl
 
     def _open(self) -> None:
         raise NotImplementedError
@@ -74,3 +81,18 @@ class Hooking:
         """
         self._open()
         return self._hooks.on_msr(index, read, write)
+
+    @property
+    def devices(self) -> Devices:
+        """All devices of the guest, by the names that the trace uses. Any thread."""
+        from vmm.debug.devices import Devices
+
+        self._open()
+        return Devices(self.machine, self._hooks, self._control)
+
+    def device(self, name: str) -> GuestDevice:
+        """One of them: "disk0", "console", "rng", "COM1" ...; KeyError names those that there are.
+
+        It can be watched, replaced, and asked for its state and where the guest sees it.
+        """
+        return self.devices[name]

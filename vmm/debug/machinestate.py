@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 States = dict[str, dict[str, object]]
 
 
+def quiesce_platform(machine: Machine) -> None:
+    """What is not on the PCI bus stands still, so that its states are of one moment."""
+    if machine.uart.raised():
+        machine.uart_line.settle()
+    machine.ged.quiesce()
+
+
 class MachineState:
     """Reads and sets the states of all devices of ``machine``, and knows which were used.
 
@@ -39,12 +46,9 @@ class MachineState:
 
     def quiesce(self) -> None:
         """All threads of devices stop between two requests. StateError where one cannot."""
-        machine = self._machine
-        for function in machine.functions():
+        for function in self._machine.functions():
             function.quiesce()
-        if machine.uart.raised():
-            machine.uart_line.settle()
-        machine.ged.quiesce()
+        quiesce_platform(self._machine)
 
     def go_on(self) -> None:
         """They work again. HostError when the host lacks a thread or a descriptor for it."""
@@ -53,7 +57,7 @@ class MachineState:
 
     def state(self) -> States:
         """The state of each device by its name; quiesced."""
-        return {name: _state_of(name, device) for name, device in self.parts().items()}
+        return {name: state_of(name, device) for name, device in self.parts().items()}
 
     def set_state(self, states: object, base: States | None = None) -> None:
         """Each device as state() told; quiesced. StateError names what does not fit.
@@ -74,7 +78,7 @@ class MachineState:
                 raise misfit("machine", f" has a device {show(name)} that is not here")
         for name in self._chosen(states, base):
             # Most devices of a fork are as they were built.
-            if states[name] != _state_of(name, parts[name]):
+            if states[name] != state_of(name, parts[name]):
                 set_device_state(name, parts[name], states[name])
         self.clear_touched()
 
@@ -162,7 +166,8 @@ class MachineState:
         self._names[id(device)] = name
 
 
-def _state_of(name: str, device: Any) -> dict[str, object]:
+def state_of(name: str, device: Any) -> dict[str, object]:
+    """The state of one device; StateError when its class has none."""
     if not hasattr(device, "state") or not hasattr(device, "set_state"):
         raise StateError(
             f"{name}: a {type(device).__name__} has no state() and set_state()",

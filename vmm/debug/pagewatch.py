@@ -12,7 +12,7 @@ from vmm._native.kvm import bus
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vmm.debug.points import Point
     from vmm.machine import Machine
@@ -52,6 +52,9 @@ class PageWatch:
         self._ranges: dict[Point, list[tuple[int, int]]] = {}
         self._extra: list[int] = []
         self._hits: list[Point] = []
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(self._ranges)
 
     def add(self, point: Point, ranges: Sequence[tuple[int, int]]) -> None:
         """Watch ``ranges``, (gpa, size) each; HostError when there are too many slots."""

@@ -10,23 +10,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
+from vmm._native.memory.codepatch import Patch
+
 if TYPE_CHECKING:
     from vmm._native.memory.guestmem import GuestMemory
 
 LENGTH_MAX = 2
 RENEWED_MAX = 256
-
-
-class Patch:
-    """``code`` in place of what stands at ``gpa``; ``original`` while it is in."""
-
-    __slots__ = ("code", "gpa", "original", "users")
-
-    def __init__(self, gpa: int, code: bytes) -> None:
-        self.gpa = gpa
-        self.code = code
-        self.original: bytes | None = None
-        self.users = 0
 
 
 class Patches:
@@ -51,7 +41,7 @@ class Patches:
         """A patch that goes in with the next put(); one of the same place is shared."""
         patch = self.at(gpa)
         if patch is None:
-            patch = self._by_gpa[gpa] = Patch(gpa, code)
+            patch = self._by_gpa[gpa] = Patch(self._memory, gpa, code)
             insort(self._places, gpa)
             self._out.add(patch)
         patch.users += 1
@@ -74,31 +64,17 @@ class Patches:
         """
         if len(self._by_gpa) <= RENEWED_MAX:
             for patch in self._by_gpa.values():
-                if patch.original is not None and self._is_overwritten(patch):
+                if patch.overwritten:
                     self.take_out(patch)
         # In an order that Ctrl-C may come in between: done again, it is right.
         for patch in self._out:
-            if patch.original is None:
-                patch.original = self._memory.read(patch.gpa, len(patch.code))
-            self._memory.write(patch.gpa, patch.code)
+            patch.put()
         self._out.clear()
-
-    def _is_overwritten(self, patch: Patch) -> bool:
-        return self._memory.read(patch.gpa, len(patch.code)) != patch.code
 
     def take_out(self, patch: Patch) -> None:
         """One of them; what the guest wrote over it stays."""
-        original = patch.original
         self._out.add(patch)
-        if original is None:
-            return
-        now = self._memory.read(patch.gpa, len(patch.code))
-        kept = bytes(
-            [o if n == c else n for n, c, o in zip(now, patch.code, original, strict=True)]
-        )
-        if kept != now:
-            self._memory.write(patch.gpa, kept)
-        patch.original = None
+        patch.take_out()
 
     def take_all_out(self) -> None:
         """Leave the guest's memory as the guest has it."""
@@ -133,13 +109,12 @@ class Patches:
 
     def hide(self, gpa: int, data: bytes) -> bytes:
         """``data``, read at ``gpa``, without patches."""
-        found = [p for p in self._inside(gpa, len(data)) if p.original is not None]
+        found = [(p, p.original) for p in self._inside(gpa, len(data)) if p.original is not None]
         if not found:
             return data
         shown = bytearray(data)
-        for patch in found:
-            assert patch.original is not None
-            for n, (code, original) in enumerate(zip(patch.code, patch.original, strict=True)):
+        for patch, kept in found:
+            for n, (code, original) in enumerate(zip(patch.code, kept, strict=True)):
                 place = patch.gpa + n - gpa
                 if 0 <= place < len(shown) and shown[place] == code:
                     shown[place] = original

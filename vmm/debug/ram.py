@@ -96,4 +96,4 @@ class Ram(Shown):
             gpa += FIND_CHUNK
 
     def __repr__(self) -> str:
-        return f"<guest RAM {self._memory.describe()}>"
+        return f"<guest RAM {self._memory.describe() or '(closed)'}>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from vmm.light.shown import Shown
@@ -85,6 +86,10 @@ class _Registers(Shown):
         object.__setattr__(self, "_changed", True)
 
     def _checked(self, name: str, value: Any) -> Any:
+        try:
+            value = index(value)
+        except TypeError:
+            raise TypeError(f"{name}={value!r}: an integer of 64 bits is needed") from None
         if not -(1 << 63) <= value <= MASK:
             raise ValueError(f"{name}={value:#x} does not fit into 64 bits")
         return value & MASK

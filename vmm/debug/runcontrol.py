@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 
 LOOK_SECONDS = 0.02
+# What is longer than this is the same, and a clock's nanoseconds fit into 64 bits.
+FOREVER = 1e9
 
 
 class RunControl:
@@ -377,6 +379,6 @@ def deadline_of(seconds: float | None) -> float | None:
     """A time-out as a point of the monotonic clock."""
     if seconds is None:
         return None
-    if seconds < 0:
-        raise ValueError(f"seconds={seconds}: a time to come, or None")
-    return time.monotonic() + seconds
+    if not isinstance(seconds, int | float) or not seconds >= 0:
+        raise ValueError(f"seconds={seconds!r}: a time to come, or None")
+    return time.monotonic() + min(seconds, FOREVER)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from vmm.debug.points import STEP
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from vmm.debug.patches import Patch, Patches
+    from vmm._native.memory.codepatch import Patch
+    from vmm.debug.patches import Patches
     from vmm.debug.points import Point
 
     Translate = Callable[[int], int | None]
@@ -57,6 +58,9 @@ class Sites:
     def __bool__(self) -> bool:
         return bool(self._by_address)
 
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self._by_address.values())
+
     def __contains__(self, address: int) -> bool:
         return address in self._by_address
 
@@ -92,13 +96,15 @@ class Sites:
 
     # --- before the guest runs ---
 
-    def bring_up(self, translate: Translate) -> None:
-        """Put patches where points are enabled, and take away those of others."""
+    def bring_up(self, translate: Translate) -> bool:
+        """Put patches where points are enabled, and take away those of others; False: no change."""
         self._gone.clear()
         self._lifted = None
-        if self._todo:
+        changed = bool(self._todo)
+        if changed:
             self._todo = {each for each in self._todo if not self._patch(each, translate)}
-            self.kinds = {site.kind for site in self._by_address.values() if site.enabled}
+            self.kinds = {site.kind for site in self if site.enabled}
+        return changed
 
     def _patch(self, address: int, translate: Translate) -> bool:
         """Bring a site's patch up to date; False when its page is not there yet."""

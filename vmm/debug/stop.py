@@ -69,6 +69,9 @@ class Stop(Record):
             place += f" ({self.symbol})"
         return f"{self.kind}: {place}" + (f": {self.reason}" if self.reason else "")
 
+    def __repr__(self) -> str:
+        return f"<Stop {self}>"
+
     def _repr_html_(self) -> str:
         from html import escape
 

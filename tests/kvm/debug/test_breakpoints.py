@@ -11,16 +11,11 @@ from tests.support.checked_code import WORK
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.guest_asm import Program
 from tests.support.speed import patience
-from tests.support.tiny_guest import tiny_guest
+from tests.support.tiny_guest import COUNT, JUMP, LOOP, tiny_guest
 from tests.support.two_vcpus import both_at
 from vmm.debug import breakpoints
 from vmm.debug.abilities import ABILITIES
 from vmm.errors import HostError
-
-# mov eax, 0; then for ever: inc eax; jmp back
-COUNT = bytes.fromhex("b800000000 83c001 ebfb")
-LOOP = LOAD_GPA + 5
-JUMP = LOAD_GPA + 8
 
 
 def test_each_hit_is_before_the_instruction(tmp_path, kind):

@@ -65,6 +65,16 @@ def test_bad_values_have_the_words_of_the_command(arguments, words):
     assert "Traceback" not in done.stderr
 
 
+def test_without_numpy_all_else_is_there(kernel):
+    code = "import sys; sys.modules['numpy'] = None; from vmm import shell; " \
+        "sys.exit(shell.main(sys.argv[1:]))"  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, kernel, "-c", "'np' in globals(), guest.memory.read(0, 1)"],
+        capture_output=True, text=True, timeout=patience(60), check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "(False, b'\\x00')\n"), done.stderr
+
+
 def test_an_error_in_the_code_is_python_s(kernel):
     done = shell(kernel, "-c", "guest.memory.read(1 << 50, 1)")
     assert done.returncode == 1
@@ -114,6 +124,7 @@ def test_a_person_at_a_terminal(kernel, command):
         os.environ["TERM"] = "dumb"
         os.execv(sys.executable, [*command, kernel, "--memory", "16M"])
     heard = b""
+    seen = bytearray()
 
     def until(words: bytes) -> None:
         nonlocal heard
@@ -122,6 +133,7 @@ def test_a_person_at_a_terminal(kernel, command):
             assert time.monotonic() < deadline, heard
             if select.select([end], [], [], 1)[0]:
                 heard += os.read(end, 65536)
+                seen[:] = heard
         heard = heard.partition(words)[2]
 
     try:
@@ -130,6 +142,10 @@ def test_a_person_at_a_terminal(kernel, command):
         until(b"kind ended")
         os.write(end, b"print(len(guest.serial.text) * 1000)\r")
         until(b"14000")
+        os.write(end, b"guest.breakpoint('nosuch')\r")
+        until(b"no symbols of")
+        # The error is that of the line, not of something that failed before the prompt.
+        assert b"During handling" not in seen
         status = leave(child, end)
         child = 0
         assert status == 0

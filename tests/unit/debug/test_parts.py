@@ -1,4 +1,4 @@
-"""Parts of a Guest that need no KVM: conditions, patches, keywords, instruction lengths."""
+"""Parts of a Guest that need no KVM: patches, keywords, instruction lengths."""
 
 from __future__ import annotations
 
@@ -6,51 +6,11 @@ import pytest
 
 from vmm._native.console.keptport import KeptPort
 from vmm._native.memory.guestmem import GuestMemory
-from vmm.debug.condition import compile_condition
 from vmm.debug.consoles import KeptConsole
 from vmm.debug.keywords import config_of_environment, config_of_keywords
 from vmm.debug.onebyte import is_one_byte
 from vmm.debug.patches import Patches
 from vmm.errors import ConfigError
-
-
-class FakeCpu:
-    def __init__(self, **regs):
-        self.regs = self
-        self._values = regs
-
-    def as_dict(self):
-        return self._values
-
-
-@pytest.mark.parametrize(
-    ("text", "held"),
-    [
-        ("rax == 3", True),
-        ("rax & 1 and not rbx", True),
-        ("rax in (1, 2)", False),
-        ("rax << 2 > 11", True),
-        ("-rax < 0", True),
-    ],
-)
-def test_conditions_of_registers(text, held):
-    assert bool(compile_condition(text)(FakeCpu(rax=3, rbx=0))) is held
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("__import__('os')", "'__import__'|Call|not possible"),
-        ("eip == 1", "'eip' is not possible"),
-        ("rax == 'a'", "is not possible"),
-        ("rax.real", "is not possible"),
-        ("rax ==", "invalid syntax"),
-        (5, "condition=5"),
-    ],
-)
-def test_conditions_that_are_none(text, words):
-    with pytest.raises(ValueError, match=words):
-        compile_condition(text)
 
 
 def memory_with(data: bytes) -> GuestMemory:

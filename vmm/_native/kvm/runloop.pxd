@@ -1,8 +1,9 @@
 """The loop around KVM_RUN: one native thread a vCPU, exits dispatched without the GIL."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint64_t
 
 from vmm._native.kvm.bus cimport Bus
+from vmm._native.kvm.gate cimport DebugExit, Gate
 from vmm._native.kvm.tracering cimport ExitRecord, Tracing
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.host.thread cimport Thread
@@ -10,12 +11,6 @@ from vmm._native.host.thread cimport Thread
 cdef enum:
     EXIT_KINDS = 64              # exit reasons counted one by one; higher ones share the last
     TRAIL = 32                   # exits remembered for a crash report (a power of two)
-
-cdef struct DebugExit:
-    uint64_t pc                  # linear, of the instruction that comes next
-    uint64_t dr6
-    uint64_t dr7
-    uint32_t exception           # 1: #DB, 3: #BP
 
 cdef class VcpuLoop:
     cdef readonly VcpuFd vcpu
@@ -36,6 +31,8 @@ cdef class VcpuLoop:
     cdef readonly int outcome
     cdef readonly int failure    # errno of a failed KVM_RUN
     cdef DebugExit debug         # what the newest KVM_EXIT_DEBUG said
+    cdef Gate *gate              # asked before a STOP counts, NULL: nobody
+    cdef object gatekeeper       # whose it is
     cdef uint64_t counts[EXIT_KINDS]
     cdef ExitRecord trail[TRAIL]
     cdef uint64_t exits
@@ -49,7 +46,5 @@ cdef class VcpuLoop:
     cdef int loop(self) noexcept nogil
     cdef void complete(self) noexcept nogil
     cdef void stand(self) noexcept nogil
+    cdef int ask_gate(self, ExitRecord *record) noexcept nogil
     cdef int dispatch(self) noexcept nogil
-    cdef int msr_exit(self, ExitRecord *record) noexcept nogil
-    cdef int port_exit(self, ExitRecord *record) noexcept nogil
-    cdef int mmio_exit(self, ExitRecord *record) noexcept nogil

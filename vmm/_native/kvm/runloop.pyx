@@ -6,20 +6,21 @@ Source: Documentation/virt/kvm/api.rst, 5 (struct kvm_run), 4.10 (KVM_RUN).
 """
 
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close as c_close
 
 from cpython.exc cimport PyErr_CheckSignals
 
 from vmm._native.kvm.bus cimport (
     own_thread_begins, own_thread_ends, vcpu_begins, OUTCOME_CONTINUE, OUTCOME_CRASH, OUTCOME_ERROR,
-    OUTCOME_FAULT, OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
+    OUTCOME_KICKED, OUTCOME_RESET, OUTCOME_STOP, Bus,
 )
+from vmm._native.kvm.exits cimport mmio_exit, msr_exit, port_exit
+from vmm._native.kvm.gate cimport DebugExit, gate_leave, gate_of
 from vmm._native.kvm.signals cimport (
     timer_delete, timer_t, usleep, vmm_gettid, vmm_heed_sigint, vmm_kick_install, vmm_kick_unblock,
-    vmm_load, vmm_notify, vmm_run_begins, vmm_store, vmm_store_byte, vmm_tgkill, vmm_timer_start,
-    vmm_unheed_sigint, vmm_wait_for,
+    vmm_load, vmm_notify, vmm_run_begins, vmm_store, vmm_store_byte, vmm_swap_byte, vmm_tgkill,
+    vmm_timer_start, vmm_unheed_sigint, vmm_wait_for,
 )
 from vmm._native.kvm.tracering cimport change_ring, run_vcpu, trace_exit
 from vmm._native.kvm.vcpu cimport VcpuFd
@@ -36,6 +37,7 @@ cdef extern from "<sys/ioctl.h>" nogil:
 
 cdef enum:
     PAUSE_STEP_US = 500          # how often pause() asks again
+    COMPLETE = 2                 # immediate_exit, when nobody but complete() wants it
 
 
 cdef void vcpu_main(void *arg) noexcept nogil:
@@ -126,6 +128,7 @@ cdef class VcpuLoop:
         vmm_kick_unblock()
         vcpu_begins(self.vcpu.index)
         self.outcome = self.loop()
+        gate_leave(self.gate, self.vcpu.fd)
         vmm_run_begins(NULL)
         vmm_store(&self.tid, 0)
         vmm_notify(self.done_fd)
@@ -147,6 +150,7 @@ cdef class VcpuLoop:
             self.resume_fd = -1
 
     cdef void park(self) noexcept nogil:
+        gate_leave(self.gate, self.vcpu.fd)
         while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
             vmm_store(&self.parked, 1)
             while vmm_load(&self.pause_wanted) and not vmm_load(&self.stop):
@@ -177,6 +181,7 @@ cdef class VcpuLoop:
             if rc == 0:
                 outer = vcpu_begins(self.vcpu.index)
                 self.outcome = self.loop()
+                gate_leave(self.gate, self.vcpu.fd)
                 vcpu_begins(outer)
                 vmm_run_begins(NULL)
                 vmm_store(&self.stop, 0)
@@ -198,14 +203,15 @@ cdef class VcpuLoop:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
-        # An access that crosses pages has more parts, each an exit of its own.
-        vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
+        # An access that crosses pages has more parts, each an exit of its own. A signal's own 1
+        # stays, so that none is lost.
+        vmm_swap_byte(&self.vcpu.run.immediate_exit, 0, COMPLETE)
         while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
             self.late = self.dispatch()
             self.late = OUTCOME_CONTINUE if self.late == OUTCOME_STOP else self.late
         if self.late == OUTCOME_CONTINUE:
             self.vcpu.run.exit_reason = KVM_EXIT_INTR       # for settle(): it is complete
-        vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
+        vmm_swap_byte(&self.vcpu.run.immediate_exit, COMPLETE, 0)
 
     def debug_exit(self):
         """(pc, exception, dr6, dr7) of the newest debug exit; exception 1 is #DB, 3 is #BP."""
@@ -253,6 +259,12 @@ cdef class VcpuLoop:
         if vmm_load(&self.tid):
             self.interrupt()
 
+    def set_gate(self, owner):
+        """Let ``owner`` (a PointGate, or None) be asked before an exit stops this vCPU, which
+        stands still."""
+        self.gate = gate_of(owner)
+        self.gatekeeper = owner
+
     def newest_exit(self):
         """(reason, address) of the newest exit."""
         record = self.trail[(self.exits - 1) & (TRAIL - 1)]
@@ -265,8 +277,8 @@ cdef class VcpuLoop:
         return self.vcpu.exit_text()
 
     cdef int loop(self) noexcept nogil:
-        cdef int outcome
-        cdef int rc
+        cdef int outcome, rc
+        cdef ExitRecord *record
         vmm_store(&self.tid, vmm_gettid())
         vmm_store(&self.stood, 0)
         outcome, self.late = self.late, OUTCOME_CONTINUE
@@ -288,8 +300,11 @@ cdef class VcpuLoop:
                     continue
                 self.failure = errno
                 return OUTCOME_ERROR
+            record = &self.trail[self.exits & (TRAIL - 1)]
             outcome = self.dispatch()
-            trace_exit(&self.tracing, self.vcpu.run, &self.trail[(self.exits - 1) & (TRAIL - 1)])
+            trace_exit(&self.tracing, self.vcpu.run, record)
+            if outcome == OUTCOME_STOP and self.gate != NULL:
+                outcome = self.ask_gate(record)
             if outcome == OUTCOME_STOP:
                 vmm_store(&self.stood, 1)
             if outcome == OUTCOME_STOP and not self.here:
@@ -300,6 +315,7 @@ cdef class VcpuLoop:
         if self.here:
             # Asked for between an access and its completion: registers shall be whole.
             self.complete()
+            vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
         return OUTCOME_KICKED
 
     cdef void stand(self) noexcept nogil:
@@ -309,6 +325,14 @@ cdef class VcpuLoop:
         vmm_notify(self.done_fd)
         self.park()
 
+    cdef int ask_gate(self, ExitRecord *record) noexcept nogil:
+        if record.reason == <uint32_t>KVM_EXIT_IO:
+            self.complete()
+            if self.late != OUTCOME_CONTINUE:
+                return OUTCOME_STOP
+        return self.gate.judge(self.gate.owner, self.vcpu.fd, record.reason, record.address,
+                               &self.debug)
+
     cdef int dispatch(self) noexcept nogil:
         cdef kvm_run *run = self.vcpu.run
         cdef uint32_t reason = run.exit_reason
@@ -317,9 +341,9 @@ cdef class VcpuLoop:
         self.counts[reason if reason < EXIT_KINDS else EXIT_KINDS - 1] += 1
         record.reason = reason
         if reason == <uint32_t>KVM_EXIT_IO:
-            return self.port_exit(record)
+            return port_exit(run, record, self.pio)
         if reason == <uint32_t>KVM_EXIT_MMIO:
-            return self.mmio_exit(record)
+            return mmio_exit(run, record, self.mmio)
         record.address = 0
         record.data = 0
         record.size = 0
@@ -334,64 +358,7 @@ cdef class VcpuLoop:
                                    run.debug.arch.exception)
             return OUTCOME_STOP
         if reason == <uint32_t>KVM_EXIT_X86_RDMSR or reason == <uint32_t>KVM_EXIT_X86_WRMSR:
-            return self.msr_exit(record)
+            return msr_exit(run, record, self.msr)
         if reason == <uint32_t>KVM_EXIT_INTERNAL_ERROR:
             record.address = run.internal.suberror
         return OUTCOME_CRASH
-
-    cdef int msr_exit(self, ExitRecord *record) noexcept nogil:
-        # Only for MSRs that a filter of the VM names, and with nobody behind them #GP.
-        cdef kvm_run *run = self.vcpu.run
-        cdef uint8_t *data = <uint8_t *>&run.msr.data
-        cdef int outcome = OUTCOME_CONTINUE
-        record.address = run.msr.index
-        record.size = 8
-        record.is_write = run.exit_reason == <uint32_t>KVM_EXIT_X86_WRMSR
-        run.msr.error = 1
-        if self.msr is not None:
-            run.msr.error = 0
-            # Eight bytes each, so that neighbours do not overlap on the bus.
-            outcome = self.msr.access(<uint64_t>run.msr.index * 8, data, 8, record.is_write)
-            if outcome == OUTCOME_FAULT:
-                run.msr.error = 1
-                outcome = OUTCOME_CONTINUE
-        record.data = run.msr.data
-        return outcome
-
-    cdef int port_exit(self, ExitRecord *record) noexcept nogil:
-        cdef kvm_run *run = self.vcpu.run
-        # SAFETY: data_offset, size and count come from the kernel and stay inside its mapping.
-        cdef uint8_t *data = <uint8_t *>run + run.io.data_offset
-        cdef uint32_t size = run.io.size
-        cdef uint32_t count = run.io.count
-        cdef int is_write = run.io.direction == KVM_EXIT_IO_OUT
-        cdef int outcome = OUTCOME_CONTINUE
-        cdef int one
-        record.address = run.io.port
-        record.size = size
-        record.is_write = is_write
-        record.data = 0
-        while count:
-            if not is_write:
-                memset(data, 0xff, size)
-            one = self.pio.access(record.address, data, size, is_write)
-            if one != OUTCOME_CONTINUE:
-                outcome = one
-            memcpy(&record.data, data, size)
-            data += size
-            count -= 1
-        return outcome
-
-    cdef int mmio_exit(self, ExitRecord *record) noexcept nogil:
-        cdef kvm_run *run = self.vcpu.run
-        cdef uint32_t size = run.mmio.len if run.mmio.len <= 8 else 8
-        record.address = run.mmio.phys_addr
-        record.size = size
-        record.is_write = run.mmio.is_write
-        if not run.mmio.is_write:
-            memset(run.mmio.data, 0xff, 8)
-        cdef int outcome = self.mmio.access(run.mmio.phys_addr, run.mmio.data, size,
-                                            run.mmio.is_write)
-        record.data = 0
-        memcpy(&record.data, run.mmio.data, size)
-        return outcome

@@ -85,6 +85,9 @@ cdef extern from *:
     }
     #define vmm_load(p) __atomic_load_n(p, __ATOMIC_SEQ_CST)
     #define vmm_store(p, v) __atomic_store_n(p, v, __ATOMIC_SEQ_CST)
+    static void vmm_swap_byte(uint8_t *p, uint8_t expected, uint8_t v) {
+        __atomic_compare_exchange_n(p, &expected, v, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
     """
     int vmm_kick_install() nogil
     void vmm_kick_unblock() nogil
@@ -102,4 +105,6 @@ cdef extern from *:
     int vmm_load(int *p) nogil
     void vmm_store(int *p, int v) nogil
     void vmm_store_byte "vmm_store"(uint8_t *p, uint8_t v) nogil
+    # Only where it is `expected`.
+    void vmm_swap_byte(uint8_t *p, uint8_t expected, uint8_t v) nogil
     int usleep(unsigned int microseconds) nogil

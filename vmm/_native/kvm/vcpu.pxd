@@ -1,7 +1,7 @@
 """A vCPU's file descriptor, with the page that it shares with the kernel."""
 
 from vmm._native.host.fd cimport OwnedFd
-from vmm._native.linux.kvm cimport kvm_run
+from vmm._native.linux.kvm cimport kvm_guest_debug, kvm_run
 
 cdef enum:
     CPUID_MAX = 256              # entries of a kvm_cpuid2 of ours
@@ -13,3 +13,7 @@ cdef class VcpuFd(OwnedFd):
 
 # (function, index, flags, eax, ebx, ecx, edx) each, by an ioctl that fills a kvm_cpuid2.
 cdef list cpuid_of(int fd, unsigned long request, const char *name)
+
+# What VcpuFd.set_guest_debug() gives KVM for these arguments.
+cdef int fill_debug(kvm_guest_debug *debug, bint step, breakpoints, bint software,
+                    bint block_irq) except -1

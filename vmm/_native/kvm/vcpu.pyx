@@ -64,6 +64,31 @@ cdef void write_segment(kvm_segment *segment, dict values) except *:
     segment.unusable = 0 if values["present"] else 1
 
 
+cdef int fill_debug(kvm_guest_debug *debug, bint step, breakpoints, bint software,
+                    bint block_irq) except -1:
+    cdef int i = 0
+    memset(debug, 0, sizeof(debug[0]))
+    if step or breakpoints or software:
+        debug.control = KVM_GUESTDBG_ENABLE
+    if step:
+        debug.control |= KVM_GUESTDBG_SINGLESTEP
+    if software:
+        debug.control |= KVM_GUESTDBG_USE_SW_BP
+    if block_irq:
+        debug.control |= KVM_GUESTDBG_BLOCKIRQ
+    if len(breakpoints) > 4:
+        raise ValueError(f"{len(breakpoints)} hardware breakpoints: a CPU has 4")
+    for address, kind, length in breakpoints:
+        debug.control |= KVM_GUESTDBG_USE_HW_BP
+        debug.arch.debugreg[i] = address
+        debug.arch.debugreg[7] |= <uint64_t>2 << 2 * i | <uint64_t>kind << 16 + 4 * i
+        debug.arch.debugreg[7] |= <uint64_t>length << 18 + 4 * i
+        i += 1
+    if i:
+        debug.arch.debugreg[7] |= 0x700         # GE, LE and the bit that is always set
+    return 0
+
+
 cdef class VcpuFd(OwnedFd):
     """One virtual CPU and its shared kvm_run page."""
 
@@ -295,28 +320,9 @@ cdef class VcpuFd(OwnedFd):
         Source: api.rst, 4.87; SDM 3B, 18.2.
         """
         cdef kvm_guest_debug debug
-        cdef int i = 0
-        memset(&debug, 0, sizeof(debug))
-        if step or breakpoints or software or inject_bp:
-            debug.control = KVM_GUESTDBG_ENABLE
-        if step:
-            debug.control |= KVM_GUESTDBG_SINGLESTEP
-        if software:
-            debug.control |= KVM_GUESTDBG_USE_SW_BP
-        if block_irq:
-            debug.control |= KVM_GUESTDBG_BLOCKIRQ
+        fill_debug(&debug, step, breakpoints, software, block_irq)
         if inject_bp:
-            debug.control |= KVM_GUESTDBG_INJECT_BP
-        if len(breakpoints) > 4:
-            raise ValueError(f"{len(breakpoints)} hardware breakpoints: a CPU has 4")
-        for address, kind, length in breakpoints:
-            debug.control |= KVM_GUESTDBG_USE_HW_BP
-            debug.arch.debugreg[i] = address
-            debug.arch.debugreg[7] |= <uint64_t>2 << 2 * i | <uint64_t>kind << 16 + 4 * i
-            debug.arch.debugreg[7] |= <uint64_t>length << 18 + 4 * i
-            i += 1
-        if i:
-            debug.arch.debugreg[7] |= 0x700         # GE, LE and the bit that is always set
+            debug.control |= KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_INJECT_BP
         check(ioctl(self.fd, KVM_SET_GUEST_DEBUG, &debug), b"KVM_SET_GUEST_DEBUG")
 
     def kvmclock_ctrl(self):
