@@ -6,6 +6,7 @@ class VcpuLoop:
     vcpu: VcpuFd
     outcome: int
     late: int
+    def renew(self) -> None: ...
     failure: int
     msr: Bus | None
     def __init__(self, vcpu: VcpuFd, pio: Bus, mmio: Bus, done_fd: int) -> None: ...

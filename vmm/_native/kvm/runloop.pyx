@@ -207,6 +207,11 @@ cdef class VcpuLoop:
             self.vcpu.run.exit_reason = KVM_EXIT_INTR       # for settle(): it is complete
         vmm_store_byte(&self.vcpu.run.immediate_exit, 0)
 
+    def renew(self):
+        """Forget how the guest ended, and kicks from before; nothing runs."""
+        self.late = OUTCOME_CONTINUE
+        self.vcpu.run.immediate_exit = self.stop = 0
+
     def debug_exit(self):
         """(pc, exception, dr6, dr7) of the newest debug exit; exception 1 is #DB, 3 is #BP."""
         return self.debug.pc, self.debug.exception, self.debug.dr6, self.debug.dr7
