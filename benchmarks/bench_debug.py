@@ -31,6 +31,7 @@ QUESTIONS = {
     "registers": ("registers read", (API, STUB, C, QEMU)),
     "port": ("port hook in Python", (API, C)),
 }
+KEYS = [(what, way) for what, (_, ways) in QUESTIONS.items() for way in ways]
 SCAN_MIB = 1024
 SCAN, FILE = "guest.memory.numpy", "a file in /dev/shm"
 # By question and way: figures, or {"error": why there are none}.
@@ -43,13 +44,11 @@ def measure(rounds: int, count: int = COUNT) -> Table:
     times: dict[tuple[str, str], list[float]] = {}
     failures: dict[tuple[str, str], str] = {}
     with tempfile.TemporaryDirectory() as name:
-        ready, broken = opened(Path(name))
+        ready = opened(Path(name), failures)
         try:
             for number in range(rounds + 1):
-                for key in [(what, way) for what, (_, ways) in QUESTIONS.items() for way in ways]:
+                for key in [key for key in KEYS if key not in failures]:
                     what, way = key
-                    if way in broken or key in failures:
-                        continue
                     try:
                         us = ready[way].batch(what, count)
                     except ContenderError as error:
@@ -60,27 +59,25 @@ def measure(rounds: int, count: int = COUNT) -> Table:
         finally:
             for one in ready.values():
                 one.close()
-    return {
-        what: {
-            way: row(times.get((what, way)), failures.get((what, way)) or broken.get(way))
-            for way in ways
-        }
-        for what, (_, ways) in QUESTIONS.items()
-    }
+    found: Table = {what: {} for what in QUESTIONS}
+    for what, way in KEYS:
+        found[what][way] = row(times.get((what, way)), failures.get((what, way)))
+    return found
 
 
-def opened(folder: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The ways that are there, and why others are not."""
+def opened(folder: Path, failures: dict[tuple[str, str], str]) -> dict[str, Any]:
+    """The ways that are there; why others are not goes to ``failures``."""
     ready: dict[str, Any] = {}
-    broken: dict[str, str] = {}
     for way, make in WAYS.items():
         try:
             ready[way] = make(folder)
         except ContenderError as error:
-            broken[way] = str(error)
+            problem = str(error)
         except FileNotFoundError as error:
-            broken[way] = f"{error.filename} is missing"
-    return ready, broken
+            problem = f"{error.filename} is missing"
+        if way not in ready:
+            failures.update({key: problem for key in KEYS if key[1] == way})
+    return ready
 
 
 def row(times: list[float] | None, problem: str | None) -> Row:

@@ -103,7 +103,7 @@ class Stub:
     """A gdb stub of another process, by its socket."""
 
     def __init__(self, command: list[str], socket: Path) -> None:
-        self._words = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
+        self._words = tempfile.TemporaryFile()
         self._client: GdbClient | None = None
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._words

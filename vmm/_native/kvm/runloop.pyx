@@ -47,11 +47,9 @@ cdef void vcpu_main(void *arg) noexcept nogil:
 
 
 cdef class VcpuLoop:
-    """One vCPU's thread.
+    """One vCPU's thread. start(), pause(), resume(), kick() and join() are the control thread's.
 
-    ``done_fd`` is an eventfd written once when the loop ends; ``outcome`` says why (a constant of
-    vmm._native.kvm.bus). start(), pause(), resume(), kick() and join() belong to the control
-    thread.
+    ``done_fd`` is an eventfd written once when the loop ends; ``outcome`` says why (of bus.pyx).
     """
 
     def __cinit__(self, VcpuFd vcpu, Bus pio, Bus mmio, int done_fd):
@@ -198,6 +196,8 @@ cdef class VcpuLoop:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
+        if self.vcpu.run.exit_reason == <uint32_t>KVM_EXIT_DEBUG:
+            return    # no access: whole as it is
         # An access that crosses pages has more parts, each an exit of its own.
         vmm_store_byte(&self.vcpu.run.immediate_exit, 1)
         while ioctl(self.vcpu.fd, KVM_RUN, 0) == 0 and self.late == OUTCOME_CONTINUE:
