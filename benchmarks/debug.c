@@ -6,13 +6,10 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <time.h>
+
+#include "common.h"
 
 #define RAM (1ul << 20)
 #define CODE_GPA 0x2000ul
@@ -26,28 +23,8 @@ static const unsigned char port[] = {0xe6, 0x10, 0xeb, 0xfc};
 static int vcpu;
 static struct kvm_run *run;
 
-static long must(long rc, const char *what)
-{
-    if (rc < 0) {
-        perror(what);
-        exit(1);
-    }
-    return rc;
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
 static void make(const unsigned char *code, size_t size)
 {
-    struct kvm_segment flat = {0, 0xffffffff, 8, 11, 1, 0, 1, 1, 0, 1, 0, 0, 0};
-    struct kvm_segment data = {0, 0xffffffff, 16, 3, 1, 0, 1, 1, 0, 1, 0, 0, 0};
-    struct kvm_regs regs = {.rip = CODE_GPA, .rflags = 2};
-    struct kvm_sregs sregs;
     int kvm = must(open("/dev/kvm", O_RDWR | O_CLOEXEC), "/dev/kvm");
     int vm = must(ioctl(kvm, KVM_CREATE_VM, 0), "KVM_CREATE_VM");
     char *ram = mmap(NULL, RAM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -61,12 +38,7 @@ static void make(const unsigned char *code, size_t size)
     run = mmap(NULL, must(ioctl(kvm, KVM_GET_VCPU_MMAP_SIZE, 0), "KVM_GET_VCPU_MMAP_SIZE"),
                PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
     must(run == MAP_FAILED ? -1 : 0, "mmap of the vCPU");
-    must(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
-    sregs.cs = flat;
-    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
-    sregs.cr0 |= 1;
-    must(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
-    must(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
+    registers(vcpu, CODE_GPA);
 }
 
 static void enter(unsigned reason)

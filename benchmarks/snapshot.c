@@ -10,17 +10,14 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define RAM (4ul << 20)
 #define PAGE 4096ul
@@ -75,22 +72,6 @@ struct scan {
 
 static int kvm, pagemap;
 static struct cpuid cpuid;
-
-static long must(long rc, const char *what)
-{
-    if (rc < 0) {
-        perror(what);
-        exit(1);
-    }
-    return rc;
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
 
 static void supported_cpuid(void)
 {
@@ -151,20 +132,6 @@ static void destroy(struct vm *v)
     close(v->vcpu);
     close(v->vm);
     munmap(v->ram, RAM);
-}
-
-static void registers(struct vm *v)
-{
-    struct kvm_segment flat = {0, 0xffffffff, 8, 11, 1, 0, 1, 1, 0, 1, 0, 0, 0};
-    struct kvm_segment data = {0, 0xffffffff, 16, 3, 1, 0, 1, 1, 0, 1, 0, 0, 0};
-    struct kvm_regs regs = {.rip = CODE_GPA, .rflags = 2};
-    struct kvm_sregs sregs;
-    must(ioctl(v->vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
-    sregs.cs = flat;
-    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
-    sregs.cr0 |= 1;
-    must(ioctl(v->vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
-    must(ioctl(v->vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 }
 
 static void run(struct vm *v)
@@ -266,7 +233,7 @@ int main(int argc, char **argv)
     pagemap = must(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC), "/proc/self/pagemap");
     supported_cpuid();
     parent = create(file, MAP_PRIVATE);
-    registers(&parent);
+    registers(parent.vcpu, CODE_GPA);
     run(&parent);
     capture(&parent, &state);
     frozen = mmap(NULL, RAM, PROT_READ, MAP_SHARED, file, 0);
@@ -289,7 +256,7 @@ int main(int argc, char **argv)
         }
         child = create(file, MAP_PRIVATE);
         if (!strcmp(argv[1], "new"))
-            registers(&child);
+            registers(child.vcpu, CODE_GPA);
         else {
             apply(&child, &state);
             own_id(&child);
