@@ -6,7 +6,8 @@ the four is free, int3, then a port instruction, then single steps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
@@ -15,7 +16,7 @@ from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.pagewatch import PageWatch
@@ -41,12 +42,20 @@ class Site:
         self.patch: Patch | None = None
 
 
+def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
 class Breakpoints:
-    """All points of a guest. The thread that drives it, while the guest stands still."""
+    """All points of a guest. The thread that drives it, while the guest stands still.
+
+    Points are made, switched and removed by any thread: ``at_rest`` sees to the standing still.
+    """
 
     def __init__(
         self, cpus: Sequence[Cpu], patches: Patches, pages: PageWatch, stop_port: int
     ) -> None:
+        self.at_rest: Callable[..., Any] = _at_once
         self._pages = pages
         self._cpus = cpus
         self._patches = patches
@@ -70,18 +79,36 @@ class Breakpoints:
         condition: str | Condition | None,
     ) -> Point:
         """A breakpoint at linear ``address``; HostError when the wanted kind is not possible."""
-        point = Point(address, label, action, condition, self._remove, self._changed)
+        point = self._point(address, label, action, condition)
+        self.at_rest(self._place, point, hardware)
+        return point
+
+    def _point(
+        self,
+        address: int,
+        label: str | None,
+        action: Action | None,
+        condition: str | Condition | None,
+    ) -> Point:
+        return Point(
+            address, label, action, condition,
+            partial(self._at_rest, self._remove), partial(self._at_rest, self._changed),
+        )  # fmt: skip
+
+    def _at_rest(self, function: Callable[[Point], None], point: Point) -> None:
+        self.at_rest(function, point)
+
+    def _place(self, point: Point, hardware: bool | None) -> None:
         free = ABILITIES.hardware and len(self._slots) < HARDWARE_MAX
         if hardware and not free:
             raise _no_hardware(ABILITIES.hardware, "execution")
         if hardware or (hardware is None and free):
             self._take_slot(point)
         else:
-            site = self._site(address, label)
+            site = self._site(point.address, point.label)
             point.kind = site.kind
             site.points.append(point)
             self._changed(point)
-        return point
 
     def watch(
         self, address: int, label: str | None, size: int, access: str, action: Action | None,
@@ -90,9 +117,14 @@ class Breakpoints:
         """By hardware for 1, 2, 4 or 8 aligned bytes while one is free, else by its pages."""
         if size < 1:
             raise ValueError(f"size={size}: at least one byte")
-        point = Point(address, label, action, condition, self._remove, self._changed)
+        point = self._point(address, label, action, condition)
         point.size = size
         point.access = access
+        self.at_rest(self._place_watch, point)
+        return point
+
+    def _place_watch(self, point: Point) -> None:
+        address, size, access = point.address, point.size, point.access
         fits = size in LENGTHS and address % size == 0
         if fits and ABILITIES.watch and len(self._slots) < HARDWARE_MAX:
             self._take_slot(point)
@@ -108,7 +140,6 @@ class Breakpoints:
                 + ("only writes" if ABILITIES.page else "this KVM reports no writes (tried)"),
                 "watch less",
             )
-        return point
 
     def _take_slot(self, point: Point) -> None:
         point.kind = HARDWARE

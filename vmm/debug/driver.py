@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vmm._native.kvm import bus
+from vmm.debug.call import Call
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
@@ -88,24 +89,6 @@ class Alone:
         """Nothing to give back."""
 
 
-class _Call:
-    """A hook that a vCPU's thread wants to be run by the driving one."""
-
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.function = function
-        self.arguments = arguments
-        self.done = threading.Event()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.result = self.function(*self.arguments)
-        except BaseException as error:
-            self.error = error
-        self.done.set()
-
-
 class Several:
     """The driver of a guest with more vCPUs: native threads, held between two go()."""
 
@@ -119,7 +102,7 @@ class Several:
         self._started = False
         self._woken = False
         self._turn = 0
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._thread = 0
 
     def go(self, deadline: float | None, only: Vcpu | None = None) -> Event:
@@ -203,17 +186,15 @@ class Several:
         """Run a hook on the driving thread, whichever calls; what it raises comes out here."""
         if threading.get_ident() == self._thread:
             return function(*arguments)
-        call = _Call(function, arguments)
+        call = Call(function, arguments)
         self._calls.append(call)
         self._ring()
         call.done.wait()
-        if call.error is not None:
-            raise call.error
-        return call.result
+        return call.value()
 
     def later(self, function: Callable[[], Any]) -> None:
         """Run ``function`` on the driving thread soon, behind what waits there already."""
-        self._calls.append(_Call(function, ()))
+        self._calls.append(Call(function, ()))
         self._ring()
 
     def reset(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import contextmanager
+from collections import deque
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from vmm.debug import driver, stop
+from vmm.debug.call import Call
 from vmm.debug.stop import STOP, Stop
 from vmm.run.outcome import outcome_of
 
@@ -29,7 +31,7 @@ LOOK_SECONDS = 0.02
 class RunControl:
     """One guest's running and standing still.
 
-    One thread at a time drives: the one inside driving(). wake() and ask() may be called by any.
+    One thread at a time drives: the one inside driving(). ask() and at_rest() may be called by any.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class RunControl:
         self._patches = patches
         self._symbols = symbols
         self._asked: list[Stop] = []
+        self._calls: deque[Call] = deque()
         self._errors: list[BaseException] = []
         self._lock = threading.Lock()
         self._thread = 0
@@ -73,7 +76,7 @@ class RunControl:
         """
         if self._thread == threading.get_ident():
             raise RuntimeError("an action or a hook of this guest cannot let it run")
-        if not self._lock.acquire(blocking=False):
+        if not self._take():
             raise RuntimeError("the guest runs on another thread: pause() it first")
         try:
             if self.outcome is not None and not ended:
@@ -81,11 +84,20 @@ class RunControl:
                     f"the guest has ended ({self.outcome.kind}: {self.outcome.reason}); restore() "
                     "a snapshot, or make a new one"
                 )
-            self._thread = threading.get_ident()
             yield
         finally:
-            self._thread = 0
-            self._lock.release()
+            self._give()
+
+    def _take(self) -> bool:
+        """Become the thread that drives, if there is none."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        self._thread = threading.get_ident()
+        return True
+
+    def _give(self) -> None:
+        self._thread = 0
+        self._lock.release()
 
     @contextmanager
     def standing(self) -> Iterator[None]:
@@ -96,6 +108,35 @@ class RunControl:
             return
         with self.driving(ended=True):
             yield
+
+    def at_rest(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call it with the guest standing still: a running one is stopped for it, and goes on.
+
+        Any thread. By the thread that drives it is called at once.
+        """
+        if self._thread == threading.get_ident():
+            return function(*arguments)
+        call = Call(function, arguments)
+        self._calls.append(call)
+        try:
+            while not call.done.wait(0):
+                if self._take():
+                    try:
+                        self._make_calls()
+                    finally:
+                        self._give()
+                else:
+                    self.driver.wake()
+                    call.done.wait(LOOK_SECONDS)
+        finally:
+            with suppress(ValueError):
+                self._calls.remove(call)
+        return call.value()
+
+    def _make_calls(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._calls.popleft().run()
 
     @property
     def busy(self) -> bool:
@@ -248,6 +289,7 @@ class RunControl:
 
     def _pending(self) -> Stop | None:
         """What was asked for meanwhile."""
+        self._make_calls()
         if self._errors:
             errors, self._errors = self._errors, []
             self._asked.clear()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 import vmm
@@ -248,3 +250,47 @@ def test_a_range_is_watched_by_its_pages(tmp_path):
         assert guest.memory.read(0x300FFE, 2) == b"\x04\x03"
         for gpa in (0x301000, 0x301064, 0x302000, 0x303000):
             assert guest.memory.read(gpa, 4) == b"\x04\x03\x02\x01"
+
+
+def _goes_on(count, guest):
+    """It becomes more, the guest running all the time."""
+    before, deadline = count(), time.monotonic() + patience(10)
+    while count() == before:
+        assert guest.running
+        assert time.monotonic() < deadline, "no hit"
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("cpus", [1, 2])
+def test_a_guest_that_runs_in_the_background_hears_of_changes(tmp_path, kind, cpus):
+    with tiny_guest(tmp_path, COUNT, cpu_count=cpus) as guest:
+        guest.start()
+        seen = []
+        point = guest.breakpoint(
+            LOOP, lambda cpu: seen.append(cpu.regs.rax), hardware=kind == "hardware"
+        )
+        assert point.kind == kind
+        _goes_on(lambda: len(seen), guest)
+        point.enabled = False
+        still = len(seen)
+        time.sleep(0.02)
+        assert len(seen) == still
+        point.enabled = True
+        _goes_on(lambda: len(seen), guest)
+        point.remove()
+        still = len(seen)
+        time.sleep(0.02)
+        assert (len(seen), guest.running) == (still, True)
+        last = guest.breakpoint(JUMP, hardware=kind == "hardware")
+        stop = guest.wait(patience(10))
+        assert (stop.kind, stop.where, guest.running) == ("breakpoint", last, False)
+
+
+def test_what_cannot_be_made_of_a_running_guest_is_told_to_who_asks(tmp_path, monkeypatch):
+    with tiny_guest(tmp_path, COUNT) as guest:
+        guest.start()
+        for ability in ("port", "int3", "step"):
+            monkeypatch.setitem(ABILITIES.__dict__, ability, False)
+        with pytest.raises(HostError, match="no breakpoint is possible"):
+            guest.breakpoint(LOOP, hardware=False)
+        assert guest.running
