@@ -15,8 +15,8 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="*",
-        default=["start", "trace", "snapshot", "lab"],
-        help="start, trace, snapshot, lab",
+        default=["start", "trace", "snapshot", "debug", "lab"],
+        help="start, trace, snapshot, debug, lab",
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lab-rounds", type=int, default=3)
@@ -53,6 +53,10 @@ def measure(options: argparse.Namespace, peers: dict[str, str], results: dict[st
         from benchmarks import bench_trace
 
         results["trace"] = bench_trace.main(options.rounds)
+    if "debug" in options.what:
+        from benchmarks import bench_debug
+
+        results["debug"] = bench_debug.main(options.rounds)
     if "lab" in options.what:
         from benchmarks import bench_lab
 

@@ -6,25 +6,14 @@
 #define _GNU_SOURCE
 #include <elf.h>
 #include <fcntl.h>
-#include <linux/kvm.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "common.h"
+
 #define LOW_MAX (3ull << 30)
 #define HIGH_GPA (4ull << 30)
-
-static long must(long rc, const char *what)
-{
-    if (rc < 0) {
-        perror(what);
-        exit(1);
-    }
-    return rc;
-}
 
 static char *memory(size_t size)
 {
@@ -53,20 +42,6 @@ static unsigned long long load(const char *path, char *low)
     }
     close(fd);
     return head.e_entry;
-}
-
-static void registers(int vcpu, unsigned long long entry)
-{
-    struct kvm_segment code = {0, 0xffffffff, 8, 11, 1, 0, 1, 1, 0, 1, 0, 0, 0};
-    struct kvm_segment data = {0, 0xffffffff, 16, 3, 1, 0, 1, 1, 0, 1, 0, 0, 0};
-    struct kvm_regs regs = {.rip = entry, .rflags = 2};
-    struct kvm_sregs sregs;
-    must(ioctl(vcpu, KVM_GET_SREGS, &sregs), "KVM_GET_SREGS");
-    sregs.cs = code;
-    sregs.ds = sregs.es = sregs.ss = sregs.fs = sregs.gs = data;
-    sregs.cr0 |= 1;
-    must(ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
-    must(ioctl(vcpu, KVM_SET_REGS, &regs), "KVM_SET_REGS");
 }
 
 int main(int argc, char **argv)

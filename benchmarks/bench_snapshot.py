@@ -1,6 +1,8 @@
 """A new guest, a restore and a fork from Python, beside a C program that makes the same ioctls.
 
 All to the guest's first exit, of 4 MiB of RAM with 16 pages written; the interpreter is up already.
+New guests and forks come in rows, the first of which warms up: a row is closed behind its last one,
+since threads of the kernel's take a closed VM apart for a while, which the next one would wait for.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from tests.support.counting_guest import kernel
 from vmm.debug.guest import Guest
 
 RAM = "4M"
-EACH = 20
-# As in snapshot.c: what a closed guest leaves to the kernel's threads is no part of the next.
-SETTLE_SECONDS = 0.03
+# In a row, the first of which does not count.
+EACH = 21
+SETTLE_SECONDS = 0.1
 # How many times C's a figure may be.
 AIMS = {"new": 3.0, "restore": 2.0, "fork": 2.0}
 Row = dict[str, Any]
@@ -38,25 +40,29 @@ def ours(what: str, path: Path) -> list[float]:
             "fork": base.fork,
             "restore": lambda: parent.restore(base),
         }
-        return [once(rounds[what], parent) for _ in range(EACH)]
+        made: list[Guest] = []
+        try:
+            return [once(rounds[what], parent, made) for _ in range(EACH)][1:]
+        finally:
+            for guest in made:
+                guest.close()
 
 
-def once(make: Callable[[], Guest | None], parent: Guest) -> float:
-    """One round, to the first exit; a guest made for it is closed afterwards."""
+def once(make: Callable[[], Guest | None], parent: Guest, made: list[Guest]) -> float:
+    """One round, to the first exit; a guest made for it goes to those ``made``."""
     started = time.perf_counter()
-    made = make()
-    (made or parent).run()
+    guest = make()
+    (guest or parent).run()
     seconds = time.perf_counter() - started
-    if made is not None:
-        made.close()
-        time.sleep(SETTLE_SECONDS)
+    if guest is not None:
+        made.append(guest)
     return seconds * 1e6
 
 
 def theirs(what: str, program: Path) -> list[float]:
     """The same of the C program."""
     out = subprocess.run([program, what, str(EACH)], check=True, capture_output=True, text=True)
-    return [float(line) for line in out.stdout.split()]
+    return [float(line) for line in out.stdout.split()][1:]
 
 
 def measure(rounds: int) -> dict[str, Row]:
@@ -67,7 +73,10 @@ def measure(rounds: int) -> dict[str, Row]:
         found: dict[str, tuple[list[float], list[float]]] = {what: ([], []) for what in AIMS}
         for number in range(rounds + 1):
             for what, (mine, c) in found.items():
-                some, other = ours(what, path), theirs(what, program)
+                some = ours(what, path)
+                time.sleep(SETTLE_SECONDS)
+                other = theirs(what, program)
+                time.sleep(SETTLE_SECONDS)
                 if number:
                     mine += some
                     c += other
@@ -76,11 +85,12 @@ def measure(rounds: int) -> dict[str, Row]:
 
 def row(what: str, mine: list[float], c: list[float]) -> Row:
     """What is told of one of them; the ratio is of the tenth percentiles, which a busy host
-    does not reach."""
+    hardly reaches."""
     low, c_low = (statistics.quantiles(times, n=10)[0] for times in (mine, c))
     return {
         "us": statistics.median(mine), "c_us": statistics.median(c), "low_us": low,
-        "c_low_us": c_low, "ratio": low / c_low, "aim": AIMS[what],
+        "c_low_us": c_low, "min_us": min(mine), "c_min_us": min(c), "ratio": low / c_low,
+        "min_ratio": min(mine) / min(c), "aim": AIMS[what],
     }  # fmt: skip
 
 
@@ -103,11 +113,12 @@ def undisturbed() -> Iterator[None]:
 def main(rounds: int) -> dict[str, Row]:
     with undisturbed():
         found = measure(rounds)
-    print("\nto the first exit, microseconds: median, and the tenth percentile")
+    print("\nto the first exit, microseconds: median, tenth percentile, minimum")
     for what, one in found.items():
         met = "met" if one["ratio"] <= one["aim"] else "missed"
         print(
-            f"{what:10} ours {one['us']:9.1f} {one['low_us']:9.1f}   C {one['c_us']:9.1f} "
-            f"{one['c_low_us']:9.1f}   ratio {one['ratio']:.2f}, aim {one['aim']:.0f}: {met}"
+            f"{what:8} ours {one['us']:8.1f} {one['low_us']:8.1f} {one['min_us']:8.1f}   "
+            f"C {one['c_us']:8.1f} {one['c_low_us']:8.1f} {one['c_min_us']:8.1f}   ratio "
+            f"{one['ratio']:.2f} (minima {one['min_ratio']:.2f}), aim {one['aim']:.0f}: {met}"
         )
     return found

@@ -5,6 +5,8 @@ Source: PCI Local Bus Specification 3.0, chapter 6.
 
 from __future__ import annotations
 
+import struct
+
 SIZE = 4096
 VENDOR_ID = 0x00
 DEVICE_ID = 0x02
@@ -25,6 +27,12 @@ FIRST_CAPABILITY = 0x40
 STATUS_CAPABILITIES = 0x10
 COMMAND_IO = 1
 COMMAND_MEMORY = 2
+TWO_WORDS = struct.Struct("<HH")
+# What a guest may change in a header: the command, the cache line's size, the interrupt line.
+HEADER_MASK = bytes(
+    0xFF if at in (COMMAND, COMMAND + 1, CACHE_LINE, INTERRUPT_LINE) else 0
+    for at in range(FIRST_CAPABILITY)
+)
 
 
 class ConfigSpace:
@@ -37,15 +45,12 @@ class ConfigSpace:
         self.end = FIRST_CAPABILITY
         self.data = bytearray(SIZE)
         self.mask = bytearray(SIZE)
-        self.set(VENDOR_ID, vendor, 2)
-        self.set(DEVICE_ID, device, 2)
-        self.set(REVISION, revision, 1)
-        self.set(CLASS, class_code, 3)
-        self.set(SUBSYSTEM_VENDOR, subsystem[0], 2)
-        self.set(SUBSYSTEM_ID, subsystem[1], 2)
-        self.allow(COMMAND, 0xFFFF, 2)
-        self.allow(CACHE_LINE, 0xFF, 1)
-        self.allow(INTERRUPT_LINE, 0xFF, 1)
+        TWO_WORDS.pack_into(self.data, VENDOR_ID, vendor, device)
+        TWO_WORDS.pack_into(
+            self.data, REVISION, revision | (class_code & 0xFF) << 8, class_code >> 8
+        )
+        TWO_WORDS.pack_into(self.data, SUBSYSTEM_VENDOR, *subsystem)
+        self.mask[:FIRST_CAPABILITY] = HEADER_MASK
         self._next_capability = FIRST_CAPABILITY
         self._last_pointer = CAPABILITIES
 
@@ -74,8 +79,8 @@ class ConfigSpace:
         offset = self._next_capability
         self.data[offset : offset + len(body)] = body
         self.data[self._last_pointer] = offset
+        self.data[STATUS] |= STATUS_CAPABILITIES
         self._last_pointer = offset + 1
         self._next_capability = (offset + len(body) + 3) & ~3
         self.end = max(self.end, self._next_capability)
-        self.set(STATUS, self.get(STATUS, 2) | STATUS_CAPABILITIES, 2)
         return offset

@@ -46,13 +46,14 @@ class Decoding:
         """Make the bus agree with the registers, after one function's have changed."""
         if all(_agrees(changed, bar) for bar in changed.bars):
             return
-        moved = True
-        while moved:
+        moved = waiting = True
+        while moved and waiting:
             # What moves may make room for what was passed over before.
-            moved = False
+            moved = waiting = False
             for function, bar in self._all():
                 if not _agrees(function, bar):
-                    moved = self._follow(function, bar) or moved
+                    follows = self._follow(function, bar)
+                    moved, waiting = moved or follows, waiting or not follows
 
     def inside(self, bar: Bar, start: int) -> bool:
         """Whether a BAR may answer at ``start``."""

@@ -21,17 +21,20 @@ CONTROL_MASK_ALL = 1 << 14
 ENTRY_SIZE = 16
 ENTRY_CONTROL = 12
 ENTRY_MASKED = 1
+MASKED_ENTRY = bytes(ENTRY_CONTROL) + ENTRY_MASKED.to_bytes(4, "little")
 
 
 class Msix:
-    """The vectors of one function. Its owner's lock holds all of it; vCPU threads call."""
+    """The vectors of one function. Its owner's lock holds all of it; vCPU threads call.
+
+    ``vectors`` are new: masked, and nothing waits in them.
+    """
 
     def __init__(self, vectors: list[MsiVector]) -> None:
         self.vectors = vectors
         self.enabled = False
         self.masked = False
-        self._table = bytearray(ENTRY_SIZE * len(vectors))
-        self.reset()
+        self._table = bytearray(MASKED_ENTRY * len(vectors))
 
     def capability(self, bir: int, table_offset: int, pba_offset: int) -> bytes:
         """The capability's 12 bytes, switched off."""
@@ -42,9 +45,8 @@ class Msix:
     def reset(self) -> None:
         """As after a bus reset: off, every entry masked, nothing pending."""
         self.set_control(0)
-        for index, vector in enumerate(self.vectors):
-            entry = bytes(ENTRY_CONTROL) + struct.pack("<I", ENTRY_MASKED)
-            self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = entry
+        self._table[:] = MASKED_ENTRY * len(self.vectors)
+        for vector in self.vectors:
             vector.clear()
 
     def set_control(self, control: int) -> None:

@@ -49,6 +49,7 @@ MSIX_TABLE_SIZE = 0x40000
 MSIX_PBA = 0x48000
 MSIX_PBA_SIZE = 0x800
 VENDOR_CAPABILITY = 0x09
+CAPABILITY = struct.Struct("<BBBBB3xII")
 CFG_COMMON, CFG_NOTIFY, CFG_ISR, CFG_DEVICE, CFG_PCI = 1, 2, 3, 4, 5
 
 
@@ -96,9 +97,8 @@ class VirtioPciFunction(PciFunction):
         config = self.config
 
         def vendor(kind: int, offset: int, length: int, extra: bytes = b"") -> int:
-            body = struct.pack(
-                "<BBBBB3xII", VENDOR_CAPABILITY, 0, 16 + len(extra), kind, 0, offset, length
-            )
+            size = CAPABILITY.size + len(extra)
+            body = CAPABILITY.pack(VENDOR_CAPABILITY, 0, size, kind, 0, offset, length)
             return config.add_capability(body + extra)
 
         vendor(CFG_COMMON, 0, COMMON_SIZE)

@@ -80,3 +80,20 @@ def other_note(size: int, align: int = 4) -> bytes:
     start = -(-(12 + 4) // align) * align
     note = (struct.pack("<III", 4, size, 3) + b"GNU\0").ljust(start, b"\0") + bytes(size)
     return note.ljust(-(-len(note) // align) * align, b"\0")
+
+
+def with_symbols(image: bytes, symbols: dict[str, int]) -> bytes:
+    """A 64-bit ELF of build_elf() with a symbol table: global functions by their addresses."""
+    names, table = b"\0", bytes(24)
+    for name, address in symbols.items():
+        # st_info: global, function; section 1, as if it were there.
+        table += struct.pack("<IBBHQQ", len(names), 1 << 4 | 2, 0, 1, address, 0)
+        names += name.encode() + b"\0"
+    table_at, names_at = len(image), len(image) + len(table)
+    sections = bytes(64)
+    sections += struct.pack("<IIQQQQIIQQ", 0, 2, 0, 0, table_at, len(table), 2, 1, 8, 24)
+    sections += struct.pack("<IIQQQQIIQQ", 0, 3, 0, 0, names_at, len(names), 0, 0, 1, 0)
+    out = bytearray(image + table + names + sections)
+    struct.pack_into("<Q", out, 40, names_at + len(names))  # e_shoff
+    struct.pack_into("<HHH", out, 58, 64, 3, 2)  # e_shentsize, e_shnum, e_shstrndx
+    return bytes(out)

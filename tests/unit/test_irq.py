@@ -93,7 +93,7 @@ def test_an_irqfd_that_is_refused_leaves_the_vector_masked(kvm, router):
 
 
 def test_more_vectors_than_gsis(kvm, router, monkeypatch):
-    monkeypatch.setattr(router, "_free", router._free[-2:])
+    monkeypatch.setattr(router, "_next_gsi", GSI_MAX - 2)
     assert GSI_MAX - MSI_GSI_FIRST > 2
     vectors = router.msi_vectors(3)
     for vector in vectors:

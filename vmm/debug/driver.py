@@ -88,7 +88,7 @@ class Alone:
 
     def reset(self) -> None:
         """The guest gets another state, and shall run again if it has ended."""
-        self._vcpu.loop.late = bus.CONTINUE
+        self._vcpu.loop.renew()
 
     def close(self) -> None:
         """Nothing to give back."""

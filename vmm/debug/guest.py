@@ -103,6 +103,7 @@ class Guest(Hooking, Snapshotting, Outside):
                 self._disks, self.machine = remake(snapshot, self.console, self.serial)
             self._hold()
             if snapshot is not None:
+                self._symbols.share(snapshot.family.symbols)
                 wake(self.machine, self._snapshots(), snapshot)
         except BaseException:
             self.close()

@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 BANNER_NAME = "linux_banner"
 
 
+class FoundSymbols:
+    """What a guest has found of its kernel's symbols, for its forks: theirs is the same kernel."""
+
+    def __init__(self) -> None:
+        self.is_elf: bool | None = None
+        self.newest: Symbols | None = None
+
+
 class KernelSymbols:
     """Where a guest has its symbols from. The thread that drives it, while it stands still."""
 
@@ -42,26 +50,35 @@ class KernelSymbols:
         self._path = kernel_path
         self._ram = ram
         self._boot_cpu = boot_cpu
+        self.known = FoundSymbols()
         self._found: Symbols | None = None
-        self._is_elf: bool | None = None
         self._unsure = False
         # The root of the page tables that had no kernel in them: not looked at again and again.
         self._seen_root = -1
 
     def get(self) -> Symbols | None:
         """The symbols, or None while there are none."""
-        if self._is_elf is None:
-            self._is_elf = is_elf(self._path)
-            self._found = self._of_elf() if self._is_elf else None
-        if self._is_elf:
-            return self._found
+        known = self.known
+        if known.is_elf is None:
+            elf = is_elf(self._path)
+            known.newest = self._of_elf() if elf else None
+            known.is_elf = elf
+        if known.is_elf:
+            return known.newest
         if self._unsure:
             self._unsure = False
             if self._found is not None and not self._still_there(self._found):
                 self._found = None
         if self._found is None:
             self._found = self._of_ram()
+            known.newest = self._found or known.newest
         return self._found
+
+    def share(self, known: FoundSymbols) -> None:
+        """Know what the other guests of the family have found, if it is there in this one, too."""
+        self.known = known
+        self._found = known.newest
+        self._unsure = True
 
     def _still_there(self, symbols: Symbols) -> bool:
         """The kernel that has these symbols runs there, as its banner shows."""

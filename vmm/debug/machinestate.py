@@ -14,6 +14,8 @@ from vmm.errors import StateError
 from vmm.light.state import misfit, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm._native.disk.overlay import Overlay
     from vmm._native.kvm.bus import Bus
     from vmm.machine import Machine
@@ -32,17 +34,20 @@ class MachineState:
     """Reads and sets the states of all devices of ``machine``, and knows which were used.
 
     A device counts as used when a guest's access reached it, when its threads served a request, or
-    when the host did something to it (typed, pressed the power button), since clear_touched().
+    when the host did something to it (typed, pressed the power button), since clear_touched();
+    with ``watched`` the first one is at once, else all do before it.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, watched: bool = True) -> None:
         self._machine = machine
         self._changes = (-1, -1)
         self._parts: dict[str, Any] = {}
         self._names: dict[int, str] = {}
         self._marked: list[tuple[str, Any]] = []
-        self._marks: list[object] = []
-        self.clear_touched()
+        # None until the first clear_touched().
+        self._marks: list[object] | None = None
+        if watched:
+            self.clear_touched()
 
     def quiesce(self) -> None:
         """All threads of devices stop between two requests. StateError where one cannot."""
@@ -59,28 +64,45 @@ class MachineState:
         """The state of each device by its name; quiesced."""
         return {name: state_of(name, device) for name, device in self.parts().items()}
 
-    def set_state(self, states: object, base: States | None = None) -> None:
+    def set_state(self, states: Any, base: States | None = None) -> None:
         """Each device as state() told; quiesced. StateError names what does not fit.
 
         ``base`` is what the devices were at the last clear_touched(): those that were not used
         since, and are the same in both, stay as they are. None: all are set, as those of a machine
         just built must be. What an error leaves is a machine to be closed.
         """
+        # What a script put there since stays as it is.
+        parts = self._fitting(states, base is None)
+        for name in self._chosen(states, base):
+            if states[name] != state_of(name, parts[name]):
+                set_device_state(name, parts[name], states[name])
+        self.clear_touched()
+
+    def unlike(self, states: States, fresh: States) -> list[str]:
+        """The devices whose state is not that in ``fresh``, in the order in which they are set.
+
+        StateError names what does not fit.
+        """
+        return [name for name in self._fitting(states, True) if states[name] != fresh[name]]
+
+    def become(self, states: States, names: Sequence[str]) -> None:
+        """Set those of a machine just built that unlike() told of a machine like it."""
+        parts = self.parts()
+        for name in names:
+            set_device_state(name, parts[name], states[name])
+
+    def _fitting(self, states: Any, is_whole: bool) -> dict[str, Any]:
+        """The devices, of which each of ``states`` is one; all of them when it is whole."""
         parts = self.parts()
         if type(states) is not dict:
             raise misfit("machine", f" is {show(states)}: a dict by the devices' names is needed")
         for name in parts:
-            # What a script put there since stays as it is.
-            if name not in states and base is None:
+            if name not in states and is_whole:
                 raise misfit(name, " is missing")
         for name in states:
             if name not in parts:
                 raise misfit("machine", f" has a device {show(name)} that is not here")
-        for name in self._chosen(states, base):
-            # Most devices of a fork are as they were built.
-            if states[name] != state_of(name, parts[name]):
-                set_device_state(name, parts[name], states[name])
-        self.clear_touched()
+        return parts
 
     def _chosen(self, states: States, base: States | None) -> list[str]:
         """The devices to set, in the order of parts()."""
@@ -111,6 +133,8 @@ class MachineState:
 
     def touched(self) -> set[str]:
         """The names of the devices that were used since clear_touched()."""
+        if self._marks is None:
+            return set(self.parts())
         self.parts()
         machine, names = self._machine, self._names
         reached = [*machine.pio.touched(), *machine.mmio.touched()]
@@ -132,10 +156,12 @@ class MachineState:
         machine = self._machine
         changes = (machine.pio.changes, machine.mmio.changes)
         if changes != self._changes:
-            before = {name: mark for (name, _), mark in zip(self._marked, self._marks, strict=True)}
+            pairs = zip(self._marked, self._marks or (), strict=False)
+            before = {name: mark for (name, _), mark in pairs}
             self._find_parts()
             self._marked = [(n, d) for n, d in self._parts.items() if hasattr(d, "mark")]
-            self._marks = [before.get(name) for name, _ in self._marked]
+            if self._marks is not None:
+                self._marks = [before.get(name) for name, _ in self._marked]
             self._changes = changes
         return self._parts
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vmm._native.kvm.vcpustate import VcpuState
 from vmm._native.kvm.vmstate import VmState
 from vmm.debug import snapshotfile
+from vmm.debug.kernelsymbols import FoundSymbols
 from vmm.debug.saveddisks import disks_from, disks_to
 from vmm.light.shown import Shown
 
@@ -66,14 +67,16 @@ class SnapshotMemory(Shown):
         return f"<snapshot RAM of {self.size >> 20} MiB>"
 
 
-class Fresh:
-    """What the devices of a machine like this are when it is just built; known from a first fork.
+class Family:
+    """What the guests that come from one know of each other.
 
-    A fork then sets only those that are otherwise. Shared by a family of guests.
+    ``fresh`` is what the devices of a machine like this are when it is just built, from a first
+    fork on: others then set only those that are otherwise. ``symbols`` are their kernel's.
     """
 
-    def __init__(self) -> None:
-        self.states: States | None = None
+    def __init__(self, symbols: FoundSymbols) -> None:
+        self.fresh: States | None = None
+        self.symbols = symbols
 
 
 class Snapshot(Shown):
@@ -92,7 +95,7 @@ class Snapshot(Shown):
         devices: States,
         disks: Sequence[SavedDisk],
         revive: Callable[[Snapshot], Any],
-        fresh: Fresh | None = None,
+        family: Family | None = None,
     ) -> None:
         """``revive`` makes a guest of a snapshot."""
         self.config = config
@@ -103,7 +106,9 @@ class Snapshot(Shown):
         self.disks = tuple(disks)
         self.memory = SnapshotMemory(ram)
         self._revive = revive
-        self.fresh = fresh or Fresh()
+        self.family = family or Family(FoundSymbols())
+        # The devices that are otherwise than in a machine just built; known from a first fork on.
+        self.unlike: list[str] | None = None
 
     @property
     def taken(self) -> float:

@@ -10,13 +10,14 @@ from vmm._native.memory.ramimage import RamTracker
 from vmm.debug.machinestate import MachineState
 from vmm.debug.saveddisks import SavedDisk
 from vmm.debug.shadow import pages_by_hardware
-from vmm.debug.snapshot import Fresh, Snapshot
+from vmm.debug.snapshot import Family, Snapshot
 from vmm.errors import HostError, StateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any
 
+    from vmm.debug.kernelsymbols import FoundSymbols
     from vmm.debug.machinestate import States
     from vmm.host.disk import Disk
     from vmm.machine import Machine
@@ -35,8 +36,12 @@ class Snapshots:
         disks: Sequence[Disk],
         revive: Callable[[Snapshot], Any],
         lay_out: Callable[[], None],
+        symbols: FoundSymbols,
     ) -> None:
-        """``revive`` makes a guest of a snapshot; ``lay_out`` gives KVM all of RAM's slots anew."""
+        """``revive`` makes a guest of a snapshot; ``lay_out`` gives KVM all of RAM's slots anew.
+
+        ``symbols`` are what this guest has found, for its family.
+        """
         if machine.passed_through():
             names = ", ".join([function.name for function in machine.passed_through()])
             raise HostError(
@@ -49,15 +54,16 @@ class Snapshots:
         self._disks = disks
         self._revive = revive
         self._lay_out = lay_out
-        self._fresh = Fresh()
+        self._family = Family(symbols)
         # The newest restored: it fits, so it does again.
         self._restored: Snapshot | None = None
-        self._devices = MachineState(machine)
+        self._devices = MachineState(machine, watched=False)
         self._tracker = RamTracker(machine.memory)
         self._vcpus: tuple[VcpuState, ...] = ()
         # What the devices were when `touched` was last cleared.
         self._base: States | None = None
-        self._shadow = not pages_by_hardware()
+        # None until it is needed: most forks are only run.
+        self._shadow: bool | None = None
 
     def capture(self) -> Snapshot:
         """All of it as it is now."""
@@ -72,7 +78,7 @@ class Snapshots:
             self._base = devices
         finally:
             self._devices.go_on()
-        return Snapshot(self._config, ram, vcpus, vm, devices, disks, self._revive, self._fresh)
+        return Snapshot(self._config, ram, vcpus, vm, devices, disks, self._revive, self._family)
 
     def _capture_vcpus(self) -> tuple[VcpuState, ...]:
         fds = [vcpu.fd for vcpu in self._machine.vcpus]
@@ -99,6 +105,8 @@ class Snapshots:
         if snapshot is not self._restored:
             self._fits(snapshot)
             self._restored = snapshot
+        if self._shadow is None:
+            self._shadow = not pages_by_hardware()
         self._devices.quiesce()
         try:
             paging = False
@@ -137,13 +145,18 @@ class Snapshots:
                 state.advance_tsc(ahead_ns)
             state.apply(vcpu.fd)
         snapshot.vm.apply(self._machine.vm.fd, ahead_ns)
-        fresh = snapshot.fresh
-        if fresh.states is None:
-            fresh.states = self._devices.state()
-        self._devices.set_state(snapshot.devices, fresh.states)
-        self._devices.go_on()
-        self._fresh = fresh
+        self._family = snapshot.family
         self._vcpus = snapshot.vcpus
+        self._settle_devices(snapshot)
+
+    def _settle_devices(self, snapshot: Snapshot) -> None:
+        family, devices = snapshot.family, self._devices
+        if snapshot.unlike is None:
+            if family.fresh is None:
+                family.fresh = devices.state()
+            snapshot.unlike = devices.unlike(snapshot.devices, family.fresh)
+        devices.become(snapshot.devices, snapshot.unlike)
+        devices.go_on()
         self._base = snapshot.devices
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.device import Device
+    from vmm.debug.kernelsymbols import KernelSymbols
     from vmm.debug.pagewatch import PageWatch
     from vmm.debug.patches import Patches
     from vmm.debug.runcontrol import RunControl
@@ -36,6 +37,7 @@ class Snapshotting:
     _patches: Patches
     _pages: PageWatch
     _taker: Snapshots | None
+    _symbols: KernelSymbols
     _devices: Sequence[Device]
 
     def _build(self, config: Config, kept: set[str], snapshot: Snapshot | None = None) -> None:
@@ -73,8 +75,9 @@ class Snapshotting:
     def _snapshots(self) -> Snapshots:
         if self._taker is None:
             self._taker = Snapshots(
-                self.config, self.machine, self._disks, type(self).over, self._pages.lay_out
-            )
+                self.config, self.machine, self._disks, type(self).over, self._pages.lay_out,
+                self._symbols.known,
+            )  # fmt: skip
         return self._taker
 
     def snapshot(self) -> Snapshot:

@@ -15,9 +15,11 @@ STOP_PORTS = range(0xFE, 0xDF, -1)
 
 def claim_stop_port(pio: Bus) -> int:
     """Take the first free one; before the guest runs. ValueError when there is none."""
-    taken = [(start, start + length) for start, length, _ in pio.ranges()]
+    target = StopPort()
     for port in STOP_PORTS:
-        if not any(first <= port < end for first, end in taken):
-            pio.attach(port, 1, StopPort(), "breakpoint port")
-            return port
+        try:
+            pio.attach(port, 1, target, "breakpoint port")
+        except ValueError:
+            continue  # it is taken
+        return port
     raise ValueError("no port is free for breakpoints")

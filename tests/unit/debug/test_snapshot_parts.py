@@ -57,7 +57,7 @@ def test_other_text_is_an_error(text, told):
 def test_a_guest_with_passed_through_devices_is_refused():
     machine = SimpleNamespace(passed_through=lambda: [SimpleNamespace(name="0000:65:00.0")])
     with pytest.raises(HostError, match=r"devices of the host's \(0000:65:00.0\)"):
-        Snapshots(None, machine, [], None, None)
+        Snapshots(None, machine, [], None, None, None)
 
 
 def test_a_fork_s_event_waits_where_no_driver_listens():

@@ -133,11 +133,24 @@ def punch_hole(int fd, off_t offset, off_t length):
     check(vmm_punch_hole(fd, offset, length), b"fallocate(FALLOC_FL_PUNCH_HOLE)")
 
 
+cdef dict KEPT = {}
+
+
 def host_cpuid(unsigned int leaf, unsigned int subleaf=0):
-    """(eax, ebx, ecx, edx) of the CPUID instruction on the calling thread's CPU."""
+    """(eax, ebx, ecx, edx) of the CPUID instruction on the calling thread's CPU.
+
+    The two that tell the width of addresses, the same on all CPUs, are asked for once: in a
+    virtual machine each costs an exit, 20 us and more.
+    """
     cdef unsigned int registers[4]
+    cdef bint is_kept = leaf == 0x80000000U or leaf == 0x80000008U
+    if is_kept and (leaf, subleaf) in KEPT:
+        return KEPT[leaf, subleaf]
     vmm_cpuid(leaf, subleaf, registers)
-    return registers[0], registers[1], registers[2], registers[3]
+    found = (registers[0], registers[1], registers[2], registers[3])
+    if is_kept:
+        KEPT[leaf, subleaf] = found
+    return found
 
 
 def set_process_name(bytes name, arguments):

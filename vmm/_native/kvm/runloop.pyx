@@ -49,11 +49,9 @@ cdef void vcpu_main(void *arg) noexcept nogil:
 
 
 cdef class VcpuLoop:
-    """One vCPU's thread.
+    """One vCPU's thread. start(), pause(), resume(), kick() and join() are the control thread's.
 
-    ``done_fd`` is an eventfd written once when the loop ends; ``outcome`` says why (a constant of
-    vmm._native.kvm.bus). start(), pause(), resume(), kick() and join() belong to the control
-    thread.
+    ``done_fd`` is an eventfd written once when the loop ends; ``outcome`` says why (of bus.pyx).
     """
 
     def __cinit__(self, VcpuFd vcpu, Bus pio, Bus mmio, int done_fd):
@@ -203,6 +201,8 @@ cdef class VcpuLoop:
             self.complete()
 
     cdef void complete(self) noexcept nogil:
+        if self.vcpu.run.exit_reason == <uint32_t>KVM_EXIT_DEBUG:
+            return    # no access: whole as it is
         # An access that crosses pages has more parts, each an exit of its own. A signal's own 1
         # stays, so that none is lost.
         vmm_swap_byte(&self.vcpu.run.immediate_exit, 0, COMPLETE)
@@ -212,6 +212,11 @@ cdef class VcpuLoop:
         if self.late == OUTCOME_CONTINUE:
             self.vcpu.run.exit_reason = KVM_EXIT_INTR       # for settle(): it is complete
         vmm_swap_byte(&self.vcpu.run.immediate_exit, COMPLETE, 0)
+
+    def renew(self):
+        """Forget how the guest ended, and kicks from before; nothing runs."""
+        self.late = OUTCOME_CONTINUE
+        self.vcpu.run.immediate_exit = self.stop = 0
 
     def debug_exit(self):
         """(pc, exception, dr6, dr7) of the newest debug exit; exception 1 is #DB, 3 is #BP."""

@@ -11,6 +11,10 @@ cdef class VcpuFd(OwnedFd):
     cdef kvm_run *run            # shared with the kernel; valid until close()
     cdef size_t run_size
 
+# A kvm_cpuid2 as KVM_SET_CPUID2 takes it, of (function, index, flags, eax, ebx, ecx, edx) each.
+cdef bytes packed_cpuid(entries)
+cdef int set_packed_cpuid(int fd, bytes table) except -1
+
 # (function, index, flags, eax, ebx, ecx, edx) each, by an ioctl that fills a kvm_cpuid2.
 cdef list cpuid_of(int fd, unsigned long request, const char *name)
 

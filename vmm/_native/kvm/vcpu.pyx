@@ -216,22 +216,7 @@ cdef class VcpuFd(OwnedFd):
 
     def set_cpuid2(self, entries):
         """What CPUID answers: (function, index, flags, eax, ebx, ecx, edx) each."""
-        cdef size_t count = len(entries)
-        cdef size_t i = 0
-        if count > CPUID_MAX:
-            raise IoctlError(E2BIG, "KVM_SET_CPUID2")
-        cdef kvm_cpuid2 *table = <kvm_cpuid2 *>calloc(
-            1, sizeof(uint32_t) * 2 + CPUID_MAX * sizeof(kvm_cpuid_entry2))
-        if table == NULL:
-            raise MemoryError
-        table.nent = count
-        try:
-            for function, index, flags, eax, ebx, ecx, edx in entries:
-                table.entries[i] = kvm_cpuid_entry2(function, index, flags, eax, ebx, ecx, edx)
-                i += 1
-            check(ioctl(self.fd, KVM_SET_CPUID2, table), b"KVM_SET_CPUID2")
-        finally:
-            free(table)
+        set_packed_cpuid(self.fd, packed_cpuid(entries))
 
     def set_msrs(self, pairs):
         """Set (index, value) pairs; returns how many KVM took before it met one it refuses."""
@@ -345,6 +330,25 @@ cdef class VcpuFd(OwnedFd):
         translation.linear_address = linear
         check(ioctl(self.fd, KVM_TRANSLATE, &translation), b"KVM_TRANSLATE")
         return translation.physical_address if translation.valid else None
+
+
+cdef bytes packed_cpuid(entries):
+    cdef size_t count = len(entries)
+    cdef size_t i = 0
+    if count > CPUID_MAX:
+        raise IoctlError(E2BIG, "KVM_SET_CPUID2")
+    cdef bytearray room = bytearray(sizeof(uint32_t) * 2 + count * sizeof(kvm_cpuid_entry2))
+    # SAFETY: ``room`` has place for as many entries as ``entries``, a sequence, has.
+    cdef kvm_cpuid2 *table = <kvm_cpuid2 *><char *>room
+    table.nent = count
+    for function, index, flags, eax, ebx, ecx, edx in entries[:count]:
+        table.entries[i] = kvm_cpuid_entry2(function, index, flags, eax, ebx, ecx, edx)
+        i += 1
+    return bytes(room)
+
+
+cdef int set_packed_cpuid(int fd, bytes table) except -1:
+    return check(ioctl(fd, KVM_SET_CPUID2, <const char *>table), b"KVM_SET_CPUID2")
 
 
 cdef list cpuid_of(int fd, unsigned long request, const char *name):

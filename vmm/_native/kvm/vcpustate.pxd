@@ -26,6 +26,8 @@ cdef class VcpuState:
     cdef readonly size_t xsave_size
     cdef readonly int tsc_khz
     cdef readonly tuple cpuid
+    cdef bytes packed            # ``cpuid`` for the ioctl, from the first set_cpuid() on
+    cdef bint is_khz_new         # ``tsc_khz`` is what a new vCPU has by itself
 
     cdef VcpuState like(self)
     cdef int read_parts(self, int fd) noexcept nogil

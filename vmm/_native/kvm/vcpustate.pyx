@@ -14,7 +14,9 @@ from libc.string cimport memcpy, memmove
 
 from vmm._native.host.fd cimport check
 from vmm._native.host.fd import IoctlError
-from vmm._native.kvm.vcpu cimport CPUID_MAX, VcpuFd, cpuid_of
+from vmm._native.kvm.vcpu cimport (
+    CPUID_MAX, VcpuFd, cpuid_of, packed_cpuid, set_packed_cpuid,
+)
 from vmm._native.kvm.vcpuplain import VERSION, check_keys, checked_row, key_of
 from vmm._native.linux.kvm cimport *
 from vmm._native.linux.kvm_state cimport *
@@ -208,7 +210,9 @@ cdef class VcpuState:
         """Another object with the same CPUID, TSC frequency and MSRs."""
         cdef VcpuState state = VcpuState(self.xsave_size)
         state.cpuid = self.cpuid
+        state.packed = self.packed
         state.tsc_khz = self.tsc_khz
+        state.is_khz_new = self.is_khz_new
         memcpy(state.msr_table, self.msr_table,
                sizeof(uint32_t) * 2 + self.msr_table.nmsrs * sizeof(kvm_msr_entry))
         return state
@@ -329,8 +333,15 @@ cdef class VcpuState:
 
     def set_cpuid(self, VcpuFd vcpu):
         """CPUID, and the TSC's frequency where it is not the same: for a new vCPU, before apply."""
-        vcpu.set_cpuid2(self.cpuid)
-        if vcpu.get_tsc_khz() != self.tsc_khz:
+        if self.packed is None:
+            self.packed = packed_cpuid(self.cpuid)
+        set_packed_cpuid(vcpu.fd, self.packed)
+        # What a new vCPU of this host has does not change.
+        if self.is_khz_new:
+            return
+        if vcpu.get_tsc_khz() == self.tsc_khz:
+            self.is_khz_new = True
+        else:
             check(ioctl(vcpu.fd, KVM_SET_TSC_KHZ, <unsigned long>self.tsc_khz), b"KVM_SET_TSC_KHZ")
 
     def advance_tsc(self, uint64_t ns):

@@ -20,4 +20,5 @@ cdef class RamTracker:
     cdef readonly GuestMemory memory
     cdef int pagemap_fd
 
+    cdef int open(self) except -1
     cdef int scan(self, Ranges *ranges) except -1

@@ -215,24 +215,30 @@ cdef class RamTracker:
     def __cinit__(self, GuestMemory memory):
         self.pagemap_fd = -1
         self.memory = memory
-        self.pagemap_fd = open_pagemap()
 
     def __dealloc__(self):
         self.close()
 
     def close(self):
-        """Close the pagemap; images stay good. Idempotent."""
+        """Close the pagemap; images stay good, and the next one opens it again. Idempotent."""
         if self.pagemap_fd >= 0:
             c_close(self.pagemap_fd)
             self.pagemap_fd = -1
+
+    cdef int open(self) except -1:
+        # Not before it is needed: most forks are never taken or restored themselves.
+        if self.memory.closed:
+            raise ValueError("the guest's memory is closed")
+        if self.pagemap_fd < 0:
+            self.pagemap_fd = open_pagemap()
+        return 0
 
     cdef int scan(self, Ranges *ranges) except -1:
         """The pages that differ from the frozen file, or did once: whoever wrote them."""
         cdef uint64_t first = 0
         cdef int rc = 0
         cdef int i
-        if self.memory.closed:
-            raise ValueError("the guest's memory is closed")
+        self.open()
         with nogil:
             for i in range(self.memory.count):
                 rc = rc or private_pages(self.pagemap_fd, self.memory.table[i].hva,
@@ -243,6 +249,7 @@ cdef class RamTracker:
     def capture(self):
         """An image of RAM as it is now."""
         cdef Ranges ranges
+        self.open()
         cdef RamImage image = RamImage(freeze(self.memory, self.pagemap_fd))
         memset(&ranges, 0, sizeof(ranges))
         try:
