@@ -65,6 +65,8 @@ def main(peers: dict[str, str], lab_rounds: int, only: str = "") -> dict[str, ob
     results: dict[str, object] = {}
     linux = {"kernel": str(job.image), "initramfs": str(job.initramfs)}
     system = {"kernel": str(debian.kernel), "initramfs": str(debian.initramfs)}
+    if not only or only == "memory":
+        results["memory"] = by_memory(vmms, lab_rounds, linux)
     questions = [
         ("Linux to user space, s", "linux", linux, []),
         ("Debian to multi-user, s", "debian", system, [debian.image]),
@@ -94,8 +96,25 @@ def main(peers: dict[str, str], lab_rounds: int, only: str = "") -> dict[str, ob
     return results
 
 
-def show(title: str, table: dict[str, list[Row]]) -> dict[str, Row]:
-    """Best of the rounds by VMM, with the ratio to QEMU (else Cloud Hypervisor)."""
+def by_memory(vmms: dict[str, str], rounds: int, linux: dict[str, str]) -> dict[str, Row]:
+    """The same boot with memory of each kind: shared in huge and in small pages, and private."""
+    calls = [
+        {"what": "linux", "vmm": f"{name} {form}", "path": path, "memory": f"size=512M,{form}",
+         **linux}
+        for _ in range(rounds)
+        for name, path in vmms.items()
+        for form in ("shared=on", "shared=on,thp=off", "shared=off")
+        # QEMU's is always a memfd; Cloud Hypervisor's thp= is of private memory alone.
+        if "qemu" not in path and (not path or "thp" not in form)
+    ]  # fmt: skip
+    table: dict[str, list[Row]] = {}
+    for call, row in zip(calls, collect(Lab, calls), strict=True):
+        table.setdefault(str(call["vmm"]), []).append(row)
+    return show("Linux to user space by memory, s", table, "vllmd-hypervisor shared=on,thp=off")
+
+
+def show(title: str, table: dict[str, list[Row]], base: str = "QEMU microvm") -> dict[str, Row]:
+    """Best of the rounds by VMM, with the ratio to ``base`` (else Cloud Hypervisor)."""
     best = {name: best_of(rows) for name, rows in table.items()}
     measured = {name: row for name, row in best.items() if "error" not in row}
     print(f"\n{title} (best of {max(len(rows) for rows in table.values())})")
@@ -103,8 +122,8 @@ def show(title: str, table: dict[str, list[Row]]) -> dict[str, Row]:
         if name not in measured:
             print(f"{name:20}  failed: {row['error'].strip().splitlines()[-1]}")
             continue
-        base = measured.get("QEMU microvm", measured.get("Cloud Hypervisor", row))
-        cells = "".join(f"  {key} {row[key]:10.2f} ({row[key] / base[key]:.2f}x)" for key in row)
+        of = measured.get(base, measured.get("Cloud Hypervisor", row))
+        cells = "".join(f"  {key} {row[key]:10.2f} ({row[key] / of[key]:.2f}x)" for key in row)
         print(f"{name:20}{cells}")
     return best
 

@@ -19,6 +19,7 @@ from tests.lab.rig.flaw import FlawWatch
 from tests.support import binary
 
 SECONDS = 400
+MEMORY = "size=512M,shared=on"
 MIB = 1 << 20
 # Fields 7 and 8 of fio's terse output: read bandwidth in KiB/s, reads a second.
 FIO = """
@@ -32,26 +33,26 @@ done
 
 
 def command(
-    vmm: str, path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str]
+    path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str], memory: str
 ) -> tuple[list[str], dict[str, str]]:
     """(arguments, environment) with the guest's console on stdout.
 
     That is hvc0 for a kernel; a firmware (no ``initramfs``) and what it boots use ttyS0.
     """
     if not path:
-        return ours(kernel, initramfs, cmdline, disks)
+        return ours(kernel, initramfs, cmdline, disks, memory)
     if "qemu" in path:
         return qemu(path, kernel, initramfs, cmdline, disks)
-    return cloud_hypervisor(path, kernel, initramfs, cmdline, disks)
+    return cloud_hypervisor(path, kernel, initramfs, cmdline, disks, memory)
 
 
 def ours(
-    kernel: str, initramfs: str, cmdline: str, disks: list[str]
+    kernel: str, initramfs: str, cmdline: str, disks: list[str], memory: str
 ) -> tuple[list[str], dict[str, str]]:
     values = {
         "KERNEL_FILEPATH": kernel, "INITRAMFS_FILEPATH": initramfs, "CMDLINE": cmdline,
         "SYSTEM_IMAGE_FILEPATH": ",".join(disks[:-1]), "CONFIG_IMAGE_FILEPATH": disks[-1],
-        "CPU_COUNT": "1", "MEMORY_CONFIG": "size=512M,shared=on",
+        "CPU_COUNT": "1", "MEMORY_CONFIG": memory,
         "CONSOLE": "tty" if initramfs else "null", "SERIAL": "null" if initramfs else "tty",
         "LOG_FILEPATH": "/dev/shm/bench.log",
     }  # fmt: skip
@@ -82,19 +83,21 @@ def qemu(
 
 
 def cloud_hypervisor(
-    path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str]
+    path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str], memory: str
 ) -> tuple[list[str], dict[str, str]]:
     ends = ["--serial", "off", "--console", "tty", "--initramfs", initramfs, "--cmdline", cmdline]
     if not initramfs:
         ends = ["--serial", "tty", "--console", "off"]
     arguments = [
-        path, "--kernel", kernel, *ends, "--cpus", "boot=1", "--memory", "size=512M,shared=on",
+        path, "--kernel", kernel, *ends, "--cpus", "boot=1", "--memory", memory,
         "--disk",
     ]  # fmt: skip
     return arguments + [f"path={disk},image_type=raw" for disk in disks], {}
 
 
-def run(what: str, vmm: str, path: str, kernel: str, initramfs: str = "") -> None:
+def run(
+    what: str, vmm: str, path: str, kernel: str, initramfs: str = "", memory: str = MEMORY
+) -> None:
     """Start the guest and print ``{"seconds": …}``, or fio's figures."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         folder = Path(name)
@@ -115,7 +118,7 @@ def run(what: str, vmm: str, path: str, kernel: str, initramfs: str = "") -> Non
             make_fat(config, {"run": script.encode()}, label=JOB_LABEL)
             cmdline = "console=hvc0 root=LABEL=root ro quiet panic=-1" if initramfs else ""
             awaited = "guest: multi-user reached"
-        arguments, env = command(vmm, path, kernel, initramfs, cmdline, disks)
+        arguments, env = command(path, kernel, initramfs, cmdline, disks, memory)
         seconds, text = watch(arguments, env, awaited)
     if what == "fio":
         figures = re.findall(r"figure (\w+) (\d+) (\d+)", text)

@@ -300,6 +300,7 @@ class Machine:
         for vcpu in self.vcpus:
             vcpu.start()
         self.mark("running")
+        self.memory.settle()
 
     def power_button(self) -> None:
         """Press the ACPI power button."""
@@ -318,7 +319,7 @@ class Machine:
     def status(self) -> dict[str, object]:
         """Facts for `status`: memory, vCPUs, disks and devices, exits, phases of the start."""
         return {
-            "memory": memory_status(self.config.memory),
+            "memory": memory_status(self.config.memory, self.memory),
             "vcpus": [vcpu.status() for vcpu in self.vcpus],
             "devices": [f.status() for f in self.functions()],
             "exits": self.exits(),

@@ -38,17 +38,32 @@ def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMem
 
     ``progress`` is called before each piece of a prefault, which may take long.
     """
-    huge = config.hugepage_size if config.hugepages else 0
+    memory = map_ram(config)
+    if memory.refused:
+        log.warning(
+            f"guest RAM is in pages of 4 KiB, and the guest slower for it: {memory.refused} "
+            "(`vllmd-hypervisor check` tells the cure)"
+        )
+    place(memory, config, progress)
+    return memory
+
+
+def map_ram(config: MemoryConfig) -> GuestMemory:
+    """Its address space, with nothing in it yet; HostError when the host refuses it."""
     try:
-        memory = GuestMemory(
+        return GuestMemory(
             ram_regions(config.size),
             shared=config.shared,
-            hugepage_size=huge or 0,
+            hugepage_size=config.hugepage_size if config.hugepages else 0,
             mergeable=config.mergeable,
             thp=config.thp,
         )
     except OSError as error:
         raise _cannot_map(config, error) from error
+
+
+def place(memory: GuestMemory, config: MemoryConfig, progress: Progress = no_progress) -> None:
+    """Bind it to its node and prefault it; HostError where that is refused, and it is closed."""
     try:
         _place(memory, config, progress)
     except OSError as error:
@@ -61,7 +76,6 @@ def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMem
                 "memory there"
             )
         raise HostError(f"cannot place guest RAM: {error}", remedy) from error
-    return memory
 
 
 def _cannot_map(config: MemoryConfig, error: OSError) -> HostError:
@@ -103,7 +117,7 @@ def _place(memory: GuestMemory, config: MemoryConfig, progress: Progress) -> Non
         )
 
 
-def memory_status(config: MemoryConfig) -> dict[str, object]:
+def memory_status(config: MemoryConfig, memory: GuestMemory) -> dict[str, object]:
     """Facts for `status`; all sizes in bytes.
 
     ``rss`` is this process's resident memory by kind (proc(5), /proc/pid/status). Guest RAM is
@@ -118,7 +132,9 @@ def memory_status(config: MemoryConfig) -> dict[str, object]:
     return {
         "size": config.size,
         "shared": config.shared or config.hugepages,
-        "backing": "memfd" if config.shared or config.hugepages else "anonymous",
+        "backing": memory.backing,
+        "huge": memory.huge,
+        "huge_refused": memory.refused,
         "hugepage_size": config.hugepage_size if config.hugepages else 0,
         "node": config.host_numa_node,
         "rss": rss,

@@ -16,6 +16,14 @@ def job() -> dict[str, str]:
     return {"kernel": str(guest.image), "initramfs": str(guest.initramfs)}
 
 
-@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.full)])
-def test_linux_again_and_again(lab, job, cpus):
-    print(lab.call(f"{SCENARIO}:again_and_again", timeout=880, cpus=cpus, **job))
+# Shared memory is a file of huge pages there, which forks have small ones over.
+@pytest.mark.parametrize(
+    ("cpus", "memory"),
+    [
+        (1, "size=256M,shared=on"),
+        pytest.param(1, "size=256M", marks=pytest.mark.full),
+        pytest.param(2, "size=256M", marks=pytest.mark.full),
+    ],
+)
+def test_linux_again_and_again(lab, job, cpus, memory):
+    print(lab.call(f"{SCENARIO}:again_and_again", timeout=880, cpus=cpus, memory=memory, **job))

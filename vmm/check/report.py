@@ -128,7 +128,7 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         stages.append([resources.descriptors(host, values["cpu_count"], len(system) + len(config))])
     stages.append(kvm.kvm(host, values.get("cpu_count")))
     if "memory" in values and not _has_problem(stages[3], "memory"):
-        stages.append(resources.guest_ram(values["memory"]))
+        stages.append(resources.guest_ram(values["memory"], host))
     found, _ = pci.look_up_devices(values.get("devices", ()), host)
     groups = dict.fromkeys([device.group for device in found])
     stages.append(devices.groups_in_use(host, groups, stop))

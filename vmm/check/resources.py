@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.errors import HostError
-from vmm.host.finding import Finding, of_error, problem
+from vmm.host.finding import Finding, of_error, problem, warning
 from vmm.host.preflight import MIB, SYS_NODES, free_bytes
 from vmm.layout import DISK_QUEUES_MAX
 
@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 # What a VMM has open: standard streams, KVM, its lock, sockets, event loop, lines, consoles.
 DESCRIPTORS = 24
 DESCRIPTORS_USUAL = 1024
+# For memory whose program asks for huge pages, as ours does; others' stays as it is.
+SHMEM_ENABLED = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
+# Settings that forbid user namespaces, the value that does and one that does not: of Debian's
+# and Ubuntu's kernels and of everybody's (user_namespaces(7), namespaces(7)).
+USER_NAMESPACES = (
+    ("kernel.unprivileged_userns_clone", "0", "1"),
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+    ("user.max_user_namespaces", "0", "10000"),
+)
 
 
 def descriptors(host: Host, vcpus: int, disks: int) -> Finding:
@@ -32,20 +41,41 @@ def descriptors(host: Host, vcpus: int, disks: int) -> Finding:
     )  # fmt: skip
 
 
-def guest_ram(config: MemoryConfig) -> list[Finding]:
+def guest_ram(config: MemoryConfig, host: Host) -> list[Finding]:
     """The address space for guest RAM, on its node: mapped as a start does it, and given back.
 
-    Nothing of it is touched, and no huge page taken.
+    Nothing of it is touched, and no huge page of hugetlbfs taken.
     """
-    from vmm.memory import allocate
+    from vmm.memory import map_ram, place
 
     if config.hugepages:
         return []
+    plain = config.replace(prefault=False)
     try:
-        allocate(config.replace(prefault=False)).close()
+        memory = map_ram(plain)
+        refused, backing = memory.refused, memory.backing
+        place(memory, plain)
+        memory.close()
     except HostError as error:
         return [of_error("memory", error)]
-    return []
+    if refused:
+        return [_small_pages(refused, host)]
+    if not config.thp:
+        return [Finding("memory-pages", f"guest RAM ({backing}) in pages of 4 KiB: thp=off")]
+    return [Finding("memory-pages", f"guest RAM ({backing}) may have huge pages")]
+
+
+def _small_pages(refused: str, host: Host) -> Finding:
+    """What the host does not allow, and what does without."""
+    advice = ""
+    for name, bad, good in USER_NAMESPACES:
+        if host.text(f"/proc/sys/{name.replace('.', '/')}") == bad:
+            advice = f"or let everybody have user namespaces: sysctl -w {name}={good}"
+    return warning(
+        "memory-pages",
+        f"guest RAM will be in pages of 4 KiB, and the guest slower for it: {refused}",
+        cure=[f"echo advise >{SHMEM_ENABLED}"], advice=advice,
+    )  # fmt: skip
 
 
 def memory_nodes(host: Host) -> list[Finding]:

@@ -53,6 +53,8 @@ def _memory(facts: dict[str, Any]) -> list[str]:
         return []
     memory = facts["memory"]
     huge = f", {memory['hugepage_size'] >> 10} KiB pages" if memory["hugepage_size"] else ""
+    if memory.get("huge_refused"):
+        huge = f", 4 KiB pages ({memory['huge_refused']})"
     shared = "shared" if memory["shared"] else "private"
     size = f"{memory['size'] >> 20} MiB"
     return [f"   memory: {size}, {shared}{huge}", f"    vCPUs: {len(facts['vcpus'])}"]

@@ -101,6 +101,7 @@ class Guest(Hooking, Snapshotting, Outside):
                 )  # fmt: skip
             else:
                 self._disks, self.machine = remake(snapshot, self.console, self.serial)
+            self.machine.memory.settle()
             self._hold()
             if snapshot is not None:
                 self._symbols.share(snapshot.family.symbols)

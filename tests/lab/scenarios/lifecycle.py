@@ -18,7 +18,7 @@ def job_guest(kernel: str, initramfs: str, script: str, cmdline: str = "", **mor
     """A job guest with a fresh system disk of 16 MiB."""
     guest = Guest(
         KERNEL_FILEPATH=kernel, INITRAMFS_FILEPATH=initramfs, CPU_COUNT=1,
-        MEMORY_CONFIG="size=256M", SERIAL="tty", **more,
+        MEMORY_CONFIG="size=256M,shared=on", SERIAL="tty", **more,
         CMDLINE=f"console=ttyS0 console=hvc0 quiet panic=-1 {cmdline}",
     )  # fmt: skip
     system = guest.folder / "system.img"

@@ -48,13 +48,15 @@ def asked(guest: Guest, command: str) -> str:
     return match[1].decode()
 
 
-def booted(folder: Path, kernel: str, initramfs: str, cpus: int) -> tuple[Guest, float]:
+def booted(
+    folder: Path, kernel: str, initramfs: str, cpus: int, memory: str
+) -> tuple[Guest, float]:
     """A guest whose shell waits, and the seconds that took."""
     disk = folder / "disk.img"
     disk.write_bytes(b"image" + bytes(MIB - 5))
     started = time.monotonic()
     guest = Guest(
-        kernel=kernel, initramfs=initramfs, memory="256M", cpu_count=cpus, system_image=disk,
+        kernel=kernel, initramfs=initramfs, memory=memory, cpu_count=cpus, system_image=disk,
         config_image=write_job(folder / "job.img", SHELL),
         cmdline="console=ttyS0 console=hvc0 quiet panic=-1",
     )  # fmt: skip
@@ -62,12 +64,12 @@ def booted(folder: Path, kernel: str, initramfs: str, cpus: int) -> tuple[Guest,
     return guest, time.monotonic() - started
 
 
-def again_and_again(kernel: str, initramfs: str, cpus: int) -> None:
+def again_and_again(kernel: str, initramfs: str, cpus: int, memory: str) -> None:
     """The same answer after each restore; forks with memory, disks and random numbers of their
     own; a file that another process goes on with."""
     with tempfile.TemporaryDirectory(dir=WORK) as name:
         folder = Path(name)
-        guest, boot = booted(folder, kernel, initramfs, cpus)
+        guest, boot = booted(folder, kernel, initramfs, cpus, memory)
         with guest:
             started = time.monotonic()
             base = guest.snapshot()

@@ -7,11 +7,12 @@ import os
 import pytest
 
 from tests.support.fake_host import FakeHost
-from vmm.check import files
+from vmm.check import files, resources
 from vmm.check.report import Report, examine
 from vmm.errors import BusyError, ConfigError, HostError
 from vmm.host.finding import Finding, problem, refuse, warning
 from vmm.settings.config import PREFIX, SETTINGS, survey
+from vmm.settings.memory import MemoryConfig
 from vmm.settings.parse import Endpoint
 
 FINE = Finding("a", "all is well")
@@ -137,3 +138,33 @@ def test_files_that_could_not_be_made(tmp_path):
     (tmp_path / "plain").write_text("")
     assert "Address already in use" in told("socket", tmp_path / "plain")
     assert "cannot listen" in told("socket", tmp_path / "none/socket")
+
+
+REFUSED = "clone: Operation not permitted"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "advice"),
+    [
+        ("kernel/unprivileged_userns_clone", "0", "kernel.unprivileged_userns_clone=1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1",
+         "kernel.apparmor_restrict_unprivileged_userns=0"),
+        ("user/max_user_namespaces", "0", "user.max_user_namespaces=10000"),
+        ("kernel/unprivileged_userns_clone", "1", None),
+    ],
+)  # fmt: skip
+def test_small_pages_have_a_cure(tmp_path, monkeypatch, file, content, advice):
+    class Refused:
+        refused, backing = REFUSED, "memfd"
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("vmm.memory.map_ram", lambda config: Refused())
+    host = FakeHost(tmp_path, {f"/proc/sys/{file}": content})
+    (found,) = resources.guest_ram(MemoryConfig(16 << 20, shared=True), host)
+    assert (found.level, found.name, found.code) == ("warning", "memory-pages", 0)
+    assert REFUSED in found.found
+    assert found.cure == ("echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled",)
+    assert found.as_root
+    assert (advice in found.advice) if advice else found.advice == ""

@@ -89,7 +89,7 @@ def test_numpy_shares_the_guest_memory(memory):
 
 
 def test_shared_memory_is_one_memfd():
-    memory = GuestMemory([LOW, HIGH], shared=True)
+    memory = GuestMemory([LOW, HIGH], shared=True, thp=False)
     with open("/proc/self/maps") as maps:
         lines = [line for line in maps if "guest-ram" in line]
     assert len(lines) == 2
@@ -144,6 +144,8 @@ def test_the_error_of_missing_huge_pages_says_what_helps():
 
 class Recorder:
     """A GuestMemory that remembers what was asked of it."""
+
+    refused = None
 
     def __init__(self, regions, **how) -> None:
         self.regions, self.asked = regions, [how]

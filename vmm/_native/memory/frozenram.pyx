@@ -1,9 +1,10 @@
 """RAM that nobody writes any more: the file that guests are mapped over.
 
 A private mapping shows what others write to pages that it has not yet written itself, so the file
-must stand still: a memfd of ours is sealed (F_SEAL_FUTURE_WRITE, fcntl(2)) once the guest that made
-it has its own private mapping in place of the shared one, at the same address, so that KVM's slots
-and everybody's pointers stay what they are. That takes 70 us whatever the size.
+must stand still once the guest that made it has its own private mapping in place of the shared one,
+at the same address, so that KVM's slots and everybody's pointers stay what they are. A memfd of
+ours is sealed then (F_SEAL_FUTURE_WRITE, fcntl(2)). A file of a tmpfs has no seals: it is opened
+again for reading only, and what could write is closed. That takes 70 us whatever the size.
 """
 
 from libc.errno cimport EINTR, ENXIO, errno
@@ -14,7 +15,7 @@ from posix.unistd cimport close as c_close
 
 from cpython.buffer cimport PyBuffer_FillInfo
 from vmm._native.host.fd cimport check
-from vmm._native.memory.guestmem cimport MAX_REGIONS, GuestMemory
+from vmm._native.memory.guestmem cimport MAX_REGIONS, TMPFS, GuestMemory
 from vmm._native.memory.pagemap cimport Ranges, private_pages, ranges_free
 
 import os
@@ -183,22 +184,33 @@ cdef FrozenRam freeze(GuestMemory memory, int pagemap_fd):
 
 
 cdef int freeze_shared(GuestMemory memory) except -1:
-    cdef FrozenRam frozen = FrozenRam(os.dup(memory.owned_fd), memory.regions)
+    cdef FrozenRam frozen = FrozenRam(still_fd(memory), memory.regions)
     cdef uint64_t offset = 0
     try:
         frozen.put_under(memory)
-        check(vmm_seal(frozen.fd), b"fcntl(F_ADD_SEALS) of guest RAM")
+        if memory.file_kind != TMPFS:
+            check(vmm_seal(frozen.fd), b"fcntl(F_ADD_SEALS) of guest RAM")
     except BaseException:
         # As it was, or a later snapshot would miss what is written now.
         for i in range(memory.count):
             mmap(memory.table[i].hva, memory.table[i].size, PROT_READ | PROT_WRITE,
                  MAP_SHARED | MAP_FIXED | MAP_NORESERVE, memory.owned_fd, offset)
             offset += memory.table[i].size
+        memory.advise(False)
         memory.base = None
         raise
     c_close(memory.owned_fd)
     memory.owned_fd = -1
     return 0
+
+
+cdef int still_fd(GuestMemory memory) except -1:
+    """A descriptor of the guest's file that can be made one through which nobody writes."""
+    if memory.file_kind != TMPFS:
+        return os.dup(memory.owned_fd)
+    # Who may use our /proc/PID/fd needs the right to write for another open: not even we have it.
+    os.fchmod(memory.owned_fd, 0o400)
+    return os.open(f"/proc/self/fd/{memory.owned_fd}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 cdef int make_file(GuestMemory memory, int pagemap_fd) except -1:

@@ -1,7 +1,8 @@
 """Guest RAM as host memory: mapping, bounds-checked translation, buffers for Python.
 
-Each region is mapped once, aligned to 2 MiB so that transparent huge pages can serve it. A guest
-physical address (gpa) becomes a host virtual one (hva) in one function, which checks bounds.
+Each region is mapped once, and lies to 2 MiB (a large one to 1 GiB) as its guest physical addresses
+do, so that huge pages can serve both. A guest physical address (gpa) becomes a host virtual one
+(hva) in one function, which checks bounds.
 """
 
 from libc.errno cimport errno
@@ -18,6 +19,14 @@ from cpython.buffer cimport (
 )
 from vmm._native.host.fd cimport check
 from vmm._native.host.thread cimport Thread, thread_join, thread_start
+from vmm._native.memory.ramfile cimport (
+    vmm_huge_file,
+    vmm_huge_settle,
+    vmm_memfd,
+    vmm_shmem_policy,
+)
+
+import os
 
 cdef extern from *:
     """
@@ -31,12 +40,6 @@ cdef extern from *:
     #ifndef MADV_POPULATE_WRITE
     #define MADV_POPULATE_WRITE 23
     #endif
-    #ifndef MFD_HUGETLB
-    #define MFD_HUGETLB 4U
-    #endif
-    #ifndef MFD_ALLOW_SEALING
-    #define MFD_ALLOW_SEALING 2U
-    #endif
     static long vmm_mbind(void *start, unsigned long len, unsigned long node) {
         unsigned long mask[16] = {0};
         mask[node / 64] = 1UL << (node % 64);
@@ -44,12 +47,10 @@ cdef extern from *:
                        MPOL_MF_STRICT | MPOL_MF_MOVE);
     }
     """
-    int MFD_CLOEXEC, MFD_HUGETLB, MFD_ALLOW_SEALING
     int MADV_HUGEPAGE, MADV_MERGEABLE, MADV_DONTDUMP, MADV_DONTFORK, MADV_POPULATE_WRITE
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_FIXED
     void *MAP_FAILED
-    int memfd_create(const char *name, unsigned int flags)
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
     int munmap(void *addr, size_t length)
     int madvise(void *addr, size_t length, int advice) nogil
@@ -58,6 +59,7 @@ cdef extern from *:
 cdef enum:
     PAGE = 4096
     MAPPING_ALIGNMENT = 2 << 20
+    LARGE_ALIGNMENT = 1 << 30
     MAX_NODES = 1024
     MAX_PREFAULT_THREADS = 16
 
@@ -94,10 +96,11 @@ cdef class GuestMemory:
     """The guest's RAM.
 
     ``regions`` is a list of (gpa, size) in bytes, page aligned, not overlapping. With ``shared``
-    or ``hugepage_size`` the memory is one memfd for all regions (the second region starts in it
-    where the first ends), else private anonymous memory. With ``base`` it is private memory over
-    a file that nobody writes: ``base`` has ``fd`` and ``offset``, and is kept. Raises IoctlError
-    when the host refuses.
+    or ``hugepage_size`` the memory is one file for all regions (the second region starts in it
+    where the first ends), else private anonymous memory. The file is a memfd, or one of a tmpfs
+    of our own where only that gives shared memory huge pages (``thp``). With ``base`` it is
+    private memory over a file that nobody writes: ``base`` has ``fd`` and ``offset``, and is kept.
+    Raises IoctlError when the host refuses.
     """
 
     def __cinit__(self):
@@ -105,19 +108,21 @@ cdef class GuestMemory:
         self.exports = 0
         self.closed = False
         self.owned_fd = -1
+        self.rest[0] = self.rest[1] = self.rest[2] = -1
 
     def __init__(self, regions, *, bint shared=False, unsigned long hugepage_size=0,
                  bint mergeable=False, bint thp=True, base=None):
         cdef int fd = -1
         cdef uint64_t offset = 0
         check_regions(regions, hugepage_size or PAGE)
+        self.file_kind = ANONYMOUS
         self.base = base
         self.hugepage_size = hugepage_size
         self.thp = thp and not hugepage_size
         if base is not None:
             fd, offset = base.fd, base.offset
         elif shared or hugepage_size:
-            fd = self.owned_fd = make_memfd(sum([size for _, size in regions]), hugepage_size)
+            fd = self.open_file(sum([size for _, size in regions]))
         try:
             for gpa, size in regions:
                 self.map_region(gpa, size, fd, offset)
@@ -135,19 +140,50 @@ cdef class GuestMemory:
     def __dealloc__(self):
         self.unmap()
 
+    cdef int open_file(self, uint64_t size) except -1:
+        """The file for shared memory: huge pages where the host gives them, else a memfd."""
+        cdef const char *step = NULL
+        cdef int error = 0
+        cdef char policy = vmm_shmem_policy() if self.thp else 0
+        if self.hugepage_size:
+            self.file_kind = HUGETLB
+        elif self.thp and policy in (b"a", b"w", b"f"):
+            self.file_kind = HUGE_MEMFD
+        elif self.thp and policy != b"d":
+            self.owned_fd = vmm_huge_file(size, self.rest, &step, &error)
+            self.file_kind = MEMFD if self.owned_fd < 0 else TMPFS
+        else:
+            self.file_kind = MEMFD
+        if self.owned_fd < 0:
+            self.owned_fd = check(vmm_memfd(self.hugepage_size),
+                                  b"memfd_create of guest RAM")
+            if step != NULL:
+                self.settle()
+                why = os.strerror(error) if error else "the process that tried was killed"
+                self.refused = f"{step.decode()}: {why}"
+            elif policy == b"d":
+                self.refused = "shmem_enabled is deny"
+        check(ftruncate(self.owned_fd, size), b"ftruncate of guest RAM")
+        return self.owned_fd
+
     cdef int map_region(self, uint64_t gpa, uint64_t size, int fd, uint64_t offset) except -1:
         cdef size_t alignment = max(self.hugepage_size, <unsigned long>MAPPING_ALIGNMENT)
         cdef int kind = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         cdef char *reserved
         cdef char *start
         cdef char *got
-        if size < MAPPING_ALIGNMENT and not self.hugepage_size:
+        if size >= LARGE_ALIGNMENT:
+            alignment = max(alignment, <size_t>LARGE_ALIGNMENT)
+        elif size < MAPPING_ALIGNMENT and not self.hugepage_size:
             alignment = PAGE
         reserved = <char *>mmap(NULL, size + alignment, PROT_NONE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if <void *>reserved == MAP_FAILED:
             check(-1, b"mmap of guest RAM")
-        start = <char *>(((<uintptr_t>reserved) + alignment - 1) & ~(<uintptr_t>alignment - 1))
+        # The first address that lies to the alignment as the gpa does: a huge page then serves
+        # both. Pages of hugetlbfs lie by their own size.
+        start = reserved + (((0 if self.hugepage_size else gpa) - <uintptr_t>reserved)
+                            & (<uintptr_t>alignment - 1))
         if self.base is not None:
             kind = MAP_PRIVATE | MAP_NORESERVE
         elif fd >= 0:
@@ -218,6 +254,22 @@ cdef class GuestMemory:
                 for i in range(self.count)]
 
     @property
+    def backing(self):
+        """What holds it: "anonymous" memory, a "memfd", a file of a "tmpfs" or of "hugetlb", or
+        a "snapshot"'s file with private pages over it."""
+        if self.base is not None:
+            return "snapshot"
+        return ("anonymous", "memfd", "memfd", "tmpfs", "hugetlb")[self.file_kind]
+
+    @property
+    def huge(self):
+        """Whether the host may give shared memory in huge pages, and private memory was advised
+        to have them; a snapshot's is written in small ones."""
+        if self.base is not None:
+            return False
+        return self.thp if self.file_kind == ANONYMOUS else self.file_kind >= HUGE_MEMFD
+
+    @property
     def size(self):
         """All RAM in bytes."""
         return sum([self.table[i].size for i in range(self.count)])
@@ -274,6 +326,12 @@ cdef class GuestMemory:
         # SAFETY: require() has checked [gpa, gpa + length).
         populate(self.require(gpa, length), length, threads)
 
+    def settle(self):
+        """Clear away what making the file left over, which may wait for the host's processors:
+        once the guest runs. Control thread; idempotent."""
+        with nogil:
+            vmm_huge_settle(self.rest)
+
     def close(self):
         """Unmap; waits for no one: while a view is in use the mapping stays until it is gone."""
         self.closed = True
@@ -282,6 +340,7 @@ cdef class GuestMemory:
     cdef void unmap(self) noexcept:
         if self.exports:
             return
+        vmm_huge_settle(self.rest)
         for i in range(self.count):
             munmap(self.table[i].hva, self.table[i].size)
         if self.owned_fd >= 0:
@@ -290,23 +349,6 @@ cdef class GuestMemory:
         self.base = None
         self.count = 0
         self.closed = True
-
-
-cdef int make_memfd(uint64_t size, unsigned long hugepage_size) except -1:
-    # A snapshot seals it against writers.
-    cdef unsigned int flags = MFD_CLOEXEC | MFD_ALLOW_SEALING
-    cdef unsigned int shift = 0
-    if hugepage_size:
-        while (1UL << shift) < hugepage_size:
-            shift += 1
-        flags |= MFD_HUGETLB | (shift << 26)
-    cdef int fd = check(memfd_create(b"guest-ram", flags), b"memfd_create of guest RAM")
-    if ftruncate(fd, size) < 0:
-        code = errno
-        c_close(fd)
-        (&errno)[0] = code
-        check(-1, b"ftruncate of guest RAM")
-    return fd
 
 
 cdef int populate(char *start, size_t size, int threads) except -1:

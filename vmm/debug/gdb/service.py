@@ -64,6 +64,7 @@ class ServiceGdb(Runner):
         self._thread = threading.Thread(target=self._drive, args=(self._held,), name="gdb")
         self._thread.start()
         machine.mark("running")
+        machine.memory.settle()
 
     def let_go(self) -> None:
         """The machine is about to be taken apart: nothing of ours uses it afterwards."""
