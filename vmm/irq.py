@@ -195,7 +195,9 @@ class IrqRouter:
         self.vm = vm
         self._lock = allocate_lock()
         self._routes: dict[int, tuple[int, int, int]] = {}
-        self._free = list(range(GSI_MAX - 1, MSI_GSI_FIRST - 1, -1))
+        # GSIs from here on have never been anybody's; those given back come before them.
+        self._next = MSI_GSI_FIRST
+        self._free: list[int] = []
         self._pins = [(pin, pin) for pin in range(IOAPIC_PINS)]
         self._owned: list[IrqLine | LevelLine | MsiVector] = []
 
@@ -245,9 +247,7 @@ class IrqRouter:
 
     def _connect(self, vector: MsiVector, low: int, high: int, data: int) -> None:
         if vector.gsi is None:
-            if not self._free:
-                raise OSError(errno.ENOSPC, f"no GSI is left, KVM routes at most {GSI_MAX}")
-            vector.gsi = self._free.pop()
+            vector.gsi = self._take_gsi()
         old = self._routes.get(vector.gsi)
         if old != (low, high, data):
             self._routes[vector.gsi] = (low, high, data)
@@ -259,6 +259,14 @@ class IrqRouter:
         if not vector.unmasked:
             self.vm.irqfd(vector.fd, vector.gsi)
             vector.unmasked = True
+
+    def _take_gsi(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if self._next == GSI_MAX:
+            raise OSError(errno.ENOSPC, f"no GSI is left, KVM routes at most {GSI_MAX}")
+        self._next += 1
+        return self._next - 1
 
     def _put_back(self, vector: MsiVector, gsi: int, old: tuple[int, int, int] | None) -> None:
         """The table as KVM still has it."""

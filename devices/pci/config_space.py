@@ -5,12 +5,12 @@ Source: PCI Local Bus Specification 3.0, chapter 6.
 
 from __future__ import annotations
 
+import struct
+
 SIZE = 4096
 VENDOR_ID = 0x00
-DEVICE_ID = 0x02
 COMMAND = 0x04
 STATUS = 0x06
-REVISION = 0x08
 CLASS = 0x09
 CACHE_LINE = 0x0C
 HEADER_TYPE = 0x0E
@@ -18,13 +18,26 @@ BAR0 = 0x10
 BAR_COUNT = 6
 ROM_BAR = 0x30
 SUBSYSTEM_VENDOR = 0x2C
-SUBSYSTEM_ID = 0x2E
 CAPABILITIES = 0x34
 INTERRUPT_LINE = 0x3C
 FIRST_CAPABILITY = 0x40
 STATUS_CAPABILITIES = 0x10
 COMMAND_IO = 1
 COMMAND_MEMORY = 2
+# Vendor, device and, behind command and status, the revision.
+IDENTITY = struct.Struct("<HH4xB")
+SUBSYSTEM = struct.Struct("<HH")
+
+
+def _first_mask() -> bytes:
+    """What a guest may change in any function: command, cache line size, interrupt line."""
+    mask = bytearray(SIZE)
+    mask[COMMAND : COMMAND + 2] = b"\xff\xff"
+    mask[CACHE_LINE] = mask[INTERRUPT_LINE] = 0xFF
+    return bytes(mask)
+
+
+FIRST_MASK = _first_mask()
 
 
 class ConfigSpace:
@@ -36,16 +49,10 @@ class ConfigSpace:
         # Behind the last byte that is used: what follows is 0 and stays so.
         self.end = FIRST_CAPABILITY
         self.data = bytearray(SIZE)
-        self.mask = bytearray(SIZE)
-        self.set(VENDOR_ID, vendor, 2)
-        self.set(DEVICE_ID, device, 2)
-        self.set(REVISION, revision, 1)
-        self.set(CLASS, class_code, 3)
-        self.set(SUBSYSTEM_VENDOR, subsystem[0], 2)
-        self.set(SUBSYSTEM_ID, subsystem[1], 2)
-        self.allow(COMMAND, 0xFFFF, 2)
-        self.allow(CACHE_LINE, 0xFF, 1)
-        self.allow(INTERRUPT_LINE, 0xFF, 1)
+        self.mask = bytearray(FIRST_MASK)
+        IDENTITY.pack_into(self.data, VENDOR_ID, vendor, device, revision)
+        self.data[CLASS : CLASS + 3] = class_code.to_bytes(3, "little")
+        SUBSYSTEM.pack_into(self.data, SUBSYSTEM_VENDOR, *subsystem)
         self._next_capability = FIRST_CAPABILITY
         self._last_pointer = CAPABILITIES
 

@@ -21,6 +21,8 @@ CONTROL_MASK_ALL = 1 << 14
 ENTRY_SIZE = 16
 ENTRY_CONTROL = 12
 ENTRY_MASKED = 1
+# An entry as a reset leaves it.
+ALL_MASKED = bytes(ENTRY_CONTROL) + struct.pack("<I", ENTRY_MASKED)
 
 
 class Msix:
@@ -30,8 +32,8 @@ class Msix:
         self.vectors = vectors
         self.enabled = False
         self.masked = False
-        self._table = bytearray(ENTRY_SIZE * len(vectors))
-        self.reset()
+        # Nothing is pending in new vectors.
+        self._table = bytearray(ALL_MASKED * len(vectors))
 
     def capability(self, bir: int, table_offset: int, pba_offset: int) -> bytes:
         """The capability's 12 bytes, switched off."""
@@ -42,9 +44,8 @@ class Msix:
     def reset(self) -> None:
         """As after a bus reset: off, every entry masked, nothing pending."""
         self.set_control(0)
-        for index, vector in enumerate(self.vectors):
-            entry = bytes(ENTRY_CONTROL) + struct.pack("<I", ENTRY_MASKED)
-            self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE] = entry
+        self._table[:] = ALL_MASKED * len(self.vectors)
+        for vector in self.vectors:
             vector.clear()
 
     def set_control(self, control: int) -> None:
