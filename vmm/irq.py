@@ -195,7 +195,8 @@ class IrqRouter:
         self.vm = vm
         self._lock = allocate_lock()
         self._routes: dict[int, tuple[int, int, int]] = {}
-        self._next_gsi = MSI_GSI_FIRST
+        # GSIs from here on have never been anybody's; those given back come before them.
+        self._next = MSI_GSI_FIRST
         self._free: list[int] = []
         self._pins = [(pin, pin) for pin in range(IOAPIC_PINS)]
         self._owned: list[IrqLine | LevelLine | MsiVector] = []
@@ -262,10 +263,10 @@ class IrqRouter:
     def _take_gsi(self) -> int:
         if self._free:
             return self._free.pop()
-        if self._next_gsi == GSI_MAX:
+        if self._next == GSI_MAX:
             raise OSError(errno.ENOSPC, f"no GSI is left, KVM routes at most {GSI_MAX}")
-        self._next_gsi += 1
-        return self._next_gsi - 1
+        self._next += 1
+        return self._next - 1
 
     def _put_back(self, vector: MsiVector, gsi: int, old: tuple[int, int, int] | None) -> None:
         """The table as KVM still has it."""

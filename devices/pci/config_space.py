@@ -9,10 +9,8 @@ import struct
 
 SIZE = 4096
 VENDOR_ID = 0x00
-DEVICE_ID = 0x02
 COMMAND = 0x04
 STATUS = 0x06
-REVISION = 0x08
 CLASS = 0x09
 CACHE_LINE = 0x0C
 HEADER_TYPE = 0x0E
@@ -20,19 +18,26 @@ BAR0 = 0x10
 BAR_COUNT = 6
 ROM_BAR = 0x30
 SUBSYSTEM_VENDOR = 0x2C
-SUBSYSTEM_ID = 0x2E
 CAPABILITIES = 0x34
 INTERRUPT_LINE = 0x3C
 FIRST_CAPABILITY = 0x40
 STATUS_CAPABILITIES = 0x10
 COMMAND_IO = 1
 COMMAND_MEMORY = 2
-TWO_WORDS = struct.Struct("<HH")
-# What a guest may change in a header: the command, the cache line's size, the interrupt line.
-HEADER_MASK = bytes(
-    0xFF if at in (COMMAND, COMMAND + 1, CACHE_LINE, INTERRUPT_LINE) else 0
-    for at in range(FIRST_CAPABILITY)
-)
+# Vendor, device and, behind command and status, the revision.
+IDENTITY = struct.Struct("<HH4xB")
+SUBSYSTEM = struct.Struct("<HH")
+
+
+def _first_mask() -> bytes:
+    """What a guest may change in any function: command, cache line size, interrupt line."""
+    mask = bytearray(SIZE)
+    mask[COMMAND : COMMAND + 2] = b"\xff\xff"
+    mask[CACHE_LINE] = mask[INTERRUPT_LINE] = 0xFF
+    return bytes(mask)
+
+
+FIRST_MASK = _first_mask()
 
 
 class ConfigSpace:
@@ -44,13 +49,10 @@ class ConfigSpace:
         # Behind the last byte that is used: what follows is 0 and stays so.
         self.end = FIRST_CAPABILITY
         self.data = bytearray(SIZE)
-        self.mask = bytearray(SIZE)
-        TWO_WORDS.pack_into(self.data, VENDOR_ID, vendor, device)
-        TWO_WORDS.pack_into(
-            self.data, REVISION, revision | (class_code & 0xFF) << 8, class_code >> 8
-        )
-        TWO_WORDS.pack_into(self.data, SUBSYSTEM_VENDOR, *subsystem)
-        self.mask[:FIRST_CAPABILITY] = HEADER_MASK
+        self.mask = bytearray(FIRST_MASK)
+        IDENTITY.pack_into(self.data, VENDOR_ID, vendor, device, revision)
+        self.data[CLASS : CLASS + 3] = class_code.to_bytes(3, "little")
+        SUBSYSTEM.pack_into(self.data, SUBSYSTEM_VENDOR, *subsystem)
         self._next_capability = FIRST_CAPABILITY
         self._last_pointer = CAPABILITIES
 

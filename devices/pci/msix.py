@@ -21,7 +21,8 @@ CONTROL_MASK_ALL = 1 << 14
 ENTRY_SIZE = 16
 ENTRY_CONTROL = 12
 ENTRY_MASKED = 1
-MASKED_ENTRY = bytes(ENTRY_CONTROL) + ENTRY_MASKED.to_bytes(4, "little")
+# An entry as a reset leaves it.
+ALL_MASKED = bytes(ENTRY_CONTROL) + struct.pack("<I", ENTRY_MASKED)
 
 
 class Msix:
@@ -34,7 +35,7 @@ class Msix:
         self.vectors = vectors
         self.enabled = False
         self.masked = False
-        self._table = bytearray(MASKED_ENTRY * len(vectors))
+        self._table = bytearray(ALL_MASKED * len(vectors))
 
     def capability(self, bir: int, table_offset: int, pba_offset: int) -> bytes:
         """The capability's 12 bytes, switched off."""
@@ -45,7 +46,7 @@ class Msix:
     def reset(self) -> None:
         """As after a bus reset: off, every entry masked, nothing pending."""
         self.set_control(0)
-        self._table[:] = MASKED_ENTRY * len(self.vectors)
+        self._table[:] = ALL_MASKED * len(self.vectors)
         for vector in self.vectors:
             vector.clear()
 

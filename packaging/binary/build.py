@@ -23,6 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from collect import Collector, Missing, Module, marshalled  # noqa: E402
 from commit import commit  # noqa: E402
 from modules import BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, ROOTS  # noqa: E402
+from rehearsal import RANGES_MAX, RehearsalError, pages_written, ranges  # noqa: E402
 
 PREPARE = "_vmm_prepare"
 OWN = {"vmm", "devices"}
@@ -159,18 +160,40 @@ def link(objects: list[Path], library: Path, output: Path) -> None:
     run(command)
 
 
-def add_snapshot(linked: Path, taken: Path, output: Path) -> None:
-    """Let the executable take its snapshot, and put that into the file; in place at once."""
+def add_snapshot(linked: Path, taken: Path, output: Path) -> str:
+    """Let the executable take its snapshot, and put that into the file; in place at once.
+
+    Returns what is to be told of the pages that a start writes to.
+    """
     run([str(linked.resolve()), str(taken.resolve())], env={}, stdin=subprocess.DEVNULL)
     data = taken.read_bytes()
-    start, length = struct.unpack_from("<QQ", data)
+    start, length, table = struct.unpack_from("<QQQ", data)
     image = bytearray(linked.read_bytes())
     at = file_offset(image, start)
-    image[at : at + length] = data[16 : 16 + length]
+    image[at : at + length] = data[24 : 24 + length]
     temporary = output.with_suffix(".new")
-    temporary.write_bytes(image)
-    temporary.chmod(0o755)
+    at += table - start
+    everything = image[at : at + 8]
+    image[at : at + 8] = bytes(8)
+    write_executable(temporary, image)
+    pages = pages_written(temporary, start, length)
+    if pages:
+        rows = b"".join(struct.pack("<II", *pair) for pair in ranges(pages))
+        image[at : at + 8 * RANGES_MAX] = rows.ljust(8 * RANGES_MAX, b"\0")
+        told = f"a start writes to {len(pages)} of {length // 4096} pages"
+    else:
+        image[at : at + 8] = everything
+        told = "no KVM here to find out which pages a start writes to: it will copy all of them"
+    write_executable(temporary, image)
     temporary.replace(output)
+    return told
+
+
+def write_executable(path: Path, image: bytes) -> None:
+    """A new file: one that runs cannot be written to."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(image)
+    path.chmod(0o755)
 
 
 def file_offset(image: bytes, address: int) -> int:
@@ -204,12 +227,12 @@ def main() -> int:
         objects = compile_all(options.work, {**plain, **modules_of})
         linked = options.work / "linked"
         link(objects, library, linked)
-        add_snapshot(linked, options.work / "snapshot.bin", options.output)
-    except (BuildError, Missing) as error:
+        told = add_snapshot(linked, options.work / "snapshot.bin", options.output)
+    except (BuildError, Missing, RehearsalError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1
     size = options.output.stat().st_size
-    print(f"{options.output}: {size / 1e6:.1f} MB, {len(modules)} frozen modules")
+    print(f"{options.output}: {size / 1e6:.1f} MB, {len(modules)} frozen modules; {told}")
     return 0
 
 

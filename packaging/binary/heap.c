@@ -12,7 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define HEAP_SIZE (6u << 20)
+#define HEAP_SIZE (5u << 20)
 #define UNIT 16u /* of sizes and of alignment */
 #define LISTED 4096u /* larger blocks are not used again */
 

@@ -23,6 +23,14 @@ extern char vmm_snapshot_start[], vmm_snapshot_end[]; /* snapshot.ld */
 /* The one thread of the interpreter, in the snapshot; NULL before it is taken. */
 static PyThreadState *thread;
 
+/* The pages that `start` writes to, by their numbers in the snapshot, without an order; one of no
+ * pages ends the list. The build measures them, and writes them here into the executable
+ * (rehearsal.py); until then it is everything.
+ */
+static volatile struct {
+    uint32_t first, count;
+} written[VMM_SNAPSHOT_RANGES] = {{0, UINT32_MAX}};
+
 int vmm_snapshot_is_taken(void)
 {
     return thread != NULL;
@@ -54,8 +62,8 @@ static int entries(const char *path)
 
 int vmm_snapshot_take(const char *path)
 {
-    uint64_t head[2] = {(uintptr_t)vmm_snapshot_start,
-                        (uint64_t)(vmm_snapshot_end - vmm_snapshot_start)};
+    uint64_t head[3] = {(uintptr_t)vmm_snapshot_start,
+                        (uint64_t)(vmm_snapshot_end - vmm_snapshot_start), (uintptr_t)written};
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
         return -1;
@@ -77,9 +85,14 @@ int vmm_snapshot_take(const char *path)
 
 void vmm_snapshot_touch(void)
 {
-    /* One call in place of a thousand page faults; a kernel before 5.14 has only these. */
-    size_t length = (size_t)(vmm_heap_end() - vmm_snapshot_start);
-    madvise(vmm_snapshot_start, (length + PAGE - 1) & ~(size_t)(PAGE - 1), MADV_POPULATE_WRITE);
+    /* A few calls in place of a thousand page faults; a kernel before 5.14 has only these. */
+    size_t all = (size_t)(vmm_heap_end() - vmm_snapshot_start + PAGE - 1) / PAGE;
+    for (int range = 0; range < VMM_SNAPSHOT_RANGES && written[range].count; range++) {
+        size_t first = written[range].first, count = written[range].count;
+        if (count > all - first)
+            count = all - first;
+        madvise(vmm_snapshot_start + first * PAGE, count * PAGE, MADV_POPULATE_WRITE);
+    }
 }
 
 int vmm_snapshot_resume(void)

@@ -15,12 +15,15 @@ char *vmm_heap_end(void);
 /* Whether this process began with a snapshot. */
 int vmm_snapshot_is_taken(void);
 
-/* Write the snapshot of this process's interpreter to a file: the address, the length, the bytes.
- * No Python code may run meanwhile. Returns 0, or -1 with errno.
+/* So many ranges of pages may be listed that a start writes to. */
+#define VMM_SNAPSHOT_RANGES 128
+
+/* Write the snapshot of this process's interpreter to a file: its address, its length, the address
+ * of that list, the bytes. No Python code may run meanwhile. Returns 0, or -1 with errno.
  */
 int vmm_snapshot_take(const char *path);
 
-/* Get a copy of all of the snapshot's pages at once, for a process that will write to most of them. */
+/* Get copies of the snapshot's pages that a start writes to, all at once. */
 void vmm_snapshot_touch(void);
 
 /* Make the interpreter of the snapshot this process's and this thread's. Returns 0, or -1. */

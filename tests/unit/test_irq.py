@@ -93,12 +93,15 @@ def test_an_irqfd_that_is_refused_leaves_the_vector_masked(kvm, router):
 
 
 def test_more_vectors_than_gsis(kvm, router, monkeypatch):
-    monkeypatch.setattr(router, "_next_gsi", GSI_MAX - 2)
+    monkeypatch.setattr(router, "_next", GSI_MAX - 2)
     assert GSI_MAX - MSI_GSI_FIRST > 2
     vectors = router.msi_vectors(3)
     for vector in vectors:
         vector.unmask(GOOD, 0x51)
     assert [vector.unmasked for vector in vectors] == [True, True, False]
+    vectors[0].close()
+    vectors[2].unmask(GOOD, 0x51)
+    assert [vector.gsi for vector in vectors] == [None, GSI_MAX - 1, GSI_MAX - 2]
 
 
 def test_a_line_that_is_refused_keeps_no_descriptors(kvm, router):

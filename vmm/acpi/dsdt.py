@@ -1,13 +1,15 @@
 """The DSDT: PCI root, power button, GED, serial port, panic port, processors.
 
 Source: ACPI 6.5, chapters 5 and 6; PCI Firmware Specification 3.3, 4.6 (_DSM of a root bridge).
-No hotplug is offered, so nothing of it is described.
+No hotplug is offered, so nothing of it is described. What is the same for every guest is written
+once, when this module is imported.
 """
 
 from __future__ import annotations
 
 import struct
 
+from vmm import layout
 from vmm.acpi import aml
 
 TYPE_CHECKING = False
@@ -31,45 +33,48 @@ MADT_X2APIC = 9
 
 def dsdt_terms(spec: AcpiSpec) -> bytes:
     """Everything inside the DSDT behind its header."""
-    terms = [_pci_root(spec), _motherboard(spec)]
-    if spec.serial:
-        terms.append(_serial(spec))
-    terms += [_panic_port(spec), _sleep(), _power_button(), _generation(spec)]
-    terms += [*_event_device(spec), _processors(spec)]
-    return b"".join(terms)
+    return b"".join(
+        [
+            aml.device("\\_SB.PC00", _PCI_IDS, _pci_windows(spec), _PCI_ROUTES),
+            _FIXED_DEVICES,
+            aml.device("\\_SB.GEC_", _EVENT_IDS, _event_register(spec), _EVENT_SCAN),
+            _EVENT_DEVICE,
+            _processors(spec),
+        ]
+    )
 
 
-def _pci_root(spec: AcpiSpec) -> bytes:
+def _pci_ids() -> bytes:
+    return b"".join(
+        [
+            aml.name("_HID", aml.eisa_id("PNP0A08")),
+            aml.name("_CID", aml.eisa_id("PNP0A03")),
+            aml.name("_SEG", aml.integer(0)),
+            aml.name("_UID", aml.integer(0)),
+            aml.name("_CCA", aml.integer(1)),
+            aml.name("SUPP", aml.integer(0)),
+            _pci_dsm(),
+        ]
+    )
+
+
+def _pci_windows(spec: AcpiSpec) -> bytes:
+    return aml.name(
+        "_CRS", aml.resources(_LOW_WINDOWS, aml.qword_memory(*spec.mmio64), _PORT_WINDOWS)
+    )
+
+
+def _pci_routes() -> bytes:
     routes = [
         aml.package(
             aml.integer(slot << 16 | 0xFFFF),
             aml.integer(0),
             aml.integer(0),
-            aml.integer(spec.intx_gsi + slot % spec.intx_count),
+            aml.integer(layout.PCI_INTX_GSI + slot % layout.PCI_INTX_COUNT),
         )
-        for slot in range(spec.slots)
+        for slot in range(layout.PCI_SLOTS)
     ]
-    port, ports = PCI_CONFIG_PORTS
-    windows = aml.resources(
-        aml.word_bus_number(0, 0),
-        aml.io(port, ports),
-        aml.qword_memory(*spec.mmio32),
-        aml.qword_memory(*spec.mmio64),
-        aml.word_io(0, port - 1),
-        aml.word_io(port + ports, IO_END),
-    )
-    return aml.device(
-        "\\_SB.PC00",
-        aml.name("_HID", aml.eisa_id("PNP0A08")),
-        aml.name("_CID", aml.eisa_id("PNP0A03")),
-        aml.name("_SEG", aml.integer(0)),
-        aml.name("_UID", aml.integer(0)),
-        aml.name("_CCA", aml.integer(1)),
-        aml.name("SUPP", aml.integer(0)),
-        _pci_dsm(),
-        aml.name("_CRS", windows),
-        aml.name("_PRT", aml.package(*routes)),
-    )
+    return aml.name("_PRT", aml.package(*routes))
 
 
 def _pci_dsm() -> bytes:
@@ -90,17 +95,17 @@ def _pci_dsm() -> bytes:
     )
 
 
-def _motherboard(spec: AcpiSpec) -> bytes:
+def _motherboard() -> bytes:
     """Reserves ECAM: Linux uses it only when some ACPI device claims it."""
     return aml.device(
         "\\_SB.MBRD",
         aml.name("_HID", aml.eisa_id("PNP0C02")),
         aml.name("_UID", aml.integer(0)),
-        aml.name("_CRS", aml.resources(aml.memory32_fixed(*spec.ecam))),
+        aml.name("_CRS", aml.resources(aml.memory32_fixed(layout.ECAM_GPA, layout.ECAM_BUS_SIZE))),
     )
 
 
-def _serial(spec: AcpiSpec) -> bytes:
+def _serial() -> bytes:
     return aml.device(
         "\\_SB.COM1",
         aml.name("_HID", aml.eisa_id("PNP0501")),
@@ -108,19 +113,19 @@ def _serial(spec: AcpiSpec) -> bytes:
         aml.name("_DDN", aml.string("COM1")),
         aml.name(
             "_CRS",
-            aml.resources(aml.interrupt(spec.serial_gsi), aml.io(spec.serial_port, 8)),
+            aml.resources(aml.interrupt(layout.COM1_GSI), aml.io(layout.COM1_PORT, 8)),
         ),
     )
 
 
-def _panic_port(spec: AcpiSpec) -> bytes:
+def _panic_port() -> bytes:
     """By this _HID Linux loads its pvpanic driver."""
     return aml.device(
         "\\_SB.PEVT",
         aml.name("_HID", aml.string("QEMU0001")),
         aml.name("_UID", aml.integer(0)),
         aml.name("_STA", aml.integer(STA_PRESENT)),
-        aml.name("_CRS", aml.resources(aml.io(spec.pvpanic_port, 1))),
+        aml.name("_CRS", aml.resources(aml.io(layout.PVPANIC_PORT, 1))),
     )
 
 
@@ -137,12 +142,12 @@ def _power_button() -> bytes:
     )
 
 
-def _generation(spec: AcpiSpec) -> bytes:
+def _generation() -> bytes:
     """Where the generation id is. Source: Microsoft, "Virtual Machine Generation ID", 2012.
 
     Linux finds it by the _CID (drivers/virt/vmgenid.c), and reseeds when it is told.
     """
-    low, high = spec.vmgenid_gpa & 0xFFFFFFFF, spec.vmgenid_gpa >> 32
+    low, high = layout.VMGENID_GPA & 0xFFFFFFFF, layout.VMGENID_GPA >> 32
     return aml.device(
         "\\_SB.VGEN",
         aml.name("_HID", aml.string("VMGC0001")),
@@ -152,8 +157,18 @@ def _generation(spec: AcpiSpec) -> bytes:
     )
 
 
-def _event_device(spec: AcpiSpec) -> tuple[bytes, bytes]:
-    """The register of pending events, and the GED whose interrupt says that it changed."""
+def _event_register(spec: AcpiSpec) -> bytes:
+    """The register of pending events."""
+    return aml.operation_region("GDST", aml.SYSTEM_MEMORY, spec.ged_gpa, 1)
+
+
+def _event_ids() -> bytes:
+    hid = aml.name("_HID", aml.eisa_id("PNP0A06"))
+    return hid + aml.name("_UID", aml.string("Generic Event Controller"))
+
+
+def _event_scan() -> bytes:
+    """What reads the register, and tells the devices whose events are pending."""
     scan = aml.method(
         "ESCN",
         0,
@@ -174,40 +189,53 @@ def _event_device(spec: AcpiSpec) -> tuple[bytes, bytes]:
             aml.notify("\\_SB.VGEN", NOTIFY_NEW_GENERATION),
         ),
     )
-    registers = aml.device(
-        "\\_SB.GEC_",
-        aml.name("_HID", aml.eisa_id("PNP0A06")),
-        aml.name("_UID", aml.string("Generic Event Controller")),
-        aml.operation_region("GDST", aml.SYSTEM_MEMORY, spec.ged_gpa, 1),
-        aml.field("GDST", aml.BYTE_ACC, ("GDAT", 8)),
-        scan,
-    )
-    events = aml.device(
+    return aml.field("GDST", aml.BYTE_ACC, ("GDAT", 8)) + scan
+
+
+def _event_device() -> bytes:
+    """The GED, whose interrupt says that the register changed."""
+    return aml.device(
         "\\_SB.GED_",
         aml.name("_HID", aml.string("ACPI0013")),
         aml.name("_UID", aml.integer(0)),
-        aml.name("_CRS", aml.resources(aml.interrupt(spec.ged_gsi))),
+        aml.name("_CRS", aml.resources(aml.interrupt(layout.GED_GSI))),
         aml.method("_EVT", 1, True, aml.call("\\_SB.GEC_.ESCN")),
     )
-    return registers, events
 
 
 def _processors(spec: AcpiSpec) -> bytes:
     devices = [_processor(index, apic_id) for index, apic_id in enumerate(spec.apic_ids)]
-    return aml.device(
-        "\\_SB.CPUS",
-        aml.name("_HID", aml.string("ACPI0010")),
-        aml.name("_CID", aml.eisa_id("PNP0A05")),
-        *devices,
-    )
+    return aml.device("\\_SB.CPUS", _PROCESSORS_IDS, *devices)
 
 
 def _processor(index: int, apic_id: int) -> bytes:
     madt = struct.pack("<BBHIII", MADT_X2APIC, 16, 0, apic_id, 1, index)
     return aml.device(
         f"C{index:03X}",
-        aml.name("_HID", aml.string("ACPI0007")),
+        _PROCESSOR_ID,
         aml.name("_UID", aml.integer(index)),
-        aml.name("_STA", aml.integer(STA_PRESENT)),
+        _PROCESSOR_PRESENT,
         aml.name("_MAT", aml.buffer(madt)),
     )
+
+
+_PORT, _PORTS = PCI_CONFIG_PORTS
+_LOW_WINDOWS = (
+    aml.word_bus_number(0, 0)
+    + aml.io(_PORT, _PORTS)
+    + aml.qword_memory(layout.MMIO32_GPA, layout.MMIO32_SIZE)
+)
+_PORT_WINDOWS = aml.word_io(0, _PORT - 1) + aml.word_io(_PORT + _PORTS, IO_END)
+_PCI_IDS = _pci_ids()
+_PCI_ROUTES = _pci_routes()
+_FIXED_DEVICES = b"".join(
+    [_motherboard(), _serial(), _panic_port(), _sleep(), _power_button(), _generation()]
+)
+_EVENT_IDS = _event_ids()
+_EVENT_SCAN = _event_scan()
+_EVENT_DEVICE = _event_device()
+_PROCESSORS_IDS = aml.name("_HID", aml.string("ACPI0010")) + aml.name(
+    "_CID", aml.eisa_id("PNP0A05")
+)
+_PROCESSOR_ID = aml.name("_HID", aml.string("ACPI0007"))
+_PROCESSOR_PRESENT = aml.name("_STA", aml.integer(STA_PRESENT))

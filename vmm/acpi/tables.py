@@ -104,6 +104,11 @@ def rsdp(xsdt_gpa: int) -> bytes:
     return bytes(data)
 
 
+RSDP_SIZE = 36
+DSDT_GPA = layout.RSDP_GPA + RSDP_SIZE
+# The same for every guest.
+FADT = fadt(DSDT_GPA)
+MCFG = mcfg(layout.ECAM_GPA)
 # The latest, for a process that makes one guest like the other.
 _latest: list[tuple[AcpiSpec, bytes]] = []
 
@@ -119,12 +124,11 @@ def build_acpi(spec: AcpiSpec) -> bytes:
 
 
 def _build(spec: AcpiSpec) -> bytes:
-    pointer_size = 36
-    gpa = layout.RSDP_GPA + pointer_size
+    gpa = DSDT_GPA
     dsdt = table(b"DSDT", 6, b"CHDSDT", dsdt_terms(spec))
     blob = dsdt
     listed = []
-    for one in (fadt(gpa), madt(spec.apic_ids), mcfg(spec.ecam[0])):
+    for one in (FADT, madt(spec.apic_ids), MCFG):
         listed.append(gpa + len(blob))
         blob += one
     xsdt_gpa = gpa + len(blob)

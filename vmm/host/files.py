@@ -10,8 +10,22 @@ import os
 
 KVM_PATH = "/dev/kvm"
 UNLIMITED = "unlimited"
+READ_SIZE = 1 << 14
 CAP_IPC_LOCK = 14  # capability.h
 ALL_IDS = ["0", "0", "4294967295"]
+
+
+def read_file(path: str) -> bytes:
+    """All of a file, in a third of the system calls that open() makes for it. OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        found = data = os.read(fd, READ_SIZE)
+        while data:
+            data = os.read(fd, READ_SIZE)
+            found += data
+        return found
+    finally:
+        os.close(fd)
 
 
 class Host:
@@ -23,8 +37,7 @@ class Host:
     def text(self, path: str) -> str | None:
         """A file's content without blanks around it."""
         try:
-            with open(self.root + path, encoding="utf-8", errors="replace") as file:
-                return file.read().strip()
+            return read_file(self.root + path).decode(errors="replace").strip()
         except OSError:
             return None
 

@@ -193,12 +193,12 @@ def _huge_pages(config: MemoryConfig, host: Host) -> Finding:
 def free_bytes(host: Host, node: int | None = None) -> int | None:
     """Memory that can be had without swapping: MemAvailable (proc(5)), or what a node has."""
     path = "/proc/meminfo" if node is None else f"{SYS_NODES}/node{node}/meminfo"
-    keys = ("MemAvailable:",) if node is None else NODE_AVAILABLE
-    sizes = []
-    for line in (host.text(path) or "").split("\n"):
-        fields = line.split()
-        if len(fields) > 2 and fields[-3] in keys:
-            sizes.append(int(fields[-2]) * 1024)
+    text = host.text(path) or ""
+    found = [
+        text.partition(f"{key} ")[2].split(None, 1)[:1]
+        for key in (("MemAvailable:",) if node is None else NODE_AVAILABLE)
+    ]
+    sizes = [int(size) * 1024 for sizes in found for size in sizes]
     return sum(sizes) if sizes else None
 
 

@@ -96,11 +96,14 @@ def file_roles(settings: Mapping[str, Any]) -> list[Finding]:
     """
     roles = list(_roles(settings))
     findings = []
+    keys = [extent.key for role in roles for extent in role.extents]
+    # As a rule no two have anything in common.
+    apart = len(set(keys)) == len(keys)
     for index, role in enumerate(roles):
         if role.is_output and role.is_block:
             findings.append(_refused(f"{role.told}: a block device cannot take a log or console"))
             continue
-        for other in roles[:index]:
+        for other in () if apart else roles[:index]:
             if _may_share(role, other) or not role.meets(other):
                 continue
             what = "file" if role.is_output or other.is_output else "image"

@@ -15,6 +15,7 @@ from errno import EINVAL, EISDIR, ENOSPC
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
+from vmm.host.files import read_file
 from vmm.light import jsontext
 from vmm.light.printable import brief
 from vmm.light.record import Record
@@ -122,8 +123,7 @@ def read_plain(path: str, limit: int, directory: int | None = None) -> bytes:
 def process_start_time(pid: int) -> int:
     """Field 22 of /proc/PID/stat (proc(5)), which tells a reused pid from the old process."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
+        return int(read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return 0
 

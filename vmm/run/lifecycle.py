@@ -25,7 +25,7 @@ from vmm.run.ending import EXIT_DEVICE, EXIT_KILLED, Ending, ResetPolicy, ending
 from vmm.run.eventloop import EventLoop
 from vmm.run.outcome import outcome_of
 from vmm.run.runner import Runner, watch_devices
-from vmm.run.status import FAILED, RUNNING, STARTING, STOPPED, STOPPING, run_facts
+from vmm.run.status import FAILED, RUNNING, STARTING, STOPPED, STOPPING, announce, run_facts
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -128,7 +128,6 @@ class Lifecycle:
         for console, name in zip(self.consoles, ("console", "serial"), strict=True):
             console.start(name)
         self._take_terminal()
-        self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
 
     def _take_terminal(self) -> None:
         """Have the terminal raw whenever this job has it; a shell's `fg` sends no signal."""
@@ -150,9 +149,9 @@ class Lifecycle:
         self._device_signals = watch_devices(
             machine, self._loop, self._on_device_wanted, self._on_device_error
         )
-        if self.reboots == 0:
-            # Before the guest can say anything: a terminal or a file may be shared with it.
-            self._announce(machine)
+        first = self.reboots == 0
+        if first:
+            announce(self, machine, before=True)
         if self.config.gdb is None:
             # Else one that stands still is nothing to tell about.
             self._watch = BootWatch(machine, self.config, self.consoles, self._loop)
@@ -162,15 +161,22 @@ class Lifecycle:
             debugtrail.tell_machine(machine)
             self._rates = debugtrail.ExitRates(machine, self._loop)
         self.runner.start(machine)
-        self.ran = True
-        if self.reboots == 0 and self.on_running is not None:
-            self.on_running(machine)
+        if first:
+            self._once_running(machine)
         gc.enable()
         self._machine_started = time.monotonic()
         if self.state == STARTING:
             self.state = RUNNING
         self.notifier.ready(self._running())
         self._save()
+
+    def _once_running(self, machine: Machine) -> None:
+        """What the first guest need not wait for. Nobody has been told yet that it runs."""
+        if self.on_running is not None:
+            self.on_running(machine)
+        self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
+        self.ran = True
+        announce(self, machine, before=False)
 
     def _running(self) -> str:
         """One line about the guest for the service manager."""
@@ -183,19 +189,6 @@ class Lifecycle:
         if self.notifier.watchdog_seconds:
             self.notifier.feed()
             self._loop.call_later(self.notifier.watchdog_seconds, self._feed)
-
-    def _announce(self, machine: Machine) -> None:
-        config = self.config
-        log.info(
-            f"instance {self.instance.name} runs as process {os.getpid()}: {config.kernel_path}, "
-            f"{config.cpu_count} vCPUs, {config.memory.size >> 20} MiB, "
-            f"{len(self.disks)} disks; built in {machine.phases['loaded']} ms"
-        )
-        for console, name in zip(self.consoles, ("console", "serial port"), strict=True):
-            if console.path:
-                log.info(f"{name} at {console.path}")
-        if log.debugging:
-            log.debug(f"phases of the start, ms: {machine.phases}")
 
     def _on_device_wanted(self, bdf: str) -> None:
         """Its driver is being unbound, or the device removed: the host waits until we let go."""

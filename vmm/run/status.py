@@ -6,6 +6,7 @@ import os
 import time
 
 from vmm import __version__
+from vmm.log.hub import get_logger
 from vmm.log.sinks import time_stamp
 from vmm.run.instance import process_start_time
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
+    from vmm.machine import Machine
     from vmm.run.ending import Ending
     from vmm.run.instance import Instance
     from vmm.run.runner import Runner
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
         runner: Runner
 
 
+log = get_logger(__name__)
+
 SCHEMA_VERSION = 1
 STARTING = "starting"
 RUNNING = "running"
@@ -43,6 +47,33 @@ STOPPED = "stopped"
 FAILED = "failed"
 ENDED_STATES = (STOPPED, FAILED)
 STATES = (STARTING, RUNNING, STOPPING, *ENDED_STATES)
+
+
+def _shares_output(config: Config) -> bool:
+    """Whether the log may go where a console of the guest's goes: a stream, a device, a file."""
+    files = (config.console.path, config.serial.path)
+    shared = [where for where in config.log_destinations if where in files or where[:5] == "/dev/"]
+    return bool(shared)
+
+
+def announce(run: Run, machine: Machine, before: bool) -> None:
+    """Tell the log that the instance runs; asked ``before`` the guest runs, and once it does.
+
+    It is told before where the guest's words go to the same place, else when nobody waits for it.
+    """
+    config = run.config
+    if before != _shares_output(config):
+        return
+    log.info(
+        f"instance {run.instance.name} runs as process {os.getpid()}: {config.kernel_path}, "
+        f"{config.cpu_count} vCPUs, {config.memory.size >> 20} MiB, "
+        f"{len(run.disks)} disks; built in {machine.phases['loaded']} ms"
+    )
+    for console, name in zip(run.consoles, ("console", "serial port"), strict=True):
+        if console.path:
+            log.info(f"{name} at {console.path}")
+    if log.debugging:
+        log.debug(f"phases of the start, ms: {machine.phases}")
 
 
 def run_facts(run: Run) -> dict[str, Any]:

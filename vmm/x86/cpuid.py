@@ -29,13 +29,14 @@ LEVEL_DIE = 5 << 8
 AMD_VENDORS = (b"AuthenticAMD", b"HygonGenuine")
 TOPOLOGY_LEAVES = (0xB, 0x1F)
 ADDRESS_BITS_LEAF = 0x80000008
-ADDRESS_BITS_DEFAULT = 36
+EXTENDED_APIC_ID = 0x8000001E
 
 
 def guest_phys_bits(host_cpuid: Callable[[int], tuple[int, int, int, int]]) -> int:
-    """Physical address bits that the guest sees: the host's, as far as the layout has use."""
-    if host_cpuid(ADDRESS_BITS_LEAF & ~0xFF)[0] < ADDRESS_BITS_LEAF:
-        return ADDRESS_BITS_DEFAULT
+    """Physical address bits that the guest sees: the host's, as far as the layout has use.
+
+    Every processor that KVM runs on has the leaf; each question costs where a hypervisor answers.
+    """
     return min(host_cpuid(ADDRESS_BITS_LEAF)[0] & 0xFF, PHYS_BITS_MAX)
 
 
@@ -187,21 +188,25 @@ def _share(eax: int, topology: Topology) -> int:
 def vcpu_cpuid(common: list[CpuidEntry], index: int, topology: Topology) -> list[CpuidEntry]:
     """The leaves of one vCPU: the common ones with its APIC id in them."""
     apic_id = topology.apic_id(index)
-    amd = is_amd(common)
-    entries = []
-    for entry in common:
-        function, sub, flags, eax, ebx, ecx, edx = entry
-        if function == 1:
-            ebx = ebx & 0xFFFF | (apic_id & 0xFF) << 24 | min(topology.count, 255) << 16
-            edx = edx | 1 << 28 if topology.count > 1 else edx & ~(1 << 28)
-        elif function == 0x8000001E:
-            core_id = apic_id >> topology.thread_width
-            eax = apic_id
-            ebx = core_id & 0xFF | topology.threads - 1 << 8
-            ecx = apic_id >> topology.core_width & 0xFF | topology.dies - 1 << 8
-            edx = 0
-        entries.append((function, sub, flags, eax, ebx, ecx, edx))
-    return entries + _extended_topology(topology, apic_id, amd)
+    entries = list(common)
+    for at, entry in enumerate(common):
+        if entry[0] == 1 or entry[0] == EXTENDED_APIC_ID:
+            entries[at] = _with_apic_id(entry, apic_id, topology)
+    return entries + _extended_topology(topology, apic_id, is_amd(common))
+
+
+def _with_apic_id(entry: CpuidEntry, apic_id: int, topology: Topology) -> CpuidEntry:
+    function, sub, flags, eax, ebx, ecx, edx = entry
+    if function == 1:
+        ebx = ebx & 0xFFFF | (apic_id & 0xFF) << 24 | min(topology.count, 255) << 16
+        edx = edx | 1 << 28 if topology.count > 1 else edx & ~(1 << 28)
+    else:
+        core_id = apic_id >> topology.thread_width
+        eax = apic_id
+        ebx = core_id & 0xFF | topology.threads - 1 << 8
+        ecx = apic_id >> topology.core_width & 0xFF | topology.dies - 1 << 8
+        edx = 0
+    return function, sub, flags, eax, ebx, ecx, edx
 
 
 def _extended_topology(topology: Topology, apic_id: int, amd: bool) -> list[CpuidEntry]:

@@ -7,9 +7,13 @@ cdef extern from "pthread.h" nogil:
 
 ctypedef void (*thread_main)(void *arg) noexcept nogil
 
+# It stays where it is from thread_start() to thread_join(): the thread reads it.
 cdef struct Thread:
     pthread_t handle
     bint started
+    thread_main main
+    void *arg
+    char name[16]
 
 # 0, or the errno of pthread_create. The name is cut to 15 bytes by the kernel's limit.
 cdef int thread_start(Thread *thread, const char *name, thread_main main, void *arg) noexcept nogil

@@ -1,6 +1,6 @@
 """Native threads for vCPUs and I/O loops, which do not hold the GIL."""
 
-from libc.string cimport memset
+from libc.string cimport memset, strncpy
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
@@ -17,31 +17,9 @@ cdef extern from *:
     #include <errno.h>
     #include <pthread.h>
     #include <signal.h>
-    #include <stdlib.h>
-    #include <string.h>
+    #include <sys/prctl.h>
     #include <time.h>
-    typedef void (*vmm_thread_main)(void *);
-    struct vmm_thread_box { vmm_thread_main main; void *arg; };
-    static void *vmm_thread_enter(void *raw) {
-        struct vmm_thread_box box = *(struct vmm_thread_box *)raw;
-        free(raw);
-        box.main(box.arg);
-        return NULL;
-    }
-    static int vmm_thread_create(unsigned long *handle, const char *name,
-                                 vmm_thread_main main, void *arg) {
-        struct vmm_thread_box *box = malloc(sizeof *box);
-        char short_name[16] = {0};
-        int rc;
-        if (!box) return ENOMEM;
-        box->main = main;
-        box->arg = arg;
-        rc = pthread_create((pthread_t *)handle, NULL, vmm_thread_enter, box);
-        if (rc) { free(box); return rc; }
-        strncpy(short_name, name, 15);
-        pthread_setname_np(*(pthread_t *)handle, short_name);
-        return 0;
-    }
+    static void vmm_thread_name(const char *name) { prctl(PR_SET_NAME, name, 0, 0, 0); }
     static void vmm_thread_wait(unsigned long handle) { pthread_join((pthread_t)handle, NULL); }
     /* The vCPUs' kick is SIGRTMIN; this is another one, with a handler that does nothing. */
     #define VMM_URGE_SIGNAL (SIGRTMIN + 1)
@@ -70,18 +48,33 @@ cdef extern from *:
     """
     void vmm_heed_urging() nogil
     void vmm_thread_urge(pthread_t handle) nogil
-    int vmm_thread_create(pthread_t *handle, const char *name, thread_main main, void *arg) nogil
+    void vmm_thread_name(const char *name) nogil
+    int pthread_create(pthread_t *handle, void *attributes, void *(*main)(void *) noexcept nogil,
+                       void *arg) nogil
     void vmm_thread_wait(pthread_t handle) nogil
+
+
+cdef void *enter(void *raw) noexcept nogil:
+    # No malloc() and no free(): the first of either in a thread maps 64 MiB for it, and a vCPU
+    # would wait for that.
+    cdef Thread *thread = <Thread *>raw
+    vmm_thread_name(thread.name)
+    thread.main(thread.arg)
+    return NULL
 
 
 cdef int thread_start(Thread *thread, const char *name, thread_main main, void *arg) noexcept nogil:
     cdef sigset_t everything
     cdef sigset_t before
+    thread.main = main
+    thread.arg = arg
+    memset(thread.name, 0, sizeof(thread.name))
+    strncpy(thread.name, name, sizeof(thread.name) - 1)
     sigfillset(&everything)
     memset(&before, 0, sizeof(before))
     # The new thread inherits the mask; blocking around the creation leaves no window.
     pthread_sigmask(SIG_SETMASK, &everything, &before)
-    cdef int rc = vmm_thread_create(&thread.handle, name, main, arg)
+    cdef int rc = pthread_create(&thread.handle, NULL, enter, thread)
     pthread_sigmask(SIG_SETMASK, &before, NULL)
     thread.started = rc == 0
     return rc
