@@ -58,6 +58,9 @@ class Session:
             log.warning(f"{self.name} could not attach: {error}")
             self.end(f"it could not attach: {error.strerror}")
             return
+        except Exception as error:
+            self._failed(error)
+            return
         finally:
             link.detach()
         log.info(f"{self.name} attached" + (", to write" if self.write else ""))
@@ -94,6 +97,13 @@ class Session:
             self.end()
         except ValueError as error:
             self.end(f"not understood: {error}"[:LINE_MAX])
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Nothing that goes wrong here is the guest's business."""
+        log.warning(f"{self.name}: {error!r}")
+        self.end("its request failed: see the instance's log")
 
     def _receive(self) -> bool:
         """False at the end of the connection."""
