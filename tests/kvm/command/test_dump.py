@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +21,7 @@ from tests.support.counting_instance import (
     MAGIC,
     MAGIC_AT,
     count,
+    counting,
     goes_on,
     running,
 )  # fmt: skip
@@ -26,6 +30,12 @@ from tests.support.speed import patience
 SHARED = "size=16M,shared=on"
 # What cannot be dumped in a moment.
 LARGE = "size=512M"
+NOBODY = 65534
+# Another user, who may open /dev/kvm wherever he is.
+AS_NOBODY = (
+    "setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups",
+    "--inh-caps=+dac_override", "--ambient-caps=+dac_override",
+)  # fmt: skip
 
 
 def core(path: Path) -> tuple[ELFFile, dict[int, int]]:
@@ -160,3 +170,30 @@ def test_a_guest_that_is_stopped_meanwhile_leaves_no_dump(tmp_path):
         assert "ended" in text or "closed the connection" in text
         assert not list(tmp_path.glob("core*"))
         assert process.wait(timeout=patience(20)) == 37
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root, to be two users"
+)
+@pytest.mark.parametrize("memory", [SHARED, "size=16M"], ids=["shared", "private"])
+def test_root_dumps_another_users_instance_and_a_script_is_told_whose_it_is(memory):
+    with tempfile.TemporaryDirectory(prefix="vm") as name:
+        folder = Path(name)
+        command = Command(folder, counting(), MEMORY_CONFIG=memory)
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+        process = subprocess.Popen(
+            [*AS_NOBODY, COMMAND, "start"], env=command.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            while (line := process.stdout.readline()) != b"up\n":
+                assert line, "it did not start"
+            code, text = command.run("dump", "vm", str(folder / "core"))
+            assert code == 0, text
+            with pytest.raises(vmm.HostError, match=f"is run by user {NOBODY}, not by 0"):
+                vmm.attach("vm", environment=command.env)
+        finally:
+            process.kill()
+            process.communicate()
