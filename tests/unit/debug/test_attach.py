@@ -15,12 +15,13 @@ import pytest
 from vmm.debug.attach import link, opening
 from vmm.debug.attach.attached import Attached
 from vmm.debug.attach.link import Link
+from vmm.debug.attach.memory import Ahead
 from vmm.debug.attach.opening import Facts, attach_to, memory_of, same_user
 from vmm.debug.attach.trace import RemoteMachine, RemoteRing
 from vmm.debug.attach.vcpu import RemoteVcpuFd
 from vmm.debug.registers import GENERAL
 from vmm.errors import BusyError, HostError, NotRunningError
-from vmm.run.attach.wire import PROTOCOL
+from vmm.run.attach.wire import PROTOCOL, READ_MAX
 
 GREETING = {
     "protocol": PROTOCOL, "version": "1", "regions": [[0, 1 << 20]], "shared": False, "vcpus": 1,
@@ -212,6 +213,26 @@ def test_ram_of_another_length_is_refused(liar, answer):
         memory_of(connected, Facts(connected)).read(0, 8)
     with pytest.raises(HostError, match="attach again"):
         connected.ask("ping")
+
+
+def test_private_ram_is_asked_for_in_pieces_that_are_sent_together(liar):
+    pieces = [line({"bytes": READ_MAX}, bytes([n]) * READ_MAX) for n in range(8)]
+    # One write for all requests: the liar answers the first line with all of it.
+    connected = liar(line({**GREETING, "regions": [[0, 16 << 20]]}), b"".join(pieces))
+    ahead = Ahead(memory_of(connected, Facts(connected)))
+    assert ahead.read(0, 1) == b"\0"
+    assert ahead.read(READ_MAX - 1, 2) == b"\0\1"
+    assert ahead.read(8 * READ_MAX - 2, 1) == b"\7"
+    with pytest.raises(ValueError, match="is not inside guest RAM"):
+        ahead.read(16 << 20, 1)
+
+
+def test_one_refusal_among_several_leaves_the_others_in_step(liar):
+    answers = line({"error": "no"}) + line({"n": 2})
+    connected = liar(line(GREETING), answers, b"", line({"n": 3}))
+    with pytest.raises(HostError, match="no"):
+        connected.ask_all([{"command": "a"}, {"command": "b"}])
+    assert connected.ask("c") == ({"n": 3}, b"")
 
 
 REGS = dict.fromkeys(GENERAL, 1)

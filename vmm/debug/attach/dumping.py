@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vmm.debug.attach.memory import Ahead, AskedMemory
 from vmm.debug.attach.vcpu import RemoteVcpuFd
 from vmm.errors import GuestError, HostError
 from vmm.guest.coredump import no_progress, write_core
@@ -30,6 +31,8 @@ def dump(
     """
     # Before the guest stands still: this may look at all of its RAM.
     note = _vmcoreinfo(memory, _registers(link, 1)[0])
+    if isinstance(memory, AskedMemory):
+        memory = Ahead(memory)
     if live:
         return write_core(path, memory, _registers(link, vcpus), note, progress)
     before = held(link)

@@ -19,7 +19,7 @@ from vmm.run.attach.wire import PROTOCOL, READ_MAX, message
 from vmm.run.control import REPLY_MAX, connect, peer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Protocol
 
     class Place(Protocol):
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 ANSWER_SECONDS = 30.0
-RECEIVE_BYTES = 1 << 16
+RECEIVE_BYTES = 1 << 19
 TOLD_MAX = 500
 BROKEN = (OSError, ValueError, TypeError)
 
@@ -55,7 +55,7 @@ class Link:
         self.ram_fd = -1
         try:
             asked = {"command": "attach", "protocol": PROTOCOL, "write": write}
-            self.greeting, _ = self._asked(asked, b"", self._receive_rights)
+            ((self.greeting, _),) = self._asked(message(asked), 1, self._receive_rights)
             if self.greeting.get("protocol") != PROTOCOL:
                 raise self._error(
                     f"it speaks protocol {str(self.greeting.get('protocol'))[:20]}, not {PROTOCOL}",
@@ -94,27 +94,34 @@ class Link:
 
     def ask(self, command: str, data: bytes = b"", **asked: Any) -> tuple[dict[str, Any], bytes]:
         """(what is told, bytes behind it). HostError when it is refused or nobody answers."""
-        return self._asked({"command": command, **asked}, data, self._receive)
+        return self.ask_all([{"command": command, **asked}], data)[0]
+
+    def ask_all(
+        self, requests: Sequence[dict[str, Any]], data: bytes = b""
+    ) -> list[tuple[dict[str, Any], bytes]]:
+        """The answers to several requests that are sent together; ``data`` goes with each."""
+        return self._asked(b"".join([message(each, data) for each in requests]), len(requests))
 
     def _asked(
-        self, asked: dict[str, Any], data: bytes, receive: Callable[[], bytes]
-    ) -> tuple[dict[str, Any], bytes]:
+        self, asked: bytes, count: int, receive: Callable[[], bytes] | None = None
+    ) -> list[tuple[dict[str, Any], bytes]]:
         with self._lock:
             self._open()
             try:
                 self._look()
                 self._deadline = time.monotonic() + ANSWER_SECONDS
                 self._socket.settimeout(ANSWER_SECONDS)
-                self._socket.sendall(message(asked, data))
-                told, found = self._answer(receive)
+                self._socket.sendall(asked)
+                found = [self._answer(receive or self._receive) for _ in range(count)]
             except BROKEN as error:
                 raise self._broken(error) from error
             except BaseException:
                 self.close("a request was interrupted")
                 raise
-        if "error" in told:
-            raise self._refused(told)
-        return told, found
+        for told, _ in found:
+            if "error" in told:
+                raise self._refused(told)
+        return found
 
     def _broken(self, error: Exception) -> HostError:
         """Close it; what is to be raised for what went wrong."""

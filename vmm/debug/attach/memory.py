@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from errno import ENXIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmm.errors import HostError
 from vmm.run.attach.wire import READ_MAX, WRITE_MAX
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Shorter reads do not pay for a look whether there is anything.
 LOOK_FROM_BYTES = 1 << 16
+# So much is asked for at once.
+AHEAD_BYTES = 8 << 20
 
 
 class Regions:
@@ -79,13 +81,25 @@ class AskedMemory(Regions):
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of ``length`` bytes; ValueError unless inside one region."""
         self.place(gpa, length)
-        parts = [
-            self._read(gpa + at, min(READ_MAX, length - at)) for at in range(0, length, READ_MAX)
-        ]
+        parts: list[bytes] = []
+        for at in range(0, length, AHEAD_BYTES):
+            parts += self._read(gpa + at, min(AHEAD_BYTES, length - at))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _read(self, gpa: int, length: int) -> bytes:
-        told, data = self.link.ask("read", gpa=gpa, length=length)
+    def _read(self, gpa: int, length: int) -> list[bytes]:
+        """In pieces, all of which are asked for at once: the instance need not wait for us."""
+        sizes = [min(READ_MAX, length - at) for at in range(0, length, READ_MAX)]
+        answers = self.link.ask_all(
+            [
+                {"command": "read", "gpa": gpa + number * READ_MAX, "length": size}
+                for number, size in enumerate(sizes)
+            ]
+        )
+        return [
+            self._piece(told, data, size) for (told, data), size in zip(answers, sizes, strict=True)
+        ]
+
+    def _piece(self, told: dict[str, Any], data: bytes, length: int) -> bytes:
         if told.get("zeros") == length and not data:
             return bytes(length)
         if len(data) != length:
@@ -109,3 +123,21 @@ class AskedMemory(Regions):
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class Ahead(Regions):
+    """RAM that is read from its begin to its end, in larger pieces than are asked for."""
+
+    def __init__(self, memory: AskedMemory) -> None:
+        super().__init__(memory.link, memory.regions)
+        self._memory = memory
+        self._at, self._piece = 0, b""
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """A copy of ``length`` bytes; ValueError unless inside one region."""
+        if not self._at <= gpa <= gpa + length <= self._at + len(self._piece):
+            index, within = self.place(gpa, length)
+            left = self.regions[index][1] - within
+            self._at = gpa
+            self._piece = self._memory.read(gpa, max(length, min(AHEAD_BYTES, left)))
+        return self._piece[gpa - self._at :][:length]

@@ -14,7 +14,7 @@ from vmm.errors import VmmError
 from vmm.light import jsontext
 from vmm.log.hub import get_logger
 from vmm.run.attach import answers, trace
-from vmm.run.attach.wire import LINE_MAX, PROTOCOL, WRITE_MAX, message
+from vmm.run.attach.wire import LINE_MAX, PROTOCOL, READ_MAX, WRITE_MAX, message
 from vmm.run.control import peer
 
 TYPE_CHECKING = False
@@ -41,7 +41,7 @@ class Session:
         self.name = "somebody"
         self._fd = fd
         self._received = b""
-        self._unsent = b""
+        self._unsent = memoryview(b"")
         self._writable = False
 
     def greet(self) -> None:
@@ -50,6 +50,8 @@ class Session:
 
         link = _socket.socket(fileno=self._fd)
         try:
+            # As much as the host allows: else a piece of RAM goes in many small ones.
+            link.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, READ_MAX)
             pid, uid = peer(link)
             self.name = f"process {pid} (user {uid})" if pid else f"a process of user {uid}"
             self._send_greeting(link)
@@ -90,7 +92,7 @@ class Session:
                 self.end()
                 return
             while not self._unsent and (asked := self._next()) is not None:
-                self._unsent = self._answer(*asked)
+                self._unsent = memoryview(self._answer(*asked))
                 self._send()
         except OSError as error:
             log.debug(f"{self.name}: {error}")
