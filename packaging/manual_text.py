@@ -45,7 +45,7 @@ SIGNALS = (
 
 FILES = (
     (f"$XDG_RUNTIME_DIR/{PROGRAM}/NAME/", "An instance: lock (whose owner runs it), control (the "
-     "socket that stop and status ask) and state.json (how it ended)."),
+     "socket that stop, status and dump ask) and state.json (how it ended)."),
     (f"/run/{PROGRAM}/NAME/", "The same for root without XDG_RUNTIME_DIR."),
     (f"/run/vllmd/{PROGRAM}/NAME/", "The same for instances of the system's service."),
     ("/etc/vllmd/hypervisor-NAME.env", "Settings of the system's service, one NAME=VALUE a line."),
@@ -85,6 +85,8 @@ export {PREFIX}SERIAL=tty {PREFIX}CONSOLE=null
      f"""\
 {PROGRAM} status --json
 {PROGRAM} stop"""),
+    ("A running guest as an ELF core, for drgn, crash or gdb:",
+     f"{PROGRAM} dump llama /var/tmp/llama.core"),
     ("As a service, with settings in /etc/vllmd/hypervisor-llama.env:",
      f"""\
 systemctl enable --now {PROGRAM}@llama

@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 PROGRAM = "vllmd-hypervisor"
 
 _LAZY = {
+    "Attached": "vmm.debug.attach.attached",
     "Bar": "vmm.debug.pcidevice",
     "Config": "vmm.settings.config",
     "ConfigError": "vmm.errors",
@@ -25,6 +26,7 @@ _LAZY = {
     "Stop": "vmm.debug.stop",
     "VirtioDevice": "vmm.debug.virtiodevice",
     "VmmError": "vmm.errors",
+    "attach": "vmm.debug.attach.attached",
     "build_machine": "vmm.machine",
 }
 

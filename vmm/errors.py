@@ -54,6 +54,12 @@ class UnknownInstanceError(VmmError):
     exit_code = 4
 
 
+class NotRunningError(VmmError):
+    """The instance does not run. Exit code 3."""
+
+    exit_code = 3
+
+
 class GuestError(VmmError):
     """The payload cannot be booted (a bad kernel, too little RAM for it). Exit code 2."""
 

@@ -137,14 +137,19 @@ class Vcpu:
             self._held = self.loop.pause(timeout_ms)
             return self._held
 
+    @property
+    def held(self) -> bool:
+        """hold() keeps it out of the guest."""
+        return self._held
+
     def let_go(self) -> None:
         """Let a held vCPU go on; harmless for one that is not."""
         with self._lock:
             self._held = False
             self.loop.resume()
 
-    def _look(self, look: Callable[[], Seen]) -> Seen | None:
-        """``look()`` while the vCPU stands still for a moment; None when it does not."""
+    def look(self, look: Callable[[], Seen]) -> Seen | None:
+        """What ``look()`` gives while the vCPU stands still for a moment; None when it does not."""
         with self._lock:
             if self._held:
                 return look()
@@ -166,7 +171,7 @@ class Vcpu:
             waits = halted and bool(regs["rflags"] & RFLAGS_IF)
             return Place(linear_address(regs, sregs), halted, waits, sregs)
 
-        return self._look(look)
+        return self.look(look)
 
     def snapshot(self, memory: GuestMemory) -> str:
         """report() of a running vCPU, paused for a moment."""
@@ -178,7 +183,7 @@ class Vcpu:
                 return f"vCPU {self.index}: {what}"
             return self.report(memory, what)
 
-        return self._look(look) or f"vCPU {self.index}: does not leave the guest"
+        return self.look(look) or f"vCPU {self.index}: does not leave the guest"
 
     def report(self, memory: GuestMemory, what: str = "") -> str:
         """Registers, code and last exits as text, for a vCPU that stopped or is paused."""

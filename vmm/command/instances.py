@@ -1,11 +1,11 @@
-"""The verbs about instances that have been started: stop, status, list, forget."""
+"""The verbs about instances that have been started: stop, status, list, dump, forget."""
 
 from __future__ import annotations
 
 from vmm.command.output import complain, print_json, say
 from vmm.errors import UnknownInstanceError, UsageError
 from vmm.light.printable import visible
-from vmm.run.places import Places
+from vmm.run.places import Places, name_meant
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ def run_on(folder: Folder, asked: Request) -> int:
         code, text = stop(folder, "--now" in asked.flags)
         say(text)
         return code
+    if asked.verb == "dump":
+        from vmm.command.dump import dump
+
+        dump(folder, asked.files[0], "--live" in asked.flags)
+        return 0
     from vmm.command import status
 
     if asked.verb == "forget":
@@ -65,22 +70,6 @@ def run_on(folder: Folder, asked: Request) -> int:
 
         say(describe(facts))
     return code
-
-
-def name_meant(environment: Mapping[str, str], name: str | None) -> str | None:
-    """The name given, or that of the environment; None where it has none."""
-    from vmm.settings.config import PREFIX, identity
-
-    if name:
-        # Refuses what cannot be a name, and takes off what a setting is freed of, too.
-        name = identity({f"{PREFIX}NAME": name})[0] or name
-    elif name is None:
-        from vmm.run.instance import name_from_image
-
-        name, image = identity(environment)
-        if name is None and image is not None:
-            name = name_from_image(image)
-    return name
 
 
 def show_list(places: Places, as_json: bool) -> int:

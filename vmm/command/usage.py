@@ -82,6 +82,13 @@ VERBS = (
     Verb("status", "tell how the VM does, or how it ended", named=True, options=(JSON,)),
     Verb("list", "show all instances, running or ended", options=(JSON,)),
     Verb(
+        "dump",
+        "write RAM and registers as an ELF core",
+        named=True,
+        options=(Option("--live", "let the guest run meanwhile: parts may not fit together"),),
+        files=("FILE",),
+    ),
+    Verb(
         "forget",
         "remove what is left of an ended VM",
         named=True,
@@ -153,9 +160,9 @@ def parse(arguments: list[str]) -> Request:
             return Request("--version")
         raise UsageError(f"{quote(arguments[0])} is no verb; there are: {_names()}")
     known = [option.flag for option in verb.options]
-    name: str | None = None
     flags: list[str] = []
-    files: list[str] = []
+    words: list[str] = []
+    most = len(verb.files) + verb.named
     for word in arguments[1:]:
         if word in ("-h", "--help"):
             return Request("--help", verb.name)
@@ -163,15 +170,15 @@ def parse(arguments: list[str]) -> Request:
             flags.append(word)
         elif word.startswith("-"):
             raise UsageError(f"{verb.name} knows no {brief(word)}; it takes: {verb.form()}")
-        elif len(files) < len(verb.files):
-            files.append(word)
-        elif not verb.named or name is not None:
+        elif len(words) == most:
             raise UsageError(f"{quote(word)} is one word too many; it takes: {verb.form()}")
         else:
-            name = word
-    if len(files) < len([each for each in verb.files if each[0] != "["]):
+            words.append(word)
+    # The paths come last: one word more than those is the name.
+    name = words.pop(0) if verb.named and len(words) > len(verb.files) else None
+    if len(words) < len([each for each in verb.files if each[0] != "["]):
         raise UsageError(f"{verb.name} needs more words; it takes: {verb.form()}")
-    return Request(verb.name, name, tuple(flags), tuple(files), tuple(env_files))
+    return Request(verb.name, name, tuple(flags), tuple(words), tuple(env_files))
 
 
 def _take_env_files(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -224,13 +231,12 @@ def help_text(verb_name: str | None = None) -> str:
     rows += [f"  {option.form():30} {option.meaning}" for option in GENERAL]
     rows += ["", f"Settings are variables, {PREFIX}...; `env` shows all. Required:"]
     rows.append("  " + ", ".join([each.name for each in SETTINGS if each.default == REQUIRED]))
-    rows.append("Exit codes:")
     return "\n".join(rows + _exit_rows())
 
 
 def _exit_rows() -> list[str]:
     """The exit codes as running text."""
-    rows = [" "]
+    rows = ["Exit codes:"]
     for number, (code, meaning) in enumerate(EXIT_CODES):
         word = f" {code} {meaning}" + (";" if number + 1 < len(EXIT_CODES) else "")
         if len(rows[-1]) + len(word) > COLUMNS:

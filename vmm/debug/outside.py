@@ -12,6 +12,7 @@ from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.kernelsymbols import KernelSymbols
@@ -36,9 +37,12 @@ class Outside(Shown):
         A note for each vCPU and VMCOREINFO, where a Linux has made it. ``progress(done, total)`` in
         bytes of RAM. HostError when it cannot be written; nothing of the file is left then.
         """
-        with self._control.standing():
+        with self._standing():
             cpus = [{**cpu.regs.as_dict(), **cpu.sregs.as_dict()} for cpu in self.cpus]
             return write_core(os.fspath(path), self.memory, cpus, self._vmcoreinfo(), progress)
+
+    def _standing(self) -> AbstractContextManager[None]:
+        return self._control.standing()
 
     def _vmcoreinfo(self) -> bytes | None:
         return find_vmcoreinfo(self.memory, self.cpus[0].memory.paging, self._symbols.get())
@@ -50,7 +54,7 @@ class Outside(Shown):
         HostError when drgn is not installed, or no Linux runs in the guest (yet).
         """
         drgn = need("drgn", "Guest.drgn()")
-        with self._control.standing():
+        with self._standing():
             note = self._vmcoreinfo()
         if note is None:
             from vmm.errors import GuestError

@@ -9,11 +9,35 @@ from vmm.light.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Protocol
 
     import numpy
 
-    from vmm._native.memory.guestmem import GuestMemory
     from vmm.debug.patches import Patches
+
+    class Memory(Protocol):
+        """What is needed of guest RAM, wherever it is; GuestMemory has it."""
+
+        @property
+        def regions(self) -> list[tuple[int, int]]:
+            """(gpa, size) of each region."""
+
+        @property
+        def size(self) -> int:
+            """All RAM in bytes."""
+
+        def read(self, gpa: int, length: int) -> bytes:
+            """A copy; ValueError unless inside one region."""
+
+        def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+            """Copy ``data`` to ``gpa``."""
+
+        def view(self, gpa: int, length: int) -> memoryview:
+            """A memoryview, no copy."""
+
+        def describe(self) -> str:
+            """The regions as text for messages."""
+
 
 FIND_CHUNK = 4 << 20
 ADDRESS_MASK = (1 << 64) - 1
@@ -35,7 +59,7 @@ class Ram(Shown):
     read() and write() copy; view() and numpy() share the memory, live and writable.
     """
 
-    def __init__(self, memory: GuestMemory, patches: Patches) -> None:
+    def __init__(self, memory: Memory, patches: Patches) -> None:
         self._memory = memory
         self._patches = patches
 

@@ -26,7 +26,7 @@ from vmm._native.kvm.tracering import (
 from vmm.debug.exitnames import ExitNames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from vmm.debug.tracerecord import Array, TscClock
     from vmm.debug.tracesummary import Summary
@@ -52,7 +52,7 @@ class Trace:
         self._machine = machine
         self._loops = [vcpu.loop for vcpu in machine.vcpus]
         self._lock = Lock()
-        self._rings: list[TraceRing] = []
+        self._rings: list[Any] = []
         self._chunks: list[bytearray] = []
         self._kept = 0
         self._room = 0
@@ -78,8 +78,7 @@ class Trace:
             raise ValueError("this trace is on already: stop() it before start()")
         if keep < 0 or drain_ms < 0:
             raise ValueError(f"keep={keep}, drain_ms={drain_ms}: neither can be negative")
-        mode = self._rip_mode() if rip else NO_RIP
-        rings = [TraceRing(size, mode) for _ in self._loops]
+        rings = self._make_rings(size, rip)
         self.drain()
         with self._lock:
             self._dropped_before += sum(ring.dropped for ring in self._rings)
@@ -87,8 +86,7 @@ class Trace:
             self._room = keep
             self._anchor = self._anchor or tsc_now()
         self.on = True
-        for loop, ring in zip(self._loops, rings, strict=True):
-            loop.set_trace(ring)
+        self._switch(rings)
         if drain_ms:
             self._end.clear()
             self._reader = Thread(
@@ -97,9 +95,17 @@ class Trace:
             self._reader.start()
         return self
 
-    def _rip_mode(self) -> int:
-        offered = self._machine.vm.fd.check_extension(CAP_SYNC_REGS)
-        return SYNC_RIP if offered & SYNC_GENERAL_REGS else IOCTL_RIP
+    def _make_rings(self, size: int, rip: bool) -> list[Any]:
+        mode = NO_RIP
+        if rip:
+            offered = self._machine.vm.fd.check_extension(CAP_SYNC_REGS)
+            mode = SYNC_RIP if offered & SYNC_GENERAL_REGS else IOCTL_RIP
+        return [TraceRing(size, mode) for _ in self._loops]
+
+    def _switch(self, rings: Sequence[Any]) -> None:
+        """Let exits go into these rings; none: nowhere."""
+        for loop, ring in zip(self._loops, rings or [None] * len(self._loops), strict=True):
+            loop.set_trace(ring)
 
     def _read(self, seconds: float) -> None:
         while not self._end.wait(seconds):
@@ -113,8 +119,7 @@ class Trace:
         if not self.on:
             return
         self.on = False
-        for loop in self._loops:
-            loop.set_trace(None)
+        self._switch(())
         if self._reader is not None:
             self._end.set()
             self._reader.join()
@@ -131,7 +136,7 @@ class Trace:
                 self._take(ring, min(ring.waiting, room))
             return self._kept - before
 
-    def _take(self, ring: TraceRing, records: int) -> None:
+    def _take(self, ring: Any, records: int) -> None:
         if records <= 0:
             return
         data = bytearray(records * RECORD_SIZE)
@@ -156,7 +161,7 @@ class Trace:
     @property
     def dropped(self) -> int:
         """Exits that found no room, of all vCPUs; see dropped_by_vcpu for the last start()."""
-        return self._dropped_before + sum(ring.dropped for ring in self._rings)
+        return self._dropped_before + sum(self.dropped_by_vcpu)
 
     @property
     def dropped_by_vcpu(self) -> list[int]:
@@ -165,7 +170,8 @@ class Trace:
 
     def __len__(self) -> int:
         with self._lock:
-            return self._kept + sum(ring.waiting for ring in self._rings)
+            waiting: list[int] = [ring.waiting for ring in self._rings]
+            return self._kept + sum(waiting)
 
     @property
     def clock(self) -> TscClock:

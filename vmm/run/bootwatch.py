@@ -87,7 +87,9 @@ class BootWatch:
         return self._runs_on() or moved
 
     def _runs_on(self) -> bool:
-        """Whether the boot vCPU executes code not seen before, or waits as it should."""
+        """Whether the boot vCPU executes code not seen before, waits as it should, or is held."""
+        if self._machine.vcpus[0].held:
+            return True
         lines = set()
         for _ in range(SAMPLES):
             place = self._machine.vcpus[0].place()

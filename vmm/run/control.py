@@ -1,8 +1,9 @@
 """The control socket: one JSON line to the instance, one line back.
 
 Requests are ``{"command": "status"}``, ``{"command": "stop", "now": false}`` and ``{"command":
-"vcpus"}``, which answers with registers, code and last exits of the first vCPUs as text. Only root
-and the user who runs the instance are answered; the kernel says who calls (unix(7), SO_PEERCRED).
+"vcpus"}``, which answers with registers, code and last exits of the first vCPUs as text. ``attach``
+makes the connection one that stays (vmm/run/attach). Only root and the user who runs the instance
+are answered; the kernel says who calls (unix(7), SO_PEERCRED).
 Whatever a client sends, or leaves unsaid, the guest goes on; and whoever answers may lie, stall, or
 send anything.
 """
@@ -41,11 +42,18 @@ ANSWER_SECONDS = 10.0
 UCRED = struct.Struct("iII")
 
 
+class Keep:
+    """An answer that keeps the connection: ``take`` has its descriptor from then on."""
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self.take = take
+
+
 class ControlServer:
     """Listens while the instance runs; everything happens on the control thread."""
 
     def __init__(
-        self, path: str, loop: EventLoop, handle: Callable[[dict[str, Any]], dict[str, Any]]
+        self, path: str, loop: EventLoop, handle: Callable[[dict[str, Any]], dict[str, Any] | Keep]
     ) -> None:
         import _socket
 
@@ -136,16 +144,27 @@ class ControlServer:
             if request is None:
                 return
             if request:
-                connection.answer = self._answer(request)
+                answer = self._answer(request)
+                if isinstance(answer, Keep):
+                    self._hand_over(fd, answer)
+                    return
+                connection.answer = answer
                 self._loop.remove(fd)
                 self._loop.add(fd, lambda: self._serve(fd), writable=True)
         if connection.deliver():
             self._drop(fd)
 
-    def _answer(self, request: bytes) -> bytes:
+    def _hand_over(self, fd: int, answer: Keep) -> None:
+        self._connections.pop(fd).timer.cancel()
+        self._loop.remove(fd)
+        answer.take(fd)
+
+    def _answer(self, request: bytes) -> bytes | Keep:
         """The answer, as a line. No request ends the guest, nor does what fails inside of it."""
         try:
             answer = self._handle(jsontext.loads(request))
+            if isinstance(answer, Keep):
+                return answer
         except ValueError as error:
             answer = {"error": f"not a JSON object that is understood: {error}"[:REQUEST_MAX]}
         except Exception as error:
@@ -234,7 +253,7 @@ def ask(
     another user than ``owner``.
     """
     deadline = time.monotonic() + seconds
-    link = _connect(path, seconds, directory)
+    link = connect(path, seconds, directory)
     try:
         pid, uid = peer(link)
         if owner is not None and uid != owner:
@@ -250,7 +269,7 @@ def peer_pid(directory: int, name: str, owner: int, seconds: float) -> int:
 
     OSError when nobody does, or another user than ``owner``.
     """
-    link = _connect(name, seconds, directory)
+    link = connect(name, seconds, directory)
     try:
         pid, uid = peer(link)
     finally:
@@ -260,7 +279,8 @@ def peer_pid(directory: int, name: str, owner: int, seconds: float) -> int:
     return pid
 
 
-def _connect(path: str, seconds: float, directory: int | None) -> Any:
+def connect(path: str, seconds: float, directory: int | None) -> Any:
+    """The connected socket, with that time-out; with ``directory`` the one of that name in it."""
     import _socket
 
     # By its inode: a path may become a link to another socket between two looks at it.

@@ -20,7 +20,7 @@ from vmm.log.hub import get_logger, hub
 from vmm.log.sinks import time_stamp
 from vmm.machine import build_machine
 from vmm.run.bootwatch import BootWatch
-from vmm.run.control import ControlServer
+from vmm.run.control import ControlServer, Keep
 from vmm.run.ending import EXIT_DEVICE, EXIT_KILLED, Ending, ResetPolicy, ending_of
 from vmm.run.eventloop import EventLoop
 from vmm.run.outcome import outcome_of
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
     from vmm.machine import Machine
+    from vmm.run.attach.door import Attachments
     from vmm.run.debugtrail import ExitRates
     from vmm.run.eventloop import Timer
     from vmm.run.instance import Instance
@@ -91,14 +92,15 @@ class Lifecycle:
         self._button: Timer | None = None
         self._watch: BootWatch | None = None
         self._rates: ExitRates | None = None
-        self._loop = EventLoop()
+        self.loop = EventLoop()
         self._signals = signalfd(SIGNALS)
         self._escape = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._loop.add(self._signals, self._on_signal)
-        self._loop.add(self._escape, self._on_escape)
+        self.loop.add(self._signals, self._on_signal)
+        self.loop.add(self._escape, self._on_escape)
         self.disks: list[Disk] = []
         self.consoles: list[HostConsole] = []
         self._control: ControlServer | None = None
+        self.attached: Attachments | None = None  # from other processes, once one has asked
         # Called once, with the first machine, as soon as its guest runs.
         self.on_running: Callable[[Machine], None] | None = None
         # Lets the guest run; a debugger, which may hold it as well, takes its place.
@@ -114,7 +116,7 @@ class Lifecycle:
             self._open()
             while self.ending is None:
                 self._boot()
-                self._loop.run_until(lambda: self._machine_left or self.ending is not None)
+                self.loop.run_until(lambda: self._machine_left or self.ending is not None)
                 self._leave()
         except VmmError as error:
             if self.ending is None:
@@ -134,7 +136,7 @@ class Lifecycle:
         if self._terminal_timer is not None:
             self._terminal_timer.cancel()
         if [console for console in self.consoles if not console.take_terminal()]:
-            self._terminal_timer = self._loop.call_later(TERMINAL_SECONDS, self._take_terminal)
+            self._terminal_timer = self.loop.call_later(TERMINAL_SECONDS, self._take_terminal)
 
     def _boot(self) -> None:
         """Build a machine and let it run."""
@@ -145,21 +147,21 @@ class Lifecycle:
             self.config, self.disks, console, serial, self.cache_directory,
             self.notifier.progress, oem_strings=self.oem_strings,
         )  # fmt: skip
-        self._loop.add(self.runner.left_fd(machine), self._on_left)
+        self.loop.add(self.runner.left_fd(machine), self._on_left)
         self._device_signals = watch_devices(
-            machine, self._loop, self._on_device_wanted, self._on_device_error
+            machine, self.loop, self._on_device_wanted, self._on_device_error
         )
         first = self.reboots == 0
         if first:
             announce(self, machine, before=True)
         if self.config.gdb is None:
             # Else one that stands still is nothing to tell about.
-            self._watch = BootWatch(machine, self.config, self.consoles, self._loop)
+            self._watch = BootWatch(machine, self.config, self.consoles, self.loop)
         if log.debugging:
             from vmm.run import debugtrail
 
             debugtrail.tell_machine(machine)
-            self._rates = debugtrail.ExitRates(machine, self._loop)
+            self._rates = debugtrail.ExitRates(machine, self.loop)
         self.runner.start(machine)
         if first:
             self._once_running(machine)
@@ -174,7 +176,7 @@ class Lifecycle:
         """What the first guest need not wait for. Nobody has been told yet that it runs."""
         if self.on_running is not None:
             self.on_running(machine)
-        self._control = ControlServer(self.instance.socket_path, self._loop, self._on_request)
+        self._control = ControlServer(self.instance.socket_path, self.loop, self._on_request)
         self.ran = True
         announce(self, machine, before=False)
 
@@ -188,7 +190,7 @@ class Lifecycle:
         """Feed the manager's watchdog from the event loop, so that a loop that hangs misses it."""
         if self.notifier.watchdog_seconds:
             self.notifier.feed()
-            self._loop.call_later(self.notifier.watchdog_seconds, self._feed)
+            self.loop.call_later(self.notifier.watchdog_seconds, self._feed)
 
     def _on_device_wanted(self, bdf: str) -> None:
         """Its driver is being unbound, or the device removed: the host waits until we let go."""
@@ -212,7 +214,7 @@ class Lifecycle:
         machine = self.machine
         if machine is None:
             return
-        self._loop.remove(self.runner.left_fd(machine))
+        self.loop.remove(self.runner.left_fd(machine))
         self.runner.let_go()
         outcome = outcome_of(machine) if self.ending is None else None
         lived = time.monotonic() - self._machine_started
@@ -226,7 +228,7 @@ class Lifecycle:
 
     def _take_apart(self, machine: Machine) -> None:
         for fd in self._device_signals:
-            self._loop.remove(fd)
+            self.loop.remove(fd)
         self._device_signals = []
         if self._watch is not None:
             self._watch.stop()
@@ -237,6 +239,9 @@ class Lifecycle:
         except OSError as error:
             log.warning(f"the last state of the machine is not known: {error}")
         self.machine = None
+        if self.attached is not None:
+            self.attached.close("the guest has rebooted or ended")
+            self.attached = None
         # Giving much pinned RAM back takes its time.
         self.notifier.feed()
         machine.close()
@@ -261,8 +266,8 @@ class Lifecycle:
         delay = self._resets.delay()
         if delay:
             waited: list[bool] = []
-            self._loop.call_later(delay, lambda: waited.append(True))
-            self._loop.run_until(lambda: bool(waited) or self._stop_reason != "")
+            self.loop.call_later(delay, lambda: waited.append(True))
+            self.loop.run_until(lambda: bool(waited) or self._stop_reason != "")
         if self._stop_reason:
             reason = f"{outcome.reason}; not started again: {self._stop_reason}"
             self.ending = Ending(0, reason)
@@ -274,6 +279,8 @@ class Lifecycle:
             return
         self._stop_reason = reason
         self.state = STOPPING
+        if self.attached is not None:
+            self.attached.hold_no_more("it is being stopped")
         log.info(
             f"stopping ({reason}): power button pressed; the guest has "
             f"{self.config.stop_timeout_seconds:g} s"
@@ -281,20 +288,19 @@ class Lifecycle:
         self.notifier.stopping(
             "stopping: waiting for the guest to shut down", self.config.stop_timeout_seconds
         )
-        self._loop.call_later(self.config.stop_timeout_seconds, self._on_stop_timeout)
+        self.loop.call_later(self.config.stop_timeout_seconds, self._on_stop_timeout)
         self._press_button()
         self._save()
         self._stop_asked = time.monotonic()
 
     def _same_request(self) -> bool:
         """The guest has been asked to shut down a moment ago."""
-        asked = self.state == STOPPING
-        return asked and time.monotonic() - self._stop_asked < SAME_REQUEST_SECONDS
+        return self.state == STOPPING and time.monotonic() - self._stop_asked < SAME_REQUEST_SECONDS
 
     def _press_button(self) -> None:
         if self.machine is not None and self.ending is None:
             self.machine.power_button()
-            self._button = self._loop.call_later(BUTTON_SECONDS, self._press_button)
+            self._button = self.loop.call_later(BUTTON_SECONDS, self._press_button)
 
     def _on_stop_timeout(self) -> None:
         self._kill(
@@ -340,19 +346,11 @@ class Lifecycle:
         for _ in range(os.eventfd_read(self._escape)):
             self.request_stop("Ctrl-A x typed on the console")
 
-    def _on_request(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _on_request(self, request: dict[str, Any]) -> dict[str, Any] | Keep:
         """Answer one request of the control socket."""
-        command = request.get("command")
-        if command == "status":
-            return self.status()
-        if command == "stop":
-            if self.state != STOPPING or request.get("now") is True:
-                self.request_stop("stop requested", now=request.get("now") is True)
-            return {"state": self.state, "timeout_s": self.config.stop_timeout_seconds}
-        if command == "vcpus":
-            return {"vcpus": self.machine.snapshots() if self.machine is not None else []}
-        told = repr(command[:20]) if isinstance(command, str) else f"a {type(command).__name__}"
-        return {"error": f"unknown command {told}; known: status, stop, vcpus"}
+        from vmm.run.requests import answer
+
+        return answer(self, request)
 
     def status(self) -> dict[str, Any]:
         """Everything `status` shows."""
@@ -380,6 +378,8 @@ class Lifecycle:
         reason = f"{self.state}: {self.ending.reason}"
         steps: list[Callable[[], object]] = [lambda: self.notifier.stopping(reason, 0)]
         steps.append(self.runner.close)
+        if self.attached is not None:
+            steps.append(self.attached.close)
         if self.machine is not None:
             steps.append(self.machine.close)
         steps += [console.close for console in reversed(self.consoles)]
@@ -387,7 +387,7 @@ class Lifecycle:
         if self._control is not None:
             steps.append(self._control.close)
         steps += [disk.close for disk in reversed(self.disks)]
-        steps.append(self._loop.close)
+        steps.append(self.loop.close)
         steps += [lambda: os.close(self._escape), lambda: os.close(self._signals)]
         for error in try_all(steps):
             log.warning(f"at the end: {error}")

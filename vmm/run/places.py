@@ -22,6 +22,22 @@ TOLD_MAX = 20
 NAME_MAX = 100
 
 
+def name_meant(environment: Mapping[str, str], name: str | None) -> str | None:
+    """The name given, or that of the environment; None where it has none."""
+    from vmm.settings.config import PREFIX, identity
+
+    if name:
+        # Refuses what cannot be a name, and takes off what a setting is freed of, too.
+        name = identity({f"{PREFIX}NAME": name})[0] or name
+    elif name is None:
+        from vmm.run.instance import name_from_image
+
+        name, image = identity(environment)
+        if name is None and image is not None:
+            name = name_from_image(image)
+    return name
+
+
 class Places:
     """What this user may look into. ``hidden`` are the places that he may not."""
 

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from vmm.run.runner import Runner
     from vmm.settings.config import Config
 
+    class Attached(Protocol):
+        """Who looks at its guest from another process."""
+
+        def status(self) -> dict[str, object]:
+            """Facts about them."""
+
     class Run(Protocol):
         """What is read of the run that is told about."""
 
@@ -35,6 +41,10 @@ if TYPE_CHECKING:
         reboots: int
         ending: Ending | None
         runner: Runner
+
+        @property
+        def attached(self) -> Attached | None:
+            """Who looks at its guest, once somebody has."""
 
 
 log = get_logger(__name__)
@@ -96,6 +106,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "sockets": {"control": run.instance.socket_path},
         "stop_timeout_s": config.stop_timeout_seconds,
         "gdb": run.runner.status(),
+        "attached": None if run.attached is None else run.attached.status(),
         "reboots": run.reboots,
         "last_exit": _last_exit(run.ending),
     }

@@ -123,6 +123,7 @@ def test_the_examples_are_commands_of_ours():
         ("start --d", {"--dry-run"}, {"--json"}),
         ("status ", {"vm1", "--json", "--help"}, {"no-lock", "--now"}),
         ("seed u", {"user-data"}, {"vllmd-hypervisor"}),
+        ("dump ", {"vm1", "user-data", "--live"}, {"no-lock", "--now"}),
         ("check ", {"--json"}, {"vm1", "user-data"}),
     ],
 )

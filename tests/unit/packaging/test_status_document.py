@@ -14,6 +14,7 @@ from tests.support.status_document import ROOT, documented
 SOURCES = [
     ("vmm/run/status.py", "run_facts"),
     ("vmm/run/status.py", "_last_exit"),
+    ("vmm/run/attach/door.py", "status"),
     ("vmm/command/status.py", "status"),
     ("vmm/command/status.py", "_dead_status"),
     ("vmm/debug/gdb/service.py", "status"),

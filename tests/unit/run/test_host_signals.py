@@ -60,9 +60,9 @@ def told_by(request_fd: int, error_fd: int) -> SimpleNamespace:
 
 
 def test_the_host_wants_it_back(life, signal):
-    watch_devices(told_by(signal, -1), life._loop, life._on_device_wanted, life._on_device_error)
+    watch_devices(told_by(signal, -1), life.loop, life._on_device_wanted, life._on_device_error)
     os.eventfd_write(signal, 1)
-    life._loop.run_until(lambda: life.state == STOPPING)
+    life.loop.run_until(lambda: life.state == STOPPING)
     assert life.machine.pressed == 1
     assert BDF in life._stop_reason
     # It asks again every ten seconds; that does not kill the guest.
@@ -70,18 +70,18 @@ def test_the_host_wants_it_back(life, signal):
     assert life.ending is None
     life._decide(Outcome("shutdown", "the guest powered itself off"), 1.0)
     assert life.ending.code == 0
-    life._loop.remove(signal)
+    life.loop.remove(signal)
 
 
 def test_it_fails(life, signal):
-    watch_devices(told_by(-1, signal), life._loop, life._on_device_wanted, life._on_device_error)
+    watch_devices(told_by(-1, signal), life.loop, life._on_device_wanted, life._on_device_error)
     os.eventfd_write(signal, 1)
-    life._loop.run_until(lambda: life.state == STOPPING)
+    life.loop.run_until(lambda: life.state == STOPPING)
     life._on_device_error(BDF)
     life._decide(Outcome("shutdown", "the guest powered itself off"), 1.0)
     assert life.ending.code == EXIT_DEVICE
     assert BDF in life.ending.reason
-    life._loop.remove(signal)
+    life.loop.remove(signal)
 
 
 def test_it_fails_and_the_guest_does_not_hear(life):

@@ -248,6 +248,11 @@ cdef class GuestMemory:
         return [(self.table[i].gpa, self.table[i].size) for i in range(self.count)]
 
     @property
+    def fd(self):
+        """The memfd of shared memory, which it keeps; -1 for private memory."""
+        return self.owned_fd
+
+    @property
     def slots(self):
         """(gpa, size, host address) of each region: what KVM_SET_USER_MEMORY_REGION wants."""
         return [(self.table[i].gpa, self.table[i].size, <uintptr_t>self.table[i].hva)

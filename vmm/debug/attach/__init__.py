@@ -1,0 +1,1 @@
+"""A running instance's guest, from another process of the same user."""
