@@ -10,6 +10,10 @@ from libc.string cimport memcpy
 
 from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
+from vmm._native.disk.request cimport (
+    ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, ACTION_ZERO, ZERO_BY_HOLE,
+    ZERO_BY_RANGE, Request, set_data, skip_done,
+)
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
 from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
@@ -48,8 +52,6 @@ cdef enum:
     HEADER = 16
     RANGE = 16                   # struct virtio_blk_discard_write_zeroes
     IOV_MAX_ENTRIES = 1024       # what the kernel takes in one call (UIO_MAXIOV)
-    # A used length is 32 bits wide and counts the status byte too.
-    DATA_MAX = 0x7ffff000
 
 
 cdef class BlkWorker(Worker):
@@ -131,9 +133,9 @@ cdef class BlkWorker(Worker):
             if kind == VIRTIO_BLK_T_OUT and self.read_only:
                 return
             if kind == VIRTIO_BLK_T_IN:
-                if not self.set_data(request, count, True, 0, 1):
+                if not set_data(request, self.segments, count, True, 0, 1):
                     return
-            elif not self.set_data(request, count, False, HEADER, 0):
+            elif not set_data(request, self.segments, count, False, HEADER, 0):
                 return
             if request.length % SECTOR or sector > self.sectors:
                 return
@@ -160,7 +162,7 @@ cdef class BlkWorker(Worker):
         cdef int i
         cdef uint32_t done = 0
         cdef uint32_t take
-        if not self.set_data(request, count, True, 0, 1) or request.length < 20:
+        if not set_data(request, self.segments, count, True, 0, 1) or request.length < 20:
             return
         for i in range(request.count):
             take = min(<uint32_t>request.iov[i].iov_len, 20 - done)
@@ -179,7 +181,7 @@ cdef class BlkWorker(Worker):
         cdef uint32_t sectors
         cdef uint32_t flags
         cdef int i
-        if self.read_only or not self.set_data(request, count, False, HEADER, 0):
+        if self.read_only or not set_data(request, self.segments, count, False, HEADER, 0):
             return
         if kind == VIRTIO_BLK_T_DISCARD and not self.can_discard:
             request.status = VIRTIO_BLK_S_UNSUPP
@@ -210,40 +212,6 @@ cdef class BlkWorker(Worker):
             ACTION_DISCARD if kind == VIRTIO_BLK_T_DISCARD else ACTION_ZERO)
         request.then_flush = not self.writeback
 
-    cdef bint set_data(self, Request *request, int count, bint writable, uint64_t skip,
-                       uint64_t drop) noexcept nogil:
-        # The segments of one direction without the first `skip` and the last `drop` bytes.
-        cdef uint64_t total = 0
-        cdef uint64_t length
-        cdef char *start
-        cdef int i
-        request.first = 0
-        request.count = 0
-        for i in range(count):
-            if self.segments[i].writable != writable:
-                continue
-            start = self.segments[i].hva
-            length = self.segments[i].length
-            if i == count - 1:
-                length -= drop           # the status byte; a segment has at least one
-            if skip:
-                if skip >= length:
-                    skip -= length
-                    continue
-                start += skip
-                length -= skip
-                skip = 0
-            if length == 0:
-                continue
-            # SAFETY: count <= queue size, which is the number of entries of iov.
-            request.iov[request.count].iov_base = start
-            request.iov[request.count].iov_len = length
-            request.count += 1
-            total += length
-        request.length = total
-        request.data_bytes = <uint32_t>total
-        return skip == 0 and total <= DATA_MAX
-
     cdef bint advance(self, Request *request, int64_t result) noexcept nogil:
         # One I/O call returned `result` (or -errno). True when there is more to do.
         if result < 0:
@@ -268,14 +236,7 @@ cdef class BlkWorker(Worker):
                 request.status = VIRTIO_BLK_S_IOERR      # the file is shorter than it was
                 return False
             if <uint64_t>result < request.length:
-                request.length -= result
-                request.offset += result
-                while <uint64_t>result >= request.iov[request.first].iov_len:
-                    result -= request.iov[request.first].iov_len
-                    request.first += 1
-                request.iov[request.first].iov_base = (
-                    <char *>request.iov[request.first].iov_base + result)
-                request.iov[request.first].iov_len -= result
+                skip_done(request, result)
                 return True
         if request.then_flush:
             request.then_flush = False

@@ -3,7 +3,7 @@
 from libc.errno cimport ENODEV, ENOSYS, ENOTTY, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint64_t
 
-from vmm._native.disk.blkpump cimport (
+from vmm._native.disk.request cimport (
     ACTION_DISCARD, ACTION_ZERO, ZERO_BY_RANGE, ZERO_BY_WRITING, Request,
 )
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP

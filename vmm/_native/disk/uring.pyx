@@ -8,17 +8,12 @@ from libc.errno cimport EAGAIN, EBUSY, EINTR
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from vmm._native.disk.blkpump cimport (
-    ACTION_DISCARD,
-    ACTION_DONE,
-    ACTION_FLUSH,
-    ACTION_READ,
-    ACTION_WRITE,
-    BlkWorker,
-    Request,
-)
+from vmm._native.disk.blkpump cimport BlkWorker
 from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mode
+from vmm._native.disk.request cimport (
+    ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, Request,
+)
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
 from vmm._native.virtio.worker cimport signal_fd
