@@ -1,4 +1,4 @@
-"""A disk of ours with its driver in C (diskrig.c): what the device itself can do, without a guest."""
+"""A disk of ours with its driver in C (diskrig.c): what the device can do, without a guest."""
 
 from __future__ import annotations
 

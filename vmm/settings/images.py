@@ -1,18 +1,28 @@
-"""The lists of disk images: ``path[,format=raw][,serial=TEXT]``, comma separated. Pure."""
+"""The lists of disk images: ``path[,format=raw][,serial=TEXT]...``, comma separated. Pure."""
 
 from __future__ import annotations
 
 from vmm.light.record import Record
-from vmm.settings.parse import BadValue, check_path, list_parts, nearest, split_list
+from vmm.settings.parse import (
+    BadValue,
+    check_path,
+    list_parts,
+    nearest,
+    parse_switch,
+    split_list,
+)
 
-KEYS = ["format", "serial"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FORMATS = ("raw",)
 # VIRTIO_BLK_ID_BYTES (virtio 1.2, 5.2.6).
 SERIAL_MAX = 20
 KEY_CHARACTERS = "abcdefghijklmnopqrstuvwxyz_"
 IMAGES_FORM = (
-    "paths, comma separated (double quotes protect a comma), each with format=raw or serial=TEXT "
-    "behind it where wanted"
+    "paths, comma separated (double quotes protect a comma), behind each where wanted format=raw, "
+    "serial=TEXT, direct=on"
 )
 
 
@@ -20,16 +30,24 @@ class ImageSpec(Record):
     """One disk image as it was given; can be used as a path.
 
     ``format`` is raw when it was said, so that the content does not matter, else None; ``serial``
-    is what the guest shall see, None for one made from the file.
+    is what the guest shall see, None for one made from the file. ``direct``: past the host's page
+    cache; None is as off.
     """
 
-    __slots__ = ("format", "path", "serial")
+    __slots__ = ("direct", "format", "path", "serial")
     path: str
     format: str | None
     serial: str | None
+    direct: bool | None
 
-    def __init__(self, path: str, format: str | None = None, serial: str | None = None) -> None:
-        self._set(path=path, format=format, serial=serial)
+    def __init__(
+        self,
+        path: str,
+        format: str | None = None,
+        serial: str | None = None,
+        direct: bool | None = None,
+    ) -> None:
+        self._set(path=path, format=format, serial=serial, direct=direct)
 
     def __fspath__(self) -> str:
         return self.path
@@ -74,13 +92,11 @@ def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
     if not images:
         raise BadValue(f"{key}={value} belongs behind a path; a path of that form needs quotes")
     if key not in KEYS:
-        raise BadValue(
-            f"unknown key {key!r}{nearest(key, KEYS)}; a path of that form needs double quotes"
-        )
+        near = nearest(key, list(KEYS))
+        raise BadValue(f"unknown key {key!r}{near}; a path of that form needs double quotes")
     if getattr(images[-1], key) is not None:
         raise BadValue(f"{key} is given twice for {images[-1]}")
-    check = check_format if key == "format" else check_serial
-    return images[-1].replace(**{key: check(value)})
+    return images[-1].replace(**{key: KEYS[key](value)})
 
 
 def check_format(value: str) -> str:
@@ -97,3 +113,18 @@ def check_serial(value: str) -> str:
             f"serial={value}: 1 to {SERIAL_MAX} printable ASCII characters without blanks"
         )
     return value
+
+
+def check_direct(value: str) -> bool:
+    """On or off."""
+    try:
+        return parse_switch(value)
+    except BadValue as error:
+        raise BadValue(f"direct={error}") from None
+
+
+KEYS: dict[str, Callable[[str], object]] = {
+    "format": check_format,
+    "serial": check_serial,
+    "direct": check_direct,
+}

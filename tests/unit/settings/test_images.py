@@ -29,6 +29,8 @@ from vmm.settings.parse import BadValue
         ("/a=1.img,/b=2.img", [ImageSpec("/a=1.img"), ImageSpec("/b=2.img")]),
         ("/a, format=raw", [ImageSpec("/a", "raw")]),
         ("disk=1.img", [ImageSpec("disk=1.img")]),
+        ("/a,direct=on,/b,direct=off",
+         [ImageSpec("/a", direct=True), ImageSpec("/b", direct=False)]),
         (f"/a,serial={'s' * 20}", [ImageSpec("/a", None, "s" * 20)]),
     ],
 )  # fmt: skip
@@ -49,6 +51,8 @@ def test_what_belongs_to_which_path(text, images):
         (f"/a,serial={'s' * 21}", "1 to 20"),
         ("/a,serial=two words", "without blanks"),
         ("/a,serial=\u00e4", "ASCII"),
+        ("/a,direct=maybe", "direct='maybe' is neither on nor off"),
+        ("/a,direct=off,direct=off", "given twice for /a"),
         ("~/a,format=raw", "starts with '~'"),
         ("/a,,format=raw", "empty"),
     ],

@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from vmm._native.disk.direct cimport Alignment
 from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.request cimport Request
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
@@ -22,8 +23,11 @@ cdef class BlkWorker(Worker):
     cdef bytes serial
     cdef uint8_t serial_data[20]
     cdef Segment *segments
-    cdef Request *requests       # queue size
-    cdef iovec *vectors
+    cdef Request *requests       # one; a subclass may have more
+    cdef iovec *vectors          # queue size
+    cdef Alignment alignment
+    cdef char *between           # BOUNCE bytes once a request needed them
+    cdef readonly uint64_t bounced
     cdef readonly uint64_t reads, writes, flushes, discards, errors
     cdef readonly uint64_t read_bytes, written_bytes
 
@@ -33,6 +37,9 @@ cdef class BlkWorker(Worker):
     cdef void complete(self, Request *request) noexcept nogil
     cdef void execute(self, Request *request) noexcept nogil
     cdef void count(self, Request *request) noexcept nogil
+    # Of these entries of its buffers: whether they need the buffer between.
+    cdef bint needs_bounce(self, const Request *request, int entries) noexcept nogil
+    cdef int64_t bounce(self, Request *request, int entries, bint write) noexcept nogil
     # One I/O call of a request that is not done: what advance() takes.
     cdef int64_t perform(self, Request *request, int entries) noexcept nogil
     cdef int64_t change_range(self, Request *request) noexcept nogil

@@ -3,16 +3,19 @@
 The io_uring engine (uring.pyx) is a subclass: it shares how requests are read and answered.
 """
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from vmm._native.disk.direct cimport (
+    BOUNCE, misaligned, move_between, vmm_bounce_map, vmm_bounce_unmap,
+)
 from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
 from vmm._native.disk.request cimport (
     ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, ACTION_ZERO, ZERO_BY_HOLE,
-    ZERO_BY_RANGE, Request, set_data, skip_done,
+    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, set_data, skip_done,
 )
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
@@ -81,24 +84,32 @@ cdef class BlkWorker(Worker):
         self.zero_methods[1] = ZERO_BY_HOLE
         cdef size_t size = queue.size
         self.segments = <Segment *>calloc(size, sizeof(Segment))
-        self.requests = <Request *>calloc(size, sizeof(Request))
-        self.vectors = <iovec *>calloc(size * size, sizeof(iovec))
+        self.requests = <Request *>calloc(1, sizeof(Request))
+        self.vectors = <iovec *>calloc(size, sizeof(iovec))
         if not (self.segments and self.requests and self.vectors):
             raise MemoryError
-        for i in range(queue.size):
-            self.requests[i].iov = &self.vectors[<size_t>i * size]
+        self.requests[0].iov = self.vectors
 
     def __dealloc__(self):
         self.halt()
         free(self.segments)
         free(self.requests)
         free(self.vectors)
+        vmm_bounce_unmap(self.between, BOUNCE)
+
+    def set_direct(self, uint32_t memory, uint32_t file):
+        """Before start(): ``fd`` does direct I/O, with these alignments (powers of two)."""
+        for value in (memory, file):
+            if not 0 < value <= BOUNCE // 2 or value & (value - 1):
+                raise ValueError(f"alignment {value}: a power of two up to {BOUNCE // 2}")
+        self.alignment = Alignment(memory, file)
 
     def counters(self):
         """Requests and bytes so far, by kind."""
         return {"reads": self.reads, "writes": self.writes, "flushes": self.flushes,
                 "discards": self.discards, "errors": self.errors,
-                "read_bytes": self.read_bytes, "written_bytes": self.written_bytes}
+                "read_bytes": self.read_bytes, "written_bytes": self.written_bytes,
+                "bounced": self.bounced}
 
     cdef void parse(self, Request *request, int count) noexcept nogil:
         # `count` segments are in self.segments. Sets what is to be done, or answers at once.
@@ -208,6 +219,8 @@ cdef class BlkWorker(Worker):
         request.length = <uint64_t>sectors * SECTOR
         request.unmap = flags != 0
         request.method = self.zero_methods[request.unmap]
+        if self.alignment.file and (request.offset | request.length) & (self.alignment.file - 1):
+            request.method = ZERO_BY_WRITING     # which minds who writes the rest of a block
         request.action = (
             ACTION_DISCARD if kind == VIRTIO_BLK_T_DISCARD else ACTION_ZERO)
         request.then_flush = not self.writeback
@@ -266,6 +279,8 @@ cdef class BlkWorker(Worker):
 
     cdef int64_t perform(self, Request *request, int entries) noexcept nogil:
         cdef int64_t rc
+        if self.needs_bounce(request, entries):
+            return self.bounce(request, entries, request.action != ACTION_READ)
         if request.action == ACTION_READ:
             rc = preadv(self.fd, &request.iov[request.first], entries, request.offset)
         elif request.action == ACTION_WRITE:
@@ -273,16 +288,33 @@ cdef class BlkWorker(Worker):
         elif request.action == ACTION_FLUSH:
             rc = fdatasync(self.fd)
         else:
-            rc = self.change_range(request)
+            return self.change_range(request)
         return -errno if rc < 0 else rc
 
+    cdef bint needs_bounce(self, const Request *request, int entries) noexcept nogil:
+        return ((request.action == ACTION_READ or request.action == ACTION_WRITE)
+                and misaligned(request, entries, &self.alignment))
+
+    cdef int64_t bounce(self, Request *request, int entries, bint write) noexcept nogil:
+        if self.between == NULL:
+            self.between = vmm_bounce_map(BOUNCE)
+            if self.between == NULL:
+                return -ENOMEM
+        self.bounced += 1
+        return move_between(self.fd, request, entries, self.between, self.alignment.file, write)
+
     cdef int64_t change_range(self, Request *request) noexcept nogil:
+        cdef int64_t rc
         begin_step(request, self.block_device)
         if by_writing(request):
-            return pwritev(self.fd, request.iov, 1, request.offset)
-        if self.block_device and request.action == ACTION_DISCARD:
-            return vmm_block_discard(self.fd, request.offset, request.step)
-        return fallocate(self.fd, range_mode(request), request.offset, request.step)
+            if misaligned(request, 1, &self.alignment):
+                return self.bounce(request, 1, True)
+            rc = pwritev(self.fd, request.iov, 1, request.offset)
+        elif self.block_device and request.action == ACTION_DISCARD:
+            rc = vmm_block_discard(self.fd, request.offset, request.step)
+        else:
+            rc = fallocate(self.fd, range_mode(request), request.offset, request.step)
+        return -errno if rc < 0 else rc
 
     cdef void count(self, Request *request) noexcept nogil:
         if request.action == ACTION_READ:

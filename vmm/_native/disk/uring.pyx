@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from vmm._native.disk.blkpump cimport BlkWorker
+from vmm._native.disk.direct cimport misaligned
 from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mode
 from vmm._native.disk.request cimport (
@@ -43,7 +44,8 @@ cdef extern from *:
     struct io_uring_probe:
         pass
     int IORING_FSYNC_DATASYNC
-    int IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_READ
+    int IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE
+    int IORING_OP_READ, IORING_OP_WRITE
     int io_uring_queue_init(unsigned int entries, io_uring *ring, unsigned int flags) nogil
     void io_uring_queue_exit(io_uring *ring) nogil
     io_uring_sqe *io_uring_get_sqe(io_uring *ring) nogil
@@ -70,6 +72,10 @@ cdef extern from *:
 
 cdef enum:
     IOV_MAX_ENTRIES = 1024
+    # Buffers of a request that most have at most, and how many with more are under way at once: a
+    # queue full of the longest would hold 256 KiB for ever.
+    FEW = 16
+    LONG = 16
     # Completions of the two eventfds; requests have their index.
     TAG_KICK = 0x100000000
     TAG_STOP = 0x200000000
@@ -92,11 +98,15 @@ def supported():
         good = False
     else:
         for op in (IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE,
-                   IORING_OP_READ):
+                   IORING_OP_READ, IORING_OP_WRITE):
             good = good and io_uring_opcode_supported(probe, op) != 0
         io_uring_free_probe(probe)
     io_uring_queue_exit(&ring)
     return good
+
+
+cdef int entries_of(const Request *request) noexcept nogil:
+    return min(request.count - request.first, IOV_MAX_ENTRIES)
 
 
 cdef class UringBlkWorker(BlkWorker):
@@ -107,6 +117,11 @@ cdef class UringBlkWorker(BlkWorker):
     cdef bint ring_ready
     cdef int *free_slots
     cdef int free_count
+    cdef iovec *few              # FEW entries of each slot
+    cdef iovec *many             # queue size entries, LONG times
+    cdef int free_long[LONG]
+    cdef int long_count
+    cdef int *long_of            # which of `many` a slot has, or -1
     cdef int in_flight
     cdef int outstanding         # entries made and not completed, but for the wait for stop_fd
     cdef uint64_t kick_value
@@ -117,7 +132,13 @@ cdef class UringBlkWorker(BlkWorker):
         cdef int size = self.queue.size
         self.ring = <io_uring *>calloc(1, sizeof(io_uring))
         self.free_slots = <int *>calloc(size, sizeof(int))
-        if not (self.ring and self.free_slots):
+        self.long_of = <int *>calloc(size, sizeof(int))
+        self.few = <iovec *>calloc(size, FEW * sizeof(iovec))
+        self.many = <iovec *>calloc(size, LONG * sizeof(iovec))
+        free(self.requests)
+        self.requests = <Request *>calloc(size, sizeof(Request))
+        if not (self.ring and self.free_slots and self.long_of and self.few and self.many
+                and self.requests):
             raise MemoryError
         # Room for every request, both eventfds and a cancellation, so that an entry is always free.
         cdef int rc = io_uring_queue_init(size + 3, self.ring, 0)
@@ -126,7 +147,11 @@ cdef class UringBlkWorker(BlkWorker):
         self.ring_ready = True
         for i in range(size):
             self.free_slots[i] = i
+            self.long_of[i] = -1
         self.free_count = size
+        for i in range(LONG):
+            self.free_long[i] = i
+        self.long_count = LONG
 
     def __dealloc__(self):
         self.halt()
@@ -134,12 +159,15 @@ cdef class UringBlkWorker(BlkWorker):
             io_uring_queue_exit(self.ring)
         free(self.ring)
         free(self.free_slots)
+        free(self.long_of)
+        free(self.few)
+        free(self.many)
 
     cdef void submit_request(self, int slot) noexcept nogil:
         # SAFETY: the ring has an entry for every slot, and each slot has one request at a time.
         cdef Request *request = &self.requests[slot]
         cdef io_uring_sqe *sqe = self.next_sqe()
-        cdef int entries = min(request.count - request.first, IOV_MAX_ENTRIES)
+        cdef int entries = entries_of(request)
         if request.action == ACTION_READ:
             io_uring_prep_readv(sqe, self.fd, &request.iov[request.first], entries,
                                 request.offset)
@@ -179,11 +207,16 @@ cdef class UringBlkWorker(BlkWorker):
 
     cdef void answer(self, int slot) noexcept nogil:
         self.complete(&self.requests[slot])
+        if self.long_of[slot] >= 0:
+            self.free_long[self.long_count] = self.long_of[slot]
+            self.long_count += 1
+            self.long_of[slot] = -1
         self.free_slots[self.free_count] = slot
         self.free_count += 1
 
     cdef void start_request(self, int slot, int count) noexcept nogil:
         cdef Request *request = &self.requests[slot]
+        self.give_vectors(slot, count)
         self.parse(request, count)
         if self.block_device and request.action == ACTION_DISCARD:
             self.execute(request)        # an ioctl, which rings have for new kernels only
@@ -193,7 +226,17 @@ cdef class UringBlkWorker(BlkWorker):
         if request.action == ACTION_DONE:
             self.answer(slot)
         else:
-            self.submit_request(slot)
+            self.go_on(slot)
+
+    cdef void give_vectors(self, int slot, int count) noexcept nogil:
+        # SAFETY: a chain has at most as many segments as the queue has entries, and so have the
+        # long ones, of which pop_all() has seen that one is free.
+        if count <= FEW:
+            self.requests[slot].iov = &self.few[<size_t>slot * FEW]
+            return
+        self.long_count -= 1
+        self.long_of[slot] = self.free_long[self.long_count]
+        self.requests[slot].iov = &self.many[<size_t>self.long_of[slot] * self.queue.size]
 
     cdef int pop_all(self) noexcept nogil:
         # Takes chains while there are slots: 0 when the driver has no more or must wait, 1 when
@@ -202,7 +245,7 @@ cdef class UringBlkWorker(BlkWorker):
         cdef int count
         cdef int slot
         cdef int taken = 0
-        while self.free_count and not self.stop_asked():
+        while self.free_count and self.long_count and not self.stop_asked():
             if taken == self.queue.size:
                 return 1
             slot = self.free_slots[self.free_count - 1]
@@ -236,12 +279,27 @@ cdef class UringBlkWorker(BlkWorker):
                 self.kick_armed = False
             elif tag < TAG_KICK:
                 self.in_flight -= 1
-                if self.go_on(&self.requests[tag], result):
-                    self.submit_request(<int>tag)
+                if self.has_more(&self.requests[tag], result):
+                    self.go_on(<int>tag)
                 else:
                     self.answer(<int>tag)
 
-    cdef bint go_on(self, Request *request, int64_t result) noexcept nogil:
+    cdef void go_on(self, int slot) noexcept nogil:
+        # What the kernel does not take as it is, is done at once.
+        cdef Request *request = &self.requests[slot]
+        while self.is_for_here(request):
+            if not self.has_more(request, self.perform(request, entries_of(request))):
+                self.answer(slot)
+                return
+        self.submit_request(slot)
+
+    cdef bint is_for_here(self, Request *request) noexcept nogil:
+        if by_writing(request):
+            begin_step(request, self.block_device)
+            return misaligned(request, 1, &self.alignment)
+        return self.needs_bounce(request, entries_of(request))
+
+    cdef bint has_more(self, Request *request, int64_t result) noexcept nogil:
         # As advance(), but at the end of the thread no further piece of a range is begun.
         if not self.advance(request, result):
             return False
