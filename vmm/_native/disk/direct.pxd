@@ -1,8 +1,8 @@
 # Direct I/O: which requests the kernel takes as they are, and a buffer between for the others.
 #
 # statx(2): a place in the file and the length of each buffer are multiples of one number, a
-# buffer's address of another. What a guest asks for need not be: it is moved by a small aligned buffer, in
-# pieces, on the worker's own thread.
+# buffer's address of another. What a guest asks for need not be: it goes by way of a small aligned
+# buffer, in pieces, on the worker's own thread.
 
 from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -26,7 +26,8 @@ cdef extern from *:
     static void vmm_unlock_parts(void) { pthread_mutex_unlock(&vmm_part_lock); }
     #define VMM_PRIVATE (MAP_PRIVATE | MAP_ANONYMOUS)
     static char *vmm_bounce_map(size_t length) {
-        void *found = mmap(NULL, length, PROT_READ | PROT_WRITE, VMM_PRIVATE, -1, 0);
+        int rights = PROT_READ | PROT_WRITE;
+        void *found = mmap(NULL, length, rights, VMM_PRIVATE, -1, 0);
         return found == MAP_FAILED ? NULL : found;
     }
     static void vmm_bounce_unmap(char *buffer, size_t length) {
