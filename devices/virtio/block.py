@@ -148,6 +148,8 @@ class Block(VirtioDevice):
             worker.can_discard = disk.can_discard
             if disk.alignment is not None:
                 worker.set_direct(*disk.alignment)
+            if disk.limits is not None:
+                disk.limits.govern(worker)
             workers.append(worker)
         self._workers = tuple(workers)
         self.opened = {config.index: queue for config, queue in zip(queues, opened, strict=True)}

@@ -16,10 +16,11 @@ from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from vmm._native.disk.limits import Limits
     from vmm._native.disk.overlay import Overlay
-    from vmm.settings.images import ImageSpec
+    from vmm.settings.images import ImageSpec, Rate
 
 log = get_logger(__name__)
 
@@ -49,6 +50,9 @@ class Disk:
     overlay: Overlay | None = None
     # Of direct I/O: of buffers and of the file, in bytes; None where the page cache is used.
     alignment: tuple[int, int] | None = None
+    # What all queues together keep to, and how it was said.
+    limits: Limits | None = None
+    rates: Mapping[str, Rate] = {}
 
     def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path
@@ -92,12 +96,24 @@ class Disk:
         """As open(), with all that is said of the image."""
         disk = cls.open(image.path, read_only, image.serial)
         try:
+            disk.limit(image)
             if image.direct:
                 disk.go_direct()
         except BaseException:
             disk.close()
             raise
         return disk
+
+    def limit(self, image: ImageSpec) -> None:
+        """Keep to the rates that are said of it."""
+        said = {"iops": image.iops, "bandwidth": image.bandwidth}
+        self.rates = {key: rate for key, rate in said.items() if rate is not None}
+        if self.rates:
+            from vmm._native.disk.limits import Limits
+
+            self.limits = Limits(*[
+                (rate.size, rate.refill_ms, rate.once) if rate else None for rate in said.values()
+            ])  # fmt: skip
 
     def go_direct(self) -> None:
         """Past the page cache from now on; HostError where that cannot be."""
@@ -135,6 +151,10 @@ class Disk:
             "size": self.size,
             "lock": "shared" if self.read_only else "exclusive",
             "direct": self.alignment is not None,
+            "limits": {
+                key: {"size": rate.size, "refill_ms": rate.refill_ms, "once": rate.once}
+                for key, rate in self.rates.items()
+            },
         }
 
     def close(self) -> None:

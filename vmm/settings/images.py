@@ -8,6 +8,8 @@ from vmm.settings.parse import (
     check_path,
     list_parts,
     nearest,
+    parse_integer,
+    parse_size,
     parse_switch,
     split_list,
 )
@@ -19,11 +21,26 @@ if TYPE_CHECKING:
 FORMATS = ("raw",)
 # VIRTIO_BLK_ID_BYTES (virtio 1.2, 5.2.6).
 SERIAL_MAX = 20
+# Of a limit: more than any disk does, and exact as a double. Of its bucket: an hour to be full.
+RATE_MAX = 1 << 50
+REFILL_MS_MAX = 3_600_000
 KEY_CHARACTERS = "abcdefghijklmnopqrstuvwxyz_"
 IMAGES_FORM = (
     "paths, comma separated (double quotes protect a comma), behind each where wanted format=raw, "
-    "serial=TEXT, direct=on"
+    "serial=TEXT, direct=on, iops=RATE, bandwidth=RATE (RATE: SIZE[/MS][+ONCE])"
 )
+
+
+class Rate(Record):
+    """So much in each ``refill_ms`` milliseconds, and ``once`` more before that counts."""
+
+    __slots__ = ("once", "refill_ms", "size")
+    size: int
+    refill_ms: int
+    once: int
+
+    def __init__(self, size: int, refill_ms: int = 1000, once: int = 0) -> None:
+        self._set(size=size, refill_ms=refill_ms, once=once)
 
 
 class ImageSpec(Record):
@@ -31,14 +48,16 @@ class ImageSpec(Record):
 
     ``format`` is raw when it was said, so that the content does not matter, else None; ``serial``
     is what the guest shall see, None for one made from the file. ``direct``: past the host's page
-    cache; None is as off.
+    cache; None is as off. ``iops``, ``bandwidth``: limits of requests and of bytes.
     """
 
-    __slots__ = ("direct", "format", "path", "serial")
+    __slots__ = ("bandwidth", "direct", "format", "iops", "path", "serial")
     path: str
     format: str | None
     serial: str | None
     direct: bool | None
+    iops: Rate | None
+    bandwidth: Rate | None
 
     def __init__(
         self,
@@ -46,8 +65,12 @@ class ImageSpec(Record):
         format: str | None = None,
         serial: str | None = None,
         direct: bool | None = None,
+        iops: Rate | None = None,
+        bandwidth: Rate | None = None,
     ) -> None:
-        self._set(path=path, format=format, serial=serial, direct=direct)
+        self._set(
+            path=path, format=format, serial=serial, direct=direct, iops=iops, bandwidth=bandwidth
+        )  # fmt: skip
 
     def __fspath__(self) -> str:
         return self.path
@@ -123,8 +146,37 @@ def check_direct(value: str) -> bool:
         raise BadValue(f"direct={error}") from None
 
 
+def check_iops(value: str) -> Rate:
+    """Requests, of whatever kind and size."""
+    return _rate("iops", value)
+
+
+def check_bandwidth(value: str) -> Rate:
+    """Bytes read and written."""
+    return _rate("bandwidth", value)
+
+
+def _rate(key: str, value: str) -> Rate:
+    """``SIZE[/MS][+ONCE]``: 500, 100M/100, 1000+50000."""
+    steady, plus, once = value.partition("+")
+    size, slash, milliseconds = steady.partition("/")
+    try:
+        rate = Rate(
+            parse_size(size),
+            parse_integer(milliseconds, 1, REFILL_MS_MAX) if slash else 1000,
+            parse_size(once) if plus else 0,
+        )
+    except BadValue as error:
+        raise BadValue(f"{key}={value}: {error}; the form is SIZE[/MS][+ONCE]") from None
+    if not 0 < rate.size <= RATE_MAX or rate.once > RATE_MAX:
+        raise BadValue(f"{key}={value}: 1 to {RATE_MAX} is possible; leave it out for no limit")
+    return rate
+
+
 KEYS: dict[str, Callable[[str], object]] = {
     "format": check_format,
     "serial": check_serial,
     "direct": check_direct,
+    "iops": check_iops,
+    "bandwidth": check_bandwidth,
 }

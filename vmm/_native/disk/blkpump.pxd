@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from vmm._native.disk.direct cimport Alignment
 from vmm._native.disk.iov cimport iovec
+from vmm._native.disk.limits cimport Pace
 from vmm._native.disk.request cimport Request
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
 from vmm._native.virtio.worker cimport Worker
@@ -28,6 +29,9 @@ cdef class BlkWorker(Worker):
     cdef Alignment alignment
     cdef char *between           # BOUNCE bytes once a request needed them
     cdef readonly uint64_t bounced
+    cdef Pace *pace              # NULL: no limits
+    cdef object limits           # what `pace` points into
+    cdef readonly uint64_t throttled     # times that a request had to wait for it
     cdef readonly uint64_t reads, writes, flushes, discards, errors
     cdef readonly uint64_t read_bytes, written_bytes
 
@@ -44,4 +48,6 @@ cdef class BlkWorker(Worker):
     cdef int64_t perform(self, Request *request, int entries) noexcept nogil
     cdef int64_t change_range(self, Request *request) noexcept nogil
     cdef void answer_id(self, Request *request, int count) noexcept nogil
+    # ns that the next request, if there is one, must wait for the disk's limits.
+    cdef uint64_t held_back(self) noexcept nogil
     cdef bint serve(self) noexcept nogil

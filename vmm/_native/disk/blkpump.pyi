@@ -13,6 +13,7 @@ class BlkWorker(Worker):
     discards: int
     errors: int
     bounced: int
+    throttled: int
     def __init__(
         self,
         queue: VirtQueue,

@@ -12,10 +12,12 @@ from vmm._native.disk.direct cimport (
     BOUNCE, misaligned, move_between, vmm_bounce_map, vmm_bounce_unmap,
 )
 from vmm._native.disk.iov cimport iovec
+from vmm._native.disk.limits cimport pace_take, pace_wait
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
 from vmm._native.disk.request cimport (
     ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, ACTION_ZERO, ZERO_BY_HOLE,
-    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, set_data, skip_done,
+    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, moves_data, set_data,
+    skip_done,
 )
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
@@ -37,6 +39,11 @@ cdef extern from *:
         uint64_t range[2] = {start, length};
         return ioctl(fd, BLKDISCARD, range);
     }
+    static void vmm_sleep_or(int fd, uint64_t ns) {
+        struct pollfd end = {fd, POLLIN, 0};
+        struct timespec time = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+        ppoll(&end, 1, &time, NULL);
+    }
     """
     int fallocate(int fd, int mode, int64_t offset, int64_t length) nogil
     int fdatasync(int fd) nogil
@@ -49,6 +56,7 @@ cdef extern from *:
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout) nogil
     short POLLIN
+    void vmm_sleep_or(int fd, uint64_t ns) nogil
 
 cdef enum:
     SECTOR = 512
@@ -109,7 +117,7 @@ cdef class BlkWorker(Worker):
         return {"reads": self.reads, "writes": self.writes, "flushes": self.flushes,
                 "discards": self.discards, "errors": self.errors,
                 "read_bytes": self.read_bytes, "written_bytes": self.written_bytes,
-                "bounced": self.bounced}
+                "bounced": self.bounced, "throttled": self.throttled}
 
     cdef void parse(self, Request *request, int count) noexcept nogil:
         # `count` segments are in self.segments. Sets what is to be done, or answers at once.
@@ -237,6 +245,8 @@ cdef class BlkWorker(Worker):
         if is_range(request):
             if not by_writing(request):
                 result = request.step
+            elif self.pace != NULL:
+                pace_take(self.pace, 0, result)
             if result == 0:
                 request.status = VIRTIO_BLK_S_IOERR
                 return False
@@ -244,7 +254,7 @@ cdef class BlkWorker(Worker):
             request.offset += result
             if request.length:
                 return True
-        elif request.action == ACTION_READ or request.action == ACTION_WRITE:
+        elif moves_data(request):
             if result == 0:
                 request.status = VIRTIO_BLK_S_IOERR      # the file is shorter than it was
                 return False
@@ -292,8 +302,7 @@ cdef class BlkWorker(Worker):
         return -errno if rc < 0 else rc
 
     cdef bint needs_bounce(self, const Request *request, int entries) noexcept nogil:
-        return ((request.action == ACTION_READ or request.action == ACTION_WRITE)
-                and misaligned(request, entries, &self.alignment))
+        return moves_data(request) and misaligned(request, entries, &self.alignment)
 
     cdef int64_t bounce(self, Request *request, int entries, bint write) noexcept nogil:
         if self.between == NULL:
@@ -317,6 +326,8 @@ cdef class BlkWorker(Worker):
         return -errno if rc < 0 else rc
 
     cdef void count(self, Request *request) noexcept nogil:
+        if self.pace != NULL:
+            pace_take(self.pace, 1, request.length if moves_data(request) else 0)
         if request.action == ACTION_READ:
             self.reads += 1
             self.read_bytes += request.length
@@ -329,11 +340,23 @@ cdef class BlkWorker(Worker):
         elif request.action != ACTION_DONE:
             self.discards += 1
 
+    cdef uint64_t held_back(self) noexcept nogil:
+        if self.pace == NULL or not self.queue.has_chains():
+            return 0
+        return pace_wait(self.pace)
+
     cdef bint serve(self) noexcept nogil:
         # Serves all chains that are there; False when the ring is broken.
         cdef int count
+        cdef uint64_t wait
         cdef Request *request = &self.requests[0]
         while not self.stop_asked():
+            wait = self.held_back()
+            if wait:
+                self.throttled += 1
+                self.queue.disable_notify()
+                vmm_sleep_or(self.stop_fd, wait)
+                continue
             count = self.queue.pop(&request.head, self.segments)
             if count < 0:
                 self.break_queue(count)

@@ -18,6 +18,9 @@ cdef extern from *:
     struct io_uring_cqe:
         uint64_t user_data
         int res
+    struct __kernel_timespec:
+        int64_t tv_sec
+        long long tv_nsec
     struct io_uring_probe:
         pass
     int IORING_FSYNC_DATASYNC
@@ -46,6 +49,8 @@ cdef extern from *:
                              uint64_t offset) nogil
     void io_uring_prep_writev(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
                               uint64_t offset) nogil
+    void io_uring_prep_timeout(io_uring_sqe *sqe, __kernel_timespec *time, unsigned int count,
+                               unsigned int flags) nogil
     void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned int flags) nogil
     void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, int64_t offset,
                                  int64_t length) nogil

@@ -40,6 +40,9 @@ cdef enum:
     # A used length is 32 bits wide and counts the status byte too.
     DATA_MAX = 0x7ffff000
 
+cdef inline bint moves_data(const Request *request) noexcept nogil:
+    return request.action == ACTION_READ or request.action == ACTION_WRITE
+
 cdef inline bint set_data(Request *request, const Segment *segments, int count, bint writable,
                           uint64_t skip, uint64_t drop) noexcept nogil:
     # The segments of one direction without the first `skip` and the last `drop` bytes.

@@ -38,6 +38,8 @@ cdef enum:
     TAG_KICK = 0x100000000
     TAG_STOP = 0x200000000
     TAG_CANCEL = 0x400000000
+    TAG_TIMER = 0x800000000
+    NS = 1000000000
     # How long a ring that fails is left alone before it is tried again, and how often the end of
     # the thread does so: the kernel has then dropped or done what it was given (30 s).
     RETRY_MS = 10
@@ -86,6 +88,8 @@ cdef class UringBlkWorker(BlkWorker):
     cdef bint ring_registered
     cdef bint kick_registered
     cdef bint kick_armed
+    cdef bint timer_armed
+    cdef __kernel_timespec timer
     cdef bint stop_armed
 
     def __init__(self, *args):
@@ -100,8 +104,9 @@ cdef class UringBlkWorker(BlkWorker):
         if not (self.ring and self.free_slots and self.long_of and self.few and self.many
                 and self.requests):
             raise MemoryError
-        # Room for every request, both eventfds and a cancellation, so that an entry is always free.
-        cdef int rc = io_uring_queue_init(size + 3, self.ring, 0)
+        # Room for every request, both eventfds, a timer and two cancellations, so that an entry is
+        # always free.
+        cdef int rc = io_uring_queue_init(size + 5, self.ring, 0)
         if rc < 0:
             raise IoctlError(-rc, "io_uring_setup")
         self.ring_ready = True
@@ -172,6 +177,25 @@ cdef class UringBlkWorker(BlkWorker):
         io_uring_sqe_set_data64(sqe, TAG_STOP)
         self.stop_armed = True
 
+    cdef void arm_timer(self, uint64_t ns) noexcept nogil:
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        self.timer.tv_sec = ns // NS
+        self.timer.tv_nsec = ns % NS
+        io_uring_prep_timeout(sqe, &self.timer, 0, 0)
+        io_uring_sqe_set_data64(sqe, TAG_TIMER)
+        self.timer_armed = True
+
+    cdef bint wait_for_limits(self) noexcept nogil:
+        # The next request is not taken before the timer rings.
+        cdef uint64_t wait = self.held_back()
+        if not wait:
+            return False
+        self.queue.disable_notify()
+        if not self.timer_armed:
+            self.throttled += 1
+            self.arm_timer(wait)
+        return True
+
     cdef void answer(self, int slot) noexcept nogil:
         self.complete(&self.requests[slot])
         if self.long_of[slot] >= 0:
@@ -215,6 +239,8 @@ cdef class UringBlkWorker(BlkWorker):
         while self.free_count and self.long_count and not self.stop_asked():
             if taken == self.queue.size:
                 return 1
+            if self.wait_for_limits():
+                return 0
             slot = self.free_slots[self.free_count - 1]
             count = self.queue.pop(&self.requests[slot].head, self.segments)
             if count < 0:
@@ -244,6 +270,8 @@ cdef class UringBlkWorker(BlkWorker):
                 self.outstanding -= 1
             if tag == TAG_KICK:
                 self.kick_armed = False
+            elif tag == TAG_TIMER:
+                self.timer_armed = False
             elif tag < TAG_KICK:
                 self.in_flight -= 1
                 if self.has_more(&self.requests[tag], result):
@@ -323,17 +351,21 @@ cdef class UringBlkWorker(BlkWorker):
         self.drain()
         self.end()
 
+    cdef void cancel(self, uint64_t tag) noexcept nogil:
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        io_uring_prep_cancel64(sqe, tag, 0)
+        io_uring_sqe_set_data64(sqe, TAG_CANCEL)
+
     cdef void drain(self) noexcept nogil:
         # No guest buffer may be in use when this thread ends, and no read of the doorbell may
         # stay behind: it would swallow a kick meant for the next worker.
-        cdef io_uring_sqe *sqe
         cdef int retries = 0
         cdef int rc
         if self.kick_armed:
-            sqe = self.next_sqe()
-            io_uring_prep_cancel64(sqe, TAG_KICK, 0)
-            io_uring_sqe_set_data64(sqe, TAG_CANCEL)
-        while self.in_flight or self.kick_armed:
+            self.cancel(TAG_KICK)
+        if self.timer_armed:
+            self.cancel(TAG_TIMER)
+        while self.in_flight or self.kick_armed or self.timer_armed:
             rc = io_uring_submit_and_wait(self.ring, 1)
             if rc < 0 and rc != -EINTR:
                 # What was not handed over never will be; what the kernel has, it completes.
