@@ -146,6 +146,10 @@ class Block(VirtioDevice):
             # A driver that knows of neither FLUSH nor the cache mode never flushes (5.2.6.2).
             worker.writeback = self._writeback if features & (F_FLUSH | F_CONFIG_WCE) else 0
             worker.can_discard = disk.can_discard
+            if disk.alignment is not None:
+                worker.set_direct(*disk.alignment)
+            if disk.limits is not None:
+                disk.limits.govern(worker)
             workers.append(worker)
         self._workers = tuple(workers)
         self.opened = {config.index: queue for config, queue in zip(queues, opened, strict=True)}

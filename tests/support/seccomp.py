@@ -9,7 +9,7 @@ PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 22, 38
 FILTER_MODE = 2
 LOAD, EQUAL, RETURN = 0x20, 0x15, 0x06
 ERRNO, ALLOW, KILL = 0x50000, 0x7FFF0000, 0x80000000
-IOCTL, FALLOCATE = 16, 285
+IOCTL, FALLOCATE, IO_URING_ENTER = 16, 285, 426
 
 
 def answer(call: int, errno: int, argument: int | None = None, position: int = 1) -> None:

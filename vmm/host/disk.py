@@ -16,10 +16,11 @@ from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from vmm._native.disk.limits import Limits
     from vmm._native.disk.overlay import Overlay
-    from vmm.settings.images import ImageSpec
+    from vmm.settings.images import ImageSpec, Rate
 
 log = get_logger(__name__)
 
@@ -47,6 +48,11 @@ class Disk:
     """
 
     overlay: Overlay | None = None
+    # Of direct I/O: of buffers and of the file, in bytes; None where the page cache is used.
+    alignment: tuple[int, int] | None = None
+    # What all queues together keep to, and how it was said.
+    limits: Limits | None = None
+    rates: Mapping[str, Rate] = {}
 
     def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path
@@ -85,6 +91,39 @@ class Disk:
             )
         return disk
 
+    @classmethod
+    def of(cls, image: ImageSpec, read_only: bool) -> Disk:
+        """As open(), with all that is said of the image."""
+        disk = cls.open(image.path, read_only, image.serial)
+        try:
+            disk.limit(image)
+            if image.direct:
+                disk.go_direct()
+        except BaseException:
+            disk.close()
+            raise
+        return disk
+
+    def limit(self, image: ImageSpec) -> None:
+        """Keep to the rates that are said of it."""
+        said = {"iops": image.iops, "bandwidth": image.bandwidth}
+        self.rates = {key: rate for key, rate in said.items() if rate is not None}
+        if self.rates:
+            from vmm._native.disk.limits import Limits
+
+            self.limits = Limits(*[
+                (rate.size, rate.refill_ms, rate.once) if rate else None for rate in said.values()
+            ])  # fmt: skip
+
+    def go_direct(self) -> None:
+        """Past the page cache from now on; HostError where that cannot be."""
+        from vmm.host.direct import turn_on
+
+        self.alignment = turn_on(self.path, self.fd, self.size)
+        # Sectors stay what they are, so that the partitions of an image do as well; but the guest
+        # is told in which pieces it had better write.
+        self.physical_block = max(self.physical_block, self.alignment[1])
+
     def _read_topology(self) -> None:
         self.logical_block = _ask(self.fd, BLKSSZGET)
         self.physical_block = _ask(self.fd, BLKPBSZGET)
@@ -111,6 +150,11 @@ class Disk:
             "read_only": self.read_only,
             "size": self.size,
             "lock": "shared" if self.read_only else "exclusive",
+            "direct": self.alignment is not None,
+            "limits": {
+                key: {"size": rate.size, "refill_ms": rate.refill_ms, "once": rate.once}
+                for key, rate in self.rates.items()
+            },
         }
 
     def close(self) -> None:
@@ -171,7 +215,7 @@ def too_small(path: str, size: int) -> ConfigError:
 
 
 def _open_system(image: ImageSpec) -> Disk:
-    return Disk.open(image.path, read_only=False, serial=image.serial)
+    return Disk.of(image, read_only=False)
 
 
 def open_disks(
@@ -185,7 +229,7 @@ def open_disks(
         for image in system:
             disks.append(open_system(image))
         for image in config:
-            disks.append(Disk.open(image.path, read_only=True, serial=image.serial))
+            disks.append(Disk.of(image, read_only=True))
     except BaseException:
         for disk in disks:
             disk.close()

@@ -127,9 +127,13 @@ class OverlayDisk(Disk):
 
 def open_overlays(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> list[Disk]:
     """As open_disks(), with system disks that keep what is written in memory."""
-    return open_disks(
-        system, config, lambda image: OverlayDisk.above(image.path, serial=image.serial)
-    )
+    return open_disks(system, config, _open_above)
+
+
+def _open_above(image: ImageSpec) -> OverlayDisk:
+    disk = OverlayDisk.above(image.path, serial=image.serial)
+    disk.limit(image)
+    return disk
 
 
 def _memory_layer(size: int) -> Layer:

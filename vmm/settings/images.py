@@ -1,35 +1,76 @@
-"""The lists of disk images: ``path[,format=raw][,serial=TEXT]``, comma separated. Pure."""
+"""The lists of disk images: ``path[,format=raw][,serial=TEXT]...``, comma separated. Pure."""
 
 from __future__ import annotations
 
 from vmm.light.record import Record
-from vmm.settings.parse import BadValue, check_path, list_parts, nearest, split_list
+from vmm.settings.parse import (
+    BadValue,
+    check_path,
+    list_parts,
+    nearest,
+    parse_integer,
+    parse_size,
+    parse_switch,
+    split_list,
+)
 
-KEYS = ["format", "serial"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FORMATS = ("raw",)
 # VIRTIO_BLK_ID_BYTES (virtio 1.2, 5.2.6).
 SERIAL_MAX = 20
+# Of a limit: more than any disk does, and exact as a double. Of its bucket: an hour to be full.
+RATE_MAX = 1 << 50
+REFILL_MS_MAX = 3_600_000
 KEY_CHARACTERS = "abcdefghijklmnopqrstuvwxyz_"
 IMAGES_FORM = (
-    "paths, comma separated (double quotes protect a comma), each with format=raw or serial=TEXT "
-    "behind it where wanted"
+    "paths, comma separated (double quotes protect a comma), behind each where wanted format=raw, "
+    "serial=TEXT, direct=on, iops=RATE, bandwidth=RATE (RATE: SIZE[/MS][+ONCE])"
 )
+
+
+class Rate(Record):
+    """So much in each ``refill_ms`` milliseconds, and ``once`` more before that counts."""
+
+    __slots__ = ("once", "refill_ms", "size")
+    size: int
+    refill_ms: int
+    once: int
+
+    def __init__(self, size: int, refill_ms: int = 1000, once: int = 0) -> None:
+        self._set(size=size, refill_ms=refill_ms, once=once)
 
 
 class ImageSpec(Record):
     """One disk image as it was given; can be used as a path.
 
     ``format`` is raw when it was said, so that the content does not matter, else None; ``serial``
-    is what the guest shall see, None for one made from the file.
+    is what the guest shall see, None for one made from the file. ``direct``: past the host's page
+    cache; None is as off. ``iops``, ``bandwidth``: limits of requests and of bytes.
     """
 
-    __slots__ = ("format", "path", "serial")
+    __slots__ = ("bandwidth", "direct", "format", "iops", "path", "serial")
     path: str
     format: str | None
     serial: str | None
+    direct: bool | None
+    iops: Rate | None
+    bandwidth: Rate | None
 
-    def __init__(self, path: str, format: str | None = None, serial: str | None = None) -> None:
-        self._set(path=path, format=format, serial=serial)
+    def __init__(
+        self,
+        path: str,
+        format: str | None = None,
+        serial: str | None = None,
+        direct: bool | None = None,
+        iops: Rate | None = None,
+        bandwidth: Rate | None = None,
+    ) -> None:
+        self._set(
+            path=path, format=format, serial=serial, direct=direct, iops=iops, bandwidth=bandwidth
+        )  # fmt: skip
 
     def __fspath__(self) -> str:
         return self.path
@@ -74,13 +115,11 @@ def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
     if not images:
         raise BadValue(f"{key}={value} belongs behind a path; a path of that form needs quotes")
     if key not in KEYS:
-        raise BadValue(
-            f"unknown key {key!r}{nearest(key, KEYS)}; a path of that form needs double quotes"
-        )
+        near = nearest(key, list(KEYS))
+        raise BadValue(f"unknown key {key!r}{near}; a path of that form needs double quotes")
     if getattr(images[-1], key) is not None:
         raise BadValue(f"{key} is given twice for {images[-1]}")
-    check = check_format if key == "format" else check_serial
-    return images[-1].replace(**{key: check(value)})
+    return images[-1].replace(**{key: KEYS[key](value)})
 
 
 def check_format(value: str) -> str:
@@ -97,3 +136,47 @@ def check_serial(value: str) -> str:
             f"serial={value}: 1 to {SERIAL_MAX} printable ASCII characters without blanks"
         )
     return value
+
+
+def check_direct(value: str) -> bool:
+    """On or off."""
+    try:
+        return parse_switch(value)
+    except BadValue as error:
+        raise BadValue(f"direct={error}") from None
+
+
+def check_iops(value: str) -> Rate:
+    """Requests, of whatever kind and size."""
+    return _rate("iops", value)
+
+
+def check_bandwidth(value: str) -> Rate:
+    """Bytes read and written."""
+    return _rate("bandwidth", value)
+
+
+def _rate(key: str, value: str) -> Rate:
+    """``SIZE[/MS][+ONCE]``: 500, 100M/100, 1000+50000."""
+    steady, plus, once = value.partition("+")
+    size, slash, milliseconds = steady.partition("/")
+    try:
+        rate = Rate(
+            parse_size(size),
+            parse_integer(milliseconds, 1, REFILL_MS_MAX) if slash else 1000,
+            parse_size(once) if plus else 0,
+        )
+    except BadValue as error:
+        raise BadValue(f"{key}={value}: {error}; the form is SIZE[/MS][+ONCE]") from None
+    if not 0 < rate.size <= RATE_MAX or rate.once > RATE_MAX:
+        raise BadValue(f"{key}={value}: 1 to {RATE_MAX} is possible; leave it out for no limit")
+    return rate
+
+
+KEYS: dict[str, Callable[[str], object]] = {
+    "format": check_format,
+    "serial": check_serial,
+    "direct": check_direct,
+    "iops": check_iops,
+    "bandwidth": check_bandwidth,
+}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import struct
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import pytest
 
+from tests.support.seccomp import IO_URING_ENTER, answer
 from tests.unit.native.test_block_worker import (
     DISCARD,
     ENGINES,
@@ -24,6 +27,7 @@ from tests.unit.native.test_block_worker import (
     Rig,
 )
 from vmm.host.disk import Disk
+from vmm.host.image_lock import lock_image
 
 TMPFS = Path("/dev/shm")
 SECTORS = 8192
@@ -125,17 +129,12 @@ def test_a_driver_that_never_stops_does_not_keep_the_worker(engine, tmpfs_image)
     assert stopped
 
 
-@pytest.mark.skipif(len(ENGINES) == 1, reason="this kernel has no io_uring for us")
-def test_a_ring_that_fails_for_good_neither_spins_nor_hangs(tmpfs_image):
-    rig = Rig(ENGINES[1], tmpfs_image)
-    (ring,) = [
-        int(fd) for fd in os.listdir("/proc/self/fd")
-        if os.path.islink(f"/proc/self/fd/{fd}")
-        and "io_uring" in os.readlink(f"/proc/self/fd/{fd}")
-    ]  # fmt: skip
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, ring)  # from now on io_uring_enter fails
-    os.close(null)
+def use_a_ring_that_fails(path: Path) -> None:
+    rig = Rig(ENGINES[1], path)
+    assert rig.request(IN, 0, length=512)[0] == OK
+    rig.worker.pause()
+    answer(IO_URING_ENTER, errno.EBADF)  # from now on, for the threads that are made now
+    rig.worker.start("disk-test")
     rig.driver.add([rig.header(IN), (0x120000, 512, True), (STATUS_GPA, 1, True)])
     rig.ring()
     poll = select.poll()
@@ -148,6 +147,31 @@ def test_a_ring_that_fails_for_good_neither_spins_nor_hangs(tmpfs_image):
     began = time.monotonic()
     rig.close()
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.skipif(len(ENGINES) == 1, reason="this kernel has no io_uring for us")
+def test_a_ring_that_fails_for_good_neither_spins_nor_hangs(tmpfs_image):
+    child = os.fork()
+    if child == 0:
+        try:
+            use_a_ring_that_fails(tmpfs_image)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.skipif(len(ENGINES) == 1, reason="this kernel has no io_uring for us")
+def test_an_image_is_free_when_its_worker_has_ended(tmp_path):
+    """The ring ends later than its descriptor is closed, and must not keep the image's lock."""
+    path = tmp_path / "image"
+    path.write_bytes(bytes(SECTORS * 512))
+    for _ in range(20):
+        rig = Rig(ENGINES[1], path)
+        lock_image(str(path), rig.fd, False)
+        assert rig.request(IN, 0, length=512)[0] == OK
+        rig.close()
 
 
 def test_what_can_be_discarded_is_found_out_without_a_trace(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm.settings.images import ImageSpec, parse_images
+from vmm.settings.images import ImageSpec, Rate, parse_images
 from vmm.settings.parse import BadValue
 
 
@@ -29,6 +29,11 @@ from vmm.settings.parse import BadValue
         ("/a=1.img,/b=2.img", [ImageSpec("/a=1.img"), ImageSpec("/b=2.img")]),
         ("/a, format=raw", [ImageSpec("/a", "raw")]),
         ("disk=1.img", [ImageSpec("disk=1.img")]),
+        ("/a,direct=on,/b,direct=off",
+         [ImageSpec("/a", direct=True), ImageSpec("/b", direct=False)]),
+        ("/a,iops=500,bandwidth=100M/100+1G",
+         [ImageSpec("/a", iops=Rate(500), bandwidth=Rate(100 << 20, 100, 1 << 30))]),
+        ("/a,iops=1000+50000", [ImageSpec("/a", iops=Rate(1000, 1000, 50000))]),
         (f"/a,serial={'s' * 20}", [ImageSpec("/a", None, "s" * 20)]),
     ],
 )  # fmt: skip
@@ -49,6 +54,15 @@ def test_what_belongs_to_which_path(text, images):
         (f"/a,serial={'s' * 21}", "1 to 20"),
         ("/a,serial=two words", "without blanks"),
         ("/a,serial=\u00e4", "ASCII"),
+        ("/a,direct=maybe", "direct='maybe' is neither on nor off"),
+        ("/a,direct=off,direct=off", "given twice for /a"),
+        ("/a,iops=0", "iops=0: 1 to"),
+        ("/a,iops=", "'' is not a size"),
+        ("/a,iops=5/0", "not a whole number from 1 to"),
+        ("/a,iops=5+", "the form is SIZE[/MS][+ONCE]"),
+        ("/a,bandwidth=-1M", "is not a size"),
+        ("/a,bandwidth=9999999T", "leave it out for no limit"),
+        ("/a,bandwith=1M", "did you mean bandwidth?"),
         ("~/a,format=raw", "starts with '~'"),
         ("/a,,format=raw", "empty"),
     ],

@@ -1,41 +1,13 @@
 """virtio-blk requests: from a descriptor chain to disk I/O and back (virtio 1.2, 5.2.6)."""
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
+from vmm._native.disk.direct cimport Alignment
 from vmm._native.disk.iov cimport iovec
+from vmm._native.disk.limits cimport Pace
+from vmm._native.disk.request cimport Request
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
 from vmm._native.virtio.worker cimport Worker
-
-cdef enum Action:
-    ACTION_DONE = 0              # answered already; `status` says how
-    ACTION_READ = 1
-    ACTION_WRITE = 2
-    ACTION_FLUSH = 3
-    ACTION_DISCARD = 4           # nothing is promised about what is read afterwards
-    ACTION_ZERO = 5              # reads as zeroes afterwards, whichever way
-
-# How a range comes to read as zeroes, the cheapest first. One that fails is followed by the next.
-cdef enum ZeroMethod:
-    ZERO_BY_HOLE = 0             # fallocate(PUNCH_HOLE): gives the space back
-    ZERO_BY_RANGE = 1            # fallocate(ZERO_RANGE): keeps it
-    ZERO_BY_WRITING = 2
-
-cdef struct Request:
-    uint16_t head
-    int action
-    uint8_t status
-    uint8_t *status_hva
-    uint64_t offset              # byte in the file
-    uint64_t length              # bytes still to do
-    uint32_t written             # what goes into the used ring
-    uint32_t data_bytes
-    iovec *iov                   # queue size entries
-    int first                    # first entry still to do
-    int count                    # entries in all
-    bint then_flush              # write-through: fdatasync before the answer
-    bint unmap                   # ACTION_ZERO: the space may be given back
-    int method                   # ACTION_ZERO: a ZeroMethod
-    uint64_t step                # bytes of a range that the call in progress covers
 
 cdef class BlkWorker(Worker):
     cdef VirtQueue queue
@@ -52,21 +24,30 @@ cdef class BlkWorker(Worker):
     cdef bytes serial
     cdef uint8_t serial_data[20]
     cdef Segment *segments
-    cdef Request *requests       # queue size
-    cdef iovec *vectors
+    cdef Request *requests       # one; a subclass may have more
+    cdef iovec *vectors          # queue size
+    cdef Alignment alignment
+    cdef char *between           # BOUNCE bytes once a request needed them
+    cdef readonly uint64_t bounced
+    cdef Pace *pace              # NULL: no limits
+    cdef object limits           # what `pace` points into
+    cdef readonly uint64_t throttled     # times that a request had to wait for it
     cdef readonly uint64_t reads, writes, flushes, discards, errors
     cdef readonly uint64_t read_bytes, written_bytes
 
     cdef void parse(self, Request *request, int count) noexcept nogil
     cdef void parse_ranges(self, Request *request, uint32_t kind, int count) noexcept nogil
-    cdef bint set_data(self, Request *request, int count, bint writable, uint64_t skip,
-                       uint64_t drop) noexcept nogil
     cdef bint advance(self, Request *request, int64_t result) noexcept nogil
     cdef void complete(self, Request *request) noexcept nogil
     cdef void execute(self, Request *request) noexcept nogil
     cdef void count(self, Request *request) noexcept nogil
+    # Of these entries of its buffers: whether they need the buffer between.
+    cdef bint needs_bounce(self, const Request *request, int entries) noexcept nogil
+    cdef int64_t bounce(self, Request *request, int entries, bint write) noexcept nogil
     # One I/O call of a request that is not done: what advance() takes.
     cdef int64_t perform(self, Request *request, int entries) noexcept nogil
     cdef int64_t change_range(self, Request *request) noexcept nogil
     cdef void answer_id(self, Request *request, int count) noexcept nogil
+    # ns that the next request, if there is one, must wait for the disk's limits.
+    cdef uint64_t held_back(self) noexcept nogil
     cdef bint serve(self) noexcept nogil

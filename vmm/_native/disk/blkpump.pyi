@@ -12,6 +12,8 @@ class BlkWorker(Worker):
     flushes: int
     discards: int
     errors: int
+    bounced: int
+    throttled: int
     def __init__(
         self,
         queue: VirtQueue,
@@ -24,4 +26,5 @@ class BlkWorker(Worker):
         call_fd: int,
         config_call_fd: int,
     ) -> None: ...
+    def set_direct(self, memory: int, file: int) -> None: ...
     def counters(self) -> dict[str, int]: ...

@@ -3,13 +3,22 @@
 The io_uring engine (uring.pyx) is a subclass: it shares how requests are read and answered.
 """
 
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, ENOMEM, errno
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+from vmm._native.disk.direct cimport (
+    BOUNCE, misaligned, move_between, vmm_bounce_map, vmm_bounce_unmap,
+)
 from vmm._native.disk.iov cimport iovec
+from vmm._native.disk.limits cimport pace_take, pace_wait
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
+from vmm._native.disk.request cimport (
+    ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, ACTION_ZERO, ZERO_BY_HOLE,
+    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, moves_data, set_data,
+    skip_done,
+)
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
 from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
@@ -30,6 +39,11 @@ cdef extern from *:
         uint64_t range[2] = {start, length};
         return ioctl(fd, BLKDISCARD, range);
     }
+    static void vmm_sleep_or(int fd, uint64_t ns) {
+        struct pollfd end = {fd, POLLIN, 0};
+        struct timespec time = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
+        ppoll(&end, 1, &time, NULL);
+    }
     """
     int fallocate(int fd, int mode, int64_t offset, int64_t length) nogil
     int fdatasync(int fd) nogil
@@ -42,14 +56,13 @@ cdef extern from *:
         short revents
     int poll(pollfd *fds, unsigned long count, int timeout) nogil
     short POLLIN
+    void vmm_sleep_or(int fd, uint64_t ns) nogil
 
 cdef enum:
     SECTOR = 512
     HEADER = 16
     RANGE = 16                   # struct virtio_blk_discard_write_zeroes
     IOV_MAX_ENTRIES = 1024       # what the kernel takes in one call (UIO_MAXIOV)
-    # A used length is 32 bits wide and counts the status byte too.
-    DATA_MAX = 0x7ffff000
 
 
 cdef class BlkWorker(Worker):
@@ -79,24 +92,32 @@ cdef class BlkWorker(Worker):
         self.zero_methods[1] = ZERO_BY_HOLE
         cdef size_t size = queue.size
         self.segments = <Segment *>calloc(size, sizeof(Segment))
-        self.requests = <Request *>calloc(size, sizeof(Request))
-        self.vectors = <iovec *>calloc(size * size, sizeof(iovec))
+        self.requests = <Request *>calloc(1, sizeof(Request))
+        self.vectors = <iovec *>calloc(size, sizeof(iovec))
         if not (self.segments and self.requests and self.vectors):
             raise MemoryError
-        for i in range(queue.size):
-            self.requests[i].iov = &self.vectors[<size_t>i * size]
+        self.requests[0].iov = self.vectors
 
     def __dealloc__(self):
         self.halt()
         free(self.segments)
         free(self.requests)
         free(self.vectors)
+        vmm_bounce_unmap(self.between, BOUNCE)
+
+    def set_direct(self, uint32_t memory, uint32_t file):
+        """Before start(): ``fd`` does direct I/O, with these alignments (powers of two)."""
+        for value in (memory, file):
+            if not 0 < value <= BOUNCE // 2 or value & (value - 1):
+                raise ValueError(f"alignment {value}: a power of two up to {BOUNCE // 2}")
+        self.alignment = Alignment(memory, file)
 
     def counters(self):
         """Requests and bytes so far, by kind."""
         return {"reads": self.reads, "writes": self.writes, "flushes": self.flushes,
                 "discards": self.discards, "errors": self.errors,
-                "read_bytes": self.read_bytes, "written_bytes": self.written_bytes}
+                "read_bytes": self.read_bytes, "written_bytes": self.written_bytes,
+                "bounced": self.bounced, "throttled": self.throttled}
 
     cdef void parse(self, Request *request, int count) noexcept nogil:
         # `count` segments are in self.segments. Sets what is to be done, or answers at once.
@@ -131,9 +152,9 @@ cdef class BlkWorker(Worker):
             if kind == VIRTIO_BLK_T_OUT and self.read_only:
                 return
             if kind == VIRTIO_BLK_T_IN:
-                if not self.set_data(request, count, True, 0, 1):
+                if not set_data(request, self.segments, count, True, 0, 1):
                     return
-            elif not self.set_data(request, count, False, HEADER, 0):
+            elif not set_data(request, self.segments, count, False, HEADER, 0):
                 return
             if request.length % SECTOR or sector > self.sectors:
                 return
@@ -160,7 +181,7 @@ cdef class BlkWorker(Worker):
         cdef int i
         cdef uint32_t done = 0
         cdef uint32_t take
-        if not self.set_data(request, count, True, 0, 1) or request.length < 20:
+        if not set_data(request, self.segments, count, True, 0, 1) or request.length < 20:
             return
         for i in range(request.count):
             take = min(<uint32_t>request.iov[i].iov_len, 20 - done)
@@ -179,7 +200,7 @@ cdef class BlkWorker(Worker):
         cdef uint32_t sectors
         cdef uint32_t flags
         cdef int i
-        if self.read_only or not self.set_data(request, count, False, HEADER, 0):
+        if self.read_only or not set_data(request, self.segments, count, False, HEADER, 0):
             return
         if kind == VIRTIO_BLK_T_DISCARD and not self.can_discard:
             request.status = VIRTIO_BLK_S_UNSUPP
@@ -206,43 +227,11 @@ cdef class BlkWorker(Worker):
         request.length = <uint64_t>sectors * SECTOR
         request.unmap = flags != 0
         request.method = self.zero_methods[request.unmap]
+        if self.alignment.file and (request.offset | request.length) & (self.alignment.file - 1):
+            request.method = ZERO_BY_WRITING     # which minds who writes the rest of a block
         request.action = (
             ACTION_DISCARD if kind == VIRTIO_BLK_T_DISCARD else ACTION_ZERO)
         request.then_flush = not self.writeback
-
-    cdef bint set_data(self, Request *request, int count, bint writable, uint64_t skip,
-                       uint64_t drop) noexcept nogil:
-        # The segments of one direction without the first `skip` and the last `drop` bytes.
-        cdef uint64_t total = 0
-        cdef uint64_t length
-        cdef char *start
-        cdef int i
-        request.first = 0
-        request.count = 0
-        for i in range(count):
-            if self.segments[i].writable != writable:
-                continue
-            start = self.segments[i].hva
-            length = self.segments[i].length
-            if i == count - 1:
-                length -= drop           # the status byte; a segment has at least one
-            if skip:
-                if skip >= length:
-                    skip -= length
-                    continue
-                start += skip
-                length -= skip
-                skip = 0
-            if length == 0:
-                continue
-            # SAFETY: count <= queue size, which is the number of entries of iov.
-            request.iov[request.count].iov_base = start
-            request.iov[request.count].iov_len = length
-            request.count += 1
-            total += length
-        request.length = total
-        request.data_bytes = <uint32_t>total
-        return skip == 0 and total <= DATA_MAX
 
     cdef bint advance(self, Request *request, int64_t result) noexcept nogil:
         # One I/O call returned `result` (or -errno). True when there is more to do.
@@ -256,6 +245,8 @@ cdef class BlkWorker(Worker):
         if is_range(request):
             if not by_writing(request):
                 result = request.step
+            elif self.pace != NULL:
+                pace_take(self.pace, 0, result)
             if result == 0:
                 request.status = VIRTIO_BLK_S_IOERR
                 return False
@@ -263,19 +254,12 @@ cdef class BlkWorker(Worker):
             request.offset += result
             if request.length:
                 return True
-        elif request.action == ACTION_READ or request.action == ACTION_WRITE:
+        elif moves_data(request):
             if result == 0:
                 request.status = VIRTIO_BLK_S_IOERR      # the file is shorter than it was
                 return False
             if <uint64_t>result < request.length:
-                request.length -= result
-                request.offset += result
-                while <uint64_t>result >= request.iov[request.first].iov_len:
-                    result -= request.iov[request.first].iov_len
-                    request.first += 1
-                request.iov[request.first].iov_base = (
-                    <char *>request.iov[request.first].iov_base + result)
-                request.iov[request.first].iov_len -= result
+                skip_done(request, result)
                 return True
         if request.then_flush:
             request.then_flush = False
@@ -305,6 +289,8 @@ cdef class BlkWorker(Worker):
 
     cdef int64_t perform(self, Request *request, int entries) noexcept nogil:
         cdef int64_t rc
+        if self.needs_bounce(request, entries):
+            return self.bounce(request, entries, request.action != ACTION_READ)
         if request.action == ACTION_READ:
             rc = preadv(self.fd, &request.iov[request.first], entries, request.offset)
         elif request.action == ACTION_WRITE:
@@ -312,18 +298,36 @@ cdef class BlkWorker(Worker):
         elif request.action == ACTION_FLUSH:
             rc = fdatasync(self.fd)
         else:
-            rc = self.change_range(request)
+            return self.change_range(request)
         return -errno if rc < 0 else rc
 
+    cdef bint needs_bounce(self, const Request *request, int entries) noexcept nogil:
+        return moves_data(request) and misaligned(request, entries, &self.alignment)
+
+    cdef int64_t bounce(self, Request *request, int entries, bint write) noexcept nogil:
+        if self.between == NULL:
+            self.between = vmm_bounce_map(BOUNCE)
+            if self.between == NULL:
+                return -ENOMEM
+        self.bounced += 1
+        return move_between(self.fd, request, entries, self.between, self.alignment.file, write)
+
     cdef int64_t change_range(self, Request *request) noexcept nogil:
+        cdef int64_t rc
         begin_step(request, self.block_device)
         if by_writing(request):
-            return pwritev(self.fd, request.iov, 1, request.offset)
-        if self.block_device and request.action == ACTION_DISCARD:
-            return vmm_block_discard(self.fd, request.offset, request.step)
-        return fallocate(self.fd, range_mode(request), request.offset, request.step)
+            if misaligned(request, 1, &self.alignment):
+                return self.bounce(request, 1, True)
+            rc = pwritev(self.fd, request.iov, 1, request.offset)
+        elif self.block_device and request.action == ACTION_DISCARD:
+            rc = vmm_block_discard(self.fd, request.offset, request.step)
+        else:
+            rc = fallocate(self.fd, range_mode(request), request.offset, request.step)
+        return -errno if rc < 0 else rc
 
     cdef void count(self, Request *request) noexcept nogil:
+        if self.pace != NULL:
+            pace_take(self.pace, 1, request.length if moves_data(request) else 0)
         if request.action == ACTION_READ:
             self.reads += 1
             self.read_bytes += request.length
@@ -336,11 +340,23 @@ cdef class BlkWorker(Worker):
         elif request.action != ACTION_DONE:
             self.discards += 1
 
+    cdef uint64_t held_back(self) noexcept nogil:
+        if self.pace == NULL or not self.queue.has_chains():
+            return 0
+        return pace_wait(self.pace)
+
     cdef bint serve(self) noexcept nogil:
         # Serves all chains that are there; False when the ring is broken.
         cdef int count
+        cdef uint64_t wait
         cdef Request *request = &self.requests[0]
         while not self.stop_asked():
+            wait = self.held_back()
+            if wait:
+                self.throttled += 1
+                self.queue.disable_notify()
+                vmm_sleep_or(self.stop_fd, wait)
+                continue
             count = self.queue.pop(&request.head, self.segments)
             if count < 0:
                 self.break_queue(count)

@@ -2,11 +2,10 @@
 
 from libc.stdint cimport int64_t
 
-from vmm._native.disk.blkpump cimport (
-    ACTION_FLUSH, ACTION_READ, ACTION_WRITE, BlkWorker, Request,
-)
+from vmm._native.disk.blkpump cimport BlkWorker
 from vmm._native.disk.overlay cimport Overlay
 from vmm._native.disk.ranges cimport begin_step, by_writing
+from vmm._native.disk.request cimport ACTION_FLUSH, ACTION_READ, ACTION_WRITE, Request
 
 
 cdef class OverlayBlkWorker(BlkWorker):

@@ -3,7 +3,7 @@
 from libc.errno cimport ENODEV, ENOSYS, ENOTTY, EOPNOTSUPP
 from libc.stdint cimport int64_t, uint64_t
 
-from vmm._native.disk.blkpump cimport (
+from vmm._native.disk.request cimport (
     ACTION_DISCARD, ACTION_ZERO, ZERO_BY_RANGE, ZERO_BY_WRITING, Request,
 )
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP
@@ -12,7 +12,7 @@ cdef extern from *:
     """
     #include <linux/falloc.h>
     /* Never written, so all of it is the kernel's one page of zeroes. */
-    static char vmm_zeroes[1 << 20];
+    static char vmm_zeroes[1 << 20] __attribute__((aligned(4096)));
     """
     int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE
     char vmm_zeroes[]
@@ -24,10 +24,10 @@ cdef enum:
     RANGE_STEP = 1 << 30
     BLOCK_ZERO_STEP = 32 << 20
 
-cdef inline bint is_range(Request *request) noexcept nogil:
+cdef inline bint is_range(const Request *request) noexcept nogil:
     return request.action == ACTION_DISCARD or request.action == ACTION_ZERO
 
-cdef inline bint by_writing(Request *request) noexcept nogil:
+cdef inline bint by_writing(const Request *request) noexcept nogil:
     return request.action == ACTION_ZERO and request.method == ZERO_BY_WRITING
 
 cdef inline void begin_step(Request *request, bint block_device) noexcept nogil:

@@ -8,77 +8,38 @@ from libc.errno cimport EAGAIN, EBUSY, EINTR
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from vmm._native.disk.blkpump cimport (
-    ACTION_DISCARD,
-    ACTION_DONE,
-    ACTION_FLUSH,
-    ACTION_READ,
-    ACTION_WRITE,
-    BlkWorker,
-    Request,
-)
+from vmm._native.disk.blkpump cimport BlkWorker
+from vmm._native.disk.direct cimport misaligned
 from vmm._native.disk.iov cimport iovec
+from vmm._native.disk.liburing cimport *
 from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mode
+from vmm._native.disk.request cimport (
+    ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, Request,
+)
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
 from vmm._native.virtio.worker cimport signal_fd
 
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <fcntl.h>
-    #include <poll.h>
-    #include <liburing.h>
-    """
+cdef extern from "<poll.h>" nogil:
     short POLLIN
     struct pollfd:
         int fd
         short events
         short revents
-    int poll(pollfd *fds, unsigned long count, int timeout) nogil
-    struct io_uring:
-        pass
-    struct io_uring_sqe:
-        pass
-    struct io_uring_cqe:
-        uint64_t user_data
-        int res
-    struct io_uring_probe:
-        pass
-    int IORING_FSYNC_DATASYNC
-    int IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE, IORING_OP_READ
-    int io_uring_queue_init(unsigned int entries, io_uring *ring, unsigned int flags) nogil
-    void io_uring_queue_exit(io_uring *ring) nogil
-    io_uring_sqe *io_uring_get_sqe(io_uring *ring) nogil
-    int io_uring_submit(io_uring *ring) nogil
-    int io_uring_submit_and_wait(io_uring *ring, unsigned int count) nogil
-    unsigned int io_uring_sq_ready(const io_uring *ring) nogil
-    int io_uring_peek_cqe(io_uring *ring, io_uring_cqe **cqe) nogil
-    void io_uring_cqe_seen(io_uring *ring, io_uring_cqe *cqe) nogil
-    void io_uring_sqe_set_data64(io_uring_sqe *sqe, uint64_t data) nogil
-    void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *buf, unsigned int n,
-                            uint64_t offset) nogil
-    void io_uring_prep_readv(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
-                             uint64_t offset) nogil
-    void io_uring_prep_writev(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
-                              uint64_t offset) nogil
-    void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned int flags) nogil
-    void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, int64_t offset,
-                                 int64_t length) nogil
-    void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t data, int flags) nogil
-    void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned int mask) nogil
-    io_uring_probe *io_uring_get_probe_ring(io_uring *ring) nogil
-    void io_uring_free_probe(io_uring_probe *probe) nogil
-    int io_uring_opcode_supported(const io_uring_probe *probe, int op) nogil
+    int poll(pollfd *fds, unsigned long count, int timeout)
 
 cdef enum:
     IOV_MAX_ENTRIES = 1024
+    # Buffers of a request that most have at most, and how many with more are under way at once: a
+    # queue full of the longest would hold 256 KiB for ever.
+    FEW = 16
+    LONG = 16
     # Completions of the two eventfds; requests have their index.
     TAG_KICK = 0x100000000
     TAG_STOP = 0x200000000
     TAG_CANCEL = 0x400000000
+    TAG_TIMER = 0x800000000
+    NS = 1000000000
     # How long a ring that fails is left alone before it is tried again, and how often the end of
     # the thread does so: the kernel has then dropped or done what it was given (30 s).
     RETRY_MS = 10
@@ -97,11 +58,15 @@ def supported():
         good = False
     else:
         for op in (IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE,
-                   IORING_OP_READ):
+                   IORING_OP_READ, IORING_OP_WRITE):
             good = good and io_uring_opcode_supported(probe, op) != 0
         io_uring_free_probe(probe)
     io_uring_queue_exit(&ring)
     return good
+
+
+cdef int entries_of(const Request *request) noexcept nogil:
+    return min(request.count - request.first, IOV_MAX_ENTRIES)
 
 
 cdef class UringBlkWorker(BlkWorker):
@@ -112,26 +77,46 @@ cdef class UringBlkWorker(BlkWorker):
     cdef bint ring_ready
     cdef int *free_slots
     cdef int free_count
+    cdef iovec *few              # FEW entries of each slot
+    cdef iovec *many             # queue size entries, LONG times
+    cdef int free_long[LONG]
+    cdef int long_count
+    cdef int *long_of            # which of `many` a slot has, or -1
     cdef int in_flight
     cdef int outstanding         # entries made and not completed, but for the wait for stop_fd
     cdef uint64_t kick_value
+    cdef bint ring_registered
+    cdef bint kick_registered
     cdef bint kick_armed
+    cdef bint timer_armed
+    cdef __kernel_timespec timer
     cdef bint stop_armed
 
     def __init__(self, *args):
         cdef int size = self.queue.size
         self.ring = <io_uring *>calloc(1, sizeof(io_uring))
         self.free_slots = <int *>calloc(size, sizeof(int))
-        if not (self.ring and self.free_slots):
+        self.long_of = <int *>calloc(size, sizeof(int))
+        self.few = <iovec *>calloc(size, FEW * sizeof(iovec))
+        self.many = <iovec *>calloc(size, LONG * sizeof(iovec))
+        free(self.requests)
+        self.requests = <Request *>calloc(size, sizeof(Request))
+        if not (self.ring and self.free_slots and self.long_of and self.few and self.many
+                and self.requests):
             raise MemoryError
-        # Room for every request, both eventfds and a cancellation, so that an entry is always free.
-        cdef int rc = io_uring_queue_init(size + 3, self.ring, 0)
+        # Room for every request, both eventfds, a timer and two cancellations, so that an entry is
+        # always free.
+        cdef int rc = io_uring_queue_init(size + 5, self.ring, 0)
         if rc < 0:
             raise IoctlError(-rc, "io_uring_setup")
         self.ring_ready = True
         for i in range(size):
             self.free_slots[i] = i
+            self.long_of[i] = -1
         self.free_count = size
+        for i in range(LONG):
+            self.free_long[i] = i
+        self.long_count = LONG
 
     def __dealloc__(self):
         self.halt()
@@ -139,18 +124,24 @@ cdef class UringBlkWorker(BlkWorker):
             io_uring_queue_exit(self.ring)
         free(self.ring)
         free(self.free_slots)
+        free(self.long_of)
+        free(self.few)
+        free(self.many)
 
     cdef void submit_request(self, int slot) noexcept nogil:
         # SAFETY: the ring has an entry for every slot, and each slot has one request at a time.
         cdef Request *request = &self.requests[slot]
         cdef io_uring_sqe *sqe = self.next_sqe()
-        cdef int entries = min(request.count - request.first, IOV_MAX_ENTRIES)
-        if request.action == ACTION_READ:
-            io_uring_prep_readv(sqe, self.fd, &request.iov[request.first], entries,
-                                request.offset)
+        cdef int entries = entries_of(request)
+        cdef iovec *iov = &request.iov[request.first]
+        if request.action == ACTION_READ and entries == 1:
+            io_uring_prep_read(sqe, self.fd, iov.iov_base, iov.iov_len, request.offset)
+        elif request.action == ACTION_WRITE and entries == 1:
+            io_uring_prep_write(sqe, self.fd, iov.iov_base, iov.iov_len, request.offset)
+        elif request.action == ACTION_READ:
+            io_uring_prep_readv(sqe, self.fd, iov, entries, request.offset)
         elif request.action == ACTION_WRITE:
-            io_uring_prep_writev(sqe, self.fd, &request.iov[request.first], entries,
-                                 request.offset)
+            io_uring_prep_writev(sqe, self.fd, iov, entries, request.offset)
         elif request.action == ACTION_FLUSH:
             io_uring_prep_fsync(sqe, self.fd, IORING_FSYNC_DATASYNC)
         else:
@@ -170,7 +161,11 @@ cdef class UringBlkWorker(BlkWorker):
 
     cdef void arm(self) noexcept nogil:
         cdef io_uring_sqe *sqe = self.next_sqe()
-        io_uring_prep_read(sqe, self.kick_fd, &self.kick_value, sizeof(self.kick_value), 0)
+        # The first of the ring's own table, where that was possible.
+        cdef int file = 0 if self.kick_registered else self.kick_fd
+        io_uring_prep_read(sqe, file, &self.kick_value, sizeof(self.kick_value), 0)
+        if self.kick_registered:
+            io_uring_sqe_set_flags(sqe, IOSQE_FIXED_FILE)
         io_uring_sqe_set_data64(sqe, TAG_KICK)
         self.kick_armed = True
 
@@ -182,13 +177,37 @@ cdef class UringBlkWorker(BlkWorker):
         io_uring_sqe_set_data64(sqe, TAG_STOP)
         self.stop_armed = True
 
+    cdef void arm_timer(self, uint64_t ns) noexcept nogil:
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        self.timer.tv_sec = ns // NS
+        self.timer.tv_nsec = ns % NS
+        io_uring_prep_timeout(sqe, &self.timer, 0, 0)
+        io_uring_sqe_set_data64(sqe, TAG_TIMER)
+        self.timer_armed = True
+
+    cdef bint wait_for_limits(self) noexcept nogil:
+        # The next request is not taken before the timer rings.
+        cdef uint64_t wait = self.held_back()
+        if not wait:
+            return False
+        self.queue.disable_notify()
+        if not self.timer_armed:
+            self.throttled += 1
+            self.arm_timer(wait)
+        return True
+
     cdef void answer(self, int slot) noexcept nogil:
         self.complete(&self.requests[slot])
+        if self.long_of[slot] >= 0:
+            self.free_long[self.long_count] = self.long_of[slot]
+            self.long_count += 1
+            self.long_of[slot] = -1
         self.free_slots[self.free_count] = slot
         self.free_count += 1
 
     cdef void start_request(self, int slot, int count) noexcept nogil:
         cdef Request *request = &self.requests[slot]
+        self.give_vectors(slot, count)
         self.parse(request, count)
         if self.block_device and request.action == ACTION_DISCARD:
             self.execute(request)        # an ioctl, which rings have for new kernels only
@@ -198,7 +217,17 @@ cdef class UringBlkWorker(BlkWorker):
         if request.action == ACTION_DONE:
             self.answer(slot)
         else:
-            self.submit_request(slot)
+            self.go_on(slot)
+
+    cdef void give_vectors(self, int slot, int count) noexcept nogil:
+        # SAFETY: a chain has at most as many segments as the queue has entries, and so have the
+        # long ones, of which pop_all() has seen that one is free.
+        if count <= FEW:
+            self.requests[slot].iov = &self.few[<size_t>slot * FEW]
+            return
+        self.long_count -= 1
+        self.long_of[slot] = self.free_long[self.long_count]
+        self.requests[slot].iov = &self.many[<size_t>self.long_of[slot] * self.queue.size]
 
     cdef int pop_all(self) noexcept nogil:
         # Takes chains while there are slots: 0 when the driver has no more or must wait, 1 when
@@ -207,9 +236,11 @@ cdef class UringBlkWorker(BlkWorker):
         cdef int count
         cdef int slot
         cdef int taken = 0
-        while self.free_count and not self.stop_asked():
+        while self.free_count and self.long_count and not self.stop_asked():
             if taken == self.queue.size:
                 return 1
+            if self.wait_for_limits():
+                return 0
             slot = self.free_slots[self.free_count - 1]
             count = self.queue.pop(&self.requests[slot].head, self.segments)
             if count < 0:
@@ -239,14 +270,31 @@ cdef class UringBlkWorker(BlkWorker):
                 self.outstanding -= 1
             if tag == TAG_KICK:
                 self.kick_armed = False
+            elif tag == TAG_TIMER:
+                self.timer_armed = False
             elif tag < TAG_KICK:
                 self.in_flight -= 1
-                if self.go_on(&self.requests[tag], result):
-                    self.submit_request(<int>tag)
+                if self.has_more(&self.requests[tag], result):
+                    self.go_on(<int>tag)
                 else:
                     self.answer(<int>tag)
 
-    cdef bint go_on(self, Request *request, int64_t result) noexcept nogil:
+    cdef void go_on(self, int slot) noexcept nogil:
+        # What the kernel does not take as it is, is done at once.
+        cdef Request *request = &self.requests[slot]
+        while self.is_for_here(request):
+            if not self.has_more(request, self.perform(request, entries_of(request))):
+                self.answer(slot)
+                return
+        self.submit_request(slot)
+
+    cdef bint is_for_here(self, Request *request) noexcept nogil:
+        if by_writing(request):
+            begin_step(request, self.block_device)
+            return misaligned(request, 1, &self.alignment)
+        return self.needs_bounce(request, entries_of(request))
+
+    cdef bint has_more(self, Request *request, int64_t result) noexcept nogil:
         # As advance(), but at the end of the thread no further piece of a range is begun.
         if not self.advance(request, result):
             return False
@@ -267,9 +315,23 @@ cdef class UringBlkWorker(BlkWorker):
         poll(&stop, 1, RETRY_MS)
         return 0
 
+    cdef void begin(self) noexcept nogil:
+        # What costs the kernel a look-up each time is registered; a kernel that cannot (the ring:
+        # before 5.18) is asked by descriptor. A registered ring belongs to one thread. The image
+        # is not registered: after a sudden end the ring would keep its lock for another 0.15 s.
+        self.ring_registered = io_uring_register_ring_fd(self.ring) == 1
+        self.kick_registered = io_uring_register_files(self.ring, &self.kick_fd, 1) == 0
+
+    cdef void end(self) noexcept nogil:
+        if self.kick_registered:
+            io_uring_unregister_files(self.ring)
+        if self.ring_registered:
+            io_uring_unregister_ring_fd(self.ring)
+
     cdef void loop(self) noexcept nogil:
         cdef int more
         cdef int rc
+        self.begin()
         while not self.stop_asked():
             if not self.stop_armed:
                 self.arm_stop()
@@ -287,18 +349,23 @@ cdef class UringBlkWorker(BlkWorker):
                 break
             self.reap()
         self.drain()
+        self.end()
+
+    cdef void cancel(self, uint64_t tag) noexcept nogil:
+        cdef io_uring_sqe *sqe = self.next_sqe()
+        io_uring_prep_cancel64(sqe, tag, 0)
+        io_uring_sqe_set_data64(sqe, TAG_CANCEL)
 
     cdef void drain(self) noexcept nogil:
         # No guest buffer may be in use when this thread ends, and no read of the doorbell may
         # stay behind: it would swallow a kick meant for the next worker.
-        cdef io_uring_sqe *sqe
         cdef int retries = 0
         cdef int rc
         if self.kick_armed:
-            sqe = self.next_sqe()
-            io_uring_prep_cancel64(sqe, TAG_KICK, 0)
-            io_uring_sqe_set_data64(sqe, TAG_CANCEL)
-        while self.in_flight or self.kick_armed:
+            self.cancel(TAG_KICK)
+        if self.timer_armed:
+            self.cancel(TAG_TIMER)
+        while self.in_flight or self.kick_armed or self.timer_armed:
             rc = io_uring_submit_and_wait(self.ring, 1)
             if rc < 0 and rc != -EINTR:
                 # What was not handed over never will be; what the kernel has, it completes.

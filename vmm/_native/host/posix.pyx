@@ -17,7 +17,9 @@ cdef extern from *:
     #include <pthread.h>
     #include <signal.h>
     #include <sys/prctl.h>
+    #include <string.h>
     #include <sys/signalfd.h>
+    #include <sys/syscall.h>
     #include <unistd.h>
     #include <cpuid.h>
     static int vmm_signalfd(const int *signals, int count) {
@@ -47,6 +49,20 @@ cdef extern from *:
     static int vmm_punch_hole(int fd, off_t offset, off_t length) {
         return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
     }
+    #ifndef STATX_DIOALIGN
+    #define STATX_DIOALIGN 0x2000U
+    #endif
+    /* Linux 6.1's members of struct statx, at their places: C libraries of before lack them. */
+    static int vmm_dio_alignment(int fd, unsigned *memory, unsigned *file) {
+        unsigned char found[256] = {0};
+        unsigned mask;
+        if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, found) < 0) return -1;
+        memcpy(&mask, found, 4);
+        if (!(mask & STATX_DIOALIGN)) return 0;
+        memcpy(memory, found + 0x98, 4);
+        memcpy(file, found + 0x9c, 4);
+        return 1;
+    }
     static int vmm_set_name(const char *name) { return prctl(PR_SET_NAME, name, 0, 0, 0); }
     """
     int F_OFD_SETLK, F_OFD_GETLK, F_RDLCK, F_WRLCK, F_UNLCK
@@ -58,6 +74,7 @@ cdef extern from *:
         off_t l_len
     int vmm_ofd_lock(int fd, int command, flock *lock)
     int vmm_punch_hole(int fd, off_t offset, off_t length)
+    int vmm_dio_alignment(int fd, unsigned int *memory, unsigned int *file)
     void vmm_cpuid(unsigned int leaf, unsigned int sub, unsigned int *r)
     int vmm_set_name(const char *name)
 
@@ -131,6 +148,18 @@ cdef flock wanted_lock(bint exclusive, off_t start, off_t length):
 def punch_hole(int fd, off_t offset, off_t length):
     """Give a range's space back, so that it reads as zeroes; the size stays (fallocate(2))."""
     check(vmm_punch_hole(fd, offset, length), b"fallocate(FALLOC_FL_PUNCH_HOLE)")
+
+
+def dio_alignment(int fd):
+    """(of buffers, of the file) in bytes for direct I/O on an open file, as statx(2) tells.
+
+    (0, 0): it cannot have that. None: this kernel (before 6.1) or file system does not tell.
+    """
+    cdef unsigned int memory = 0
+    cdef unsigned int file = 0
+    if check(vmm_dio_alignment(fd, &memory, &file), b"statx(STATX_DIOALIGN)") == 0:
+        return None
+    return memory, file
 
 
 cdef dict KEPT = {}

@@ -67,6 +67,8 @@ cdef class VirtQueue:
     # Takes the next chain: its head, and up to `size` segments (readable ones first). Returns the
     # number of segments + 1, 0 when the ring is empty, or a BROKEN_ reason.
     cdef int pop(self, uint16_t *head, Segment *segments) noexcept nogil
+    # Whether pop() would find something; takes nothing.
+    cdef bint has_chains(self) noexcept nogil
     # Gives a chain back; `written` is what the device wrote into it.
     cdef void add_used(self, uint16_t head, uint32_t written) noexcept nogil
     # After add_used: does the driver want an interrupt for what was added since the last call?

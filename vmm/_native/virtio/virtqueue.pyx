@@ -102,6 +102,9 @@ cdef class VirtQueue:
         self.next_avail += 1
         return count + 1
 
+    cdef bint has_chains(self) noexcept nogil:
+        return vq_load(&self.avail[IDX]) != self.next_avail
+
     cdef int walk(self, Descriptor *table, uint32_t size, Descriptor one,
                   Segment *segments) noexcept nogil:
         cdef int count = 0

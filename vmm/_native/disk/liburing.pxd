@@ -1,0 +1,61 @@
+# liburing, as far as the disks' engine uses it.
+
+from libc.stdint cimport int64_t, uint64_t
+
+from vmm._native.disk.iov cimport iovec
+
+cdef extern from *:
+    """
+    #ifndef _GNU_SOURCE
+    #define _GNU_SOURCE
+    #endif
+    #include <liburing.h>
+    """
+    struct io_uring:
+        pass
+    struct io_uring_sqe:
+        pass
+    struct io_uring_cqe:
+        uint64_t user_data
+        int res
+    struct __kernel_timespec:
+        int64_t tv_sec
+        long long tv_nsec
+    struct io_uring_probe:
+        pass
+    int IORING_FSYNC_DATASYNC
+    int IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE
+    int IORING_OP_READ, IORING_OP_WRITE
+    int io_uring_queue_init(unsigned int entries, io_uring *ring, unsigned int flags) nogil
+    void io_uring_queue_exit(io_uring *ring) nogil
+    io_uring_sqe *io_uring_get_sqe(io_uring *ring) nogil
+    int io_uring_submit(io_uring *ring) nogil
+    int io_uring_submit_and_wait(io_uring *ring, unsigned int count) nogil
+    unsigned int io_uring_sq_ready(const io_uring *ring) nogil
+    int io_uring_peek_cqe(io_uring *ring, io_uring_cqe **cqe) nogil
+    void io_uring_cqe_seen(io_uring *ring, io_uring_cqe *cqe) nogil
+    int IOSQE_FIXED_FILE
+    void io_uring_sqe_set_flags(io_uring_sqe *sqe, unsigned int flags) nogil
+    int io_uring_register_files(io_uring *ring, const int *files, unsigned int count) nogil
+    int io_uring_unregister_files(io_uring *ring) nogil
+    int io_uring_register_ring_fd(io_uring *ring) nogil
+    int io_uring_unregister_ring_fd(io_uring *ring) nogil
+    void io_uring_sqe_set_data64(io_uring_sqe *sqe, uint64_t data) nogil
+    void io_uring_prep_read(io_uring_sqe *sqe, int fd, void *buf, unsigned int n,
+                            uint64_t offset) nogil
+    void io_uring_prep_write(io_uring_sqe *sqe, int fd, const void *buf, unsigned int n,
+                             uint64_t offset) nogil
+    void io_uring_prep_readv(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
+                             uint64_t offset) nogil
+    void io_uring_prep_writev(io_uring_sqe *sqe, int fd, const iovec *iov, unsigned int n,
+                              uint64_t offset) nogil
+    void io_uring_prep_timeout(io_uring_sqe *sqe, __kernel_timespec *time, unsigned int count,
+                               unsigned int flags) nogil
+    void io_uring_prep_fsync(io_uring_sqe *sqe, int fd, unsigned int flags) nogil
+    void io_uring_prep_fallocate(io_uring_sqe *sqe, int fd, int mode, int64_t offset,
+                                 int64_t length) nogil
+    void io_uring_prep_cancel64(io_uring_sqe *sqe, uint64_t data, int flags) nogil
+    void io_uring_prep_poll_add(io_uring_sqe *sqe, int fd, unsigned int mask) nogil
+    io_uring_probe *io_uring_get_probe_ring(io_uring *ring) nogil
+    void io_uring_free_probe(io_uring_probe *probe) nogil
+    int io_uring_opcode_supported(const io_uring_probe *probe, int op) nogil
