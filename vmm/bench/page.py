@@ -14,12 +14,12 @@ from vmm.bench.summary import Block, blocks
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto;
-  padding: 0 1rem; }
+  padding: 0 1rem; overflow-wrap: anywhere; }
 h2 { margin: 2.2rem 0 .2rem; font-size: 1.1rem; }
 p.context, p.legend { opacity: .75; margin: .2rem 0 .6rem; }
 table { border-collapse: collapse; margin: .6rem 0; max-width: 100%; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; overflow-wrap: anywhere; }
+  vertical-align: top; }
 td.number { font-variant-numeric: tabular-nums; }
 tr.differs td:nth-child(4) { font-weight: 700; }
 p.failed { border-left: 4px solid #d55e00; padding: .3rem .7rem; background: var(--soft); }
