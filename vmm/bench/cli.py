@@ -24,16 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; what goes wrong is told on stderr."""
     options = parser().parse_args(arguments)
     # Where this is a background job of a shell's, Ctrl-C and kill -INT would be ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(one, signal.default_int_handler) for one in signals]
     try:
         return int(options.verb(options))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except TemplateError as error:
         print(f"vllmd-hypervisor-bench: {options.definitions}: {error}", file=sys.stderr)
         return ConfigError.exit_code
     except VmmError as error:
         print(f"vllmd-hypervisor-bench: {error}", file=sys.stderr)
         return error.exit_code
+    finally:
+        for one, handler in zip(signals, before, strict=True):
+            signal.signal(one, handler)
 
 
 def parser() -> argparse.ArgumentParser:

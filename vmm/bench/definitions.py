@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tomllib
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.bench.kinds import registry
-from vmm.bench.model import Contender, Measurement
+from vmm.bench.model import SECONDS, Contender, Measurement
 from vmm.bench.tables import Table
 from vmm.bench.template import Word
 from vmm.errors import ConfigError
@@ -98,8 +99,25 @@ def _contender(table: Table) -> Contender:
         given = set(getattr(found, key))
         if given and given != wanted:
             table.wrong(f"`{key}` must have {' and '.join(sorted(wanted))}, not {sorted(given)}")
+    if not found.command:
+        table.wrong("`command` must have words")
+    _check_timing(table, found.timing)
     table.done(CONTENDER_KEYS)
     return found
+
+
+def _check_timing(table: Table, timing: Mapping[str, str]) -> None:
+    if set(timing) != {"pattern", "unit"}:
+        return
+    try:
+        groups = set(re.compile(timing["pattern"]).groupindex)
+    except re.error as error:
+        table.wrong(f"`timing.pattern` is no regular expression: {error}")
+        return
+    if not {"name", "time"} <= groups:
+        table.wrong("`timing.pattern` must have the groups (?P<name>...) and (?P<time>...)")
+    if timing["unit"] not in SECONDS:
+        table.wrong(f"`timing.unit` must be one of {', '.join(SECONDS)}, not {timing['unit']!r}")
 
 
 def _command(table: Table, key: str, optional: bool = False) -> tuple[Word, ...]:

@@ -8,6 +8,9 @@ from typing import Any
 
 from vmm.bench.template import Word
 
+# Units of a contender's own times.
+SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+
 
 @dataclass(frozen=True)
 class Contender:

@@ -68,6 +68,7 @@ class Bench:
             self._output(fill_command(contender.prepare, self.values, what))
         except (TemplateError, TrialError) as error:
             self.problems[contender.name] = f"prepare: {error}"
+            self.tell(f"{contender.name}: prepare: {error}")
 
     def version(self, contender: Contender) -> str:
         """The first line that its `version` prints."""

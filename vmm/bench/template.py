@@ -23,6 +23,11 @@ def names(text: str) -> set[str]:
     return set(NAME.findall(text))
 
 
+def parts(word: Word) -> tuple[str, ...]:
+    """The texts of a word, which may be a group."""
+    return (word,) if isinstance(word, str) else word
+
+
 def fill(text: str, values: Mapping[str, str | None], what: str) -> str:
     """The text with values; TemplateError says what is unknown or has none."""
     for name in sorted(names(text)):
@@ -43,7 +48,7 @@ def fill_command(words: Sequence[Word], values: Mapping[str, str | None], what: 
     for word in words:
         if isinstance(word, str):
             filled.append(fill(word, values, what))
-        elif all(values.get(name, "") is not None for part in word for name in names(part)):
+        elif all(values.get(name, "") is not None for part in parts(word) for name in names(part)):
             filled += [fill(part, values, what) for part in word]
     return filled
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vmm.bench.model import Contender
-from vmm.bench.template import Word, fill, fill_command, fill_environment, names
+from vmm.bench.template import Word, fill, fill_command, fill_environment, names, parts
 from vmm.settings.config import read_environment
 
 CHUNK = 1 << 16
@@ -47,10 +47,14 @@ class Trial:
         }
         self.text = bytearray()
         self.chunks: list[tuple[float, int]] = []
+        self._open: list[int] = []
+        self._words = open(self.folder / "stderr", "w+b")
+        self.process: subprocess.Popen[bytes] | None = None
         try:
             self._start()
         except BaseException:
-            self._folder.cleanup()
+            # An interrupt may come at any place: what runs by then is ended as well.
+            self.close()
             raise
 
     def _start(self) -> None:
@@ -64,44 +68,41 @@ class Trial:
         words = fill_command(self.contender.command, self._values, f"{what}, command")
         own = fill_environment(self.contender.env, self._values, what)
         self.environment = {**read_environment(), **own}
-        self._words = open(self.folder / "stderr", "w+b")
         try:
             self._execute(words)
         except OSError as error:
-            self._words.close()
-            raise TrialError(f"{words[0]}: {error.strerror}") from error
+            raise TrialError(f"{error.filename or words[0]}: {error.strerror}") from error
 
     def _execute(self, words: list[str]) -> None:
-        used = {
-            name
-            for word in self.contender.command
-            for part in ([word] if isinstance(word, str) else word)
-            for name in names(part)
-        }
-        reader, writer = os.pipe()
-        if "serial" in used:
-            # Open for writing as well: it has no end before its program has one.
+        writer = self._serial()
+        self.started = time.perf_counter()
+        self.process = subprocess.Popen(
+            words, env=self.environment, stdin=subprocess.DEVNULL, stdout=writer,
+            stderr=self._words, start_new_session=True,
+        )  # fmt: skip
+        self._alive = os.pidfd_open(self.process.pid)
+        self._open.append(self._alive)
+        if writer in self._open:
+            self._open.remove(writer)
+            os.close(writer)
+
+    def _serial(self) -> int:
+        """Opens what is read; returns what is to be the program's stdout."""
+        if any("serial" in names(part) for word in self.contender.command for part in parts(word)):
             fifo = self.folder / "serial"
             os.mkfifo(fifo)
-            os.close(reader)
-            reader = os.open(fifo, os.O_RDWR)
-        try:
-            self.started = time.perf_counter()
-            self.process = subprocess.Popen(
-                words, env=self.environment, stdin=subprocess.DEVNULL, stdout=writer,
-                stderr=self._words, start_new_session=True,
-            )  # fmt: skip
-        except BaseException:
-            os.close(reader)
-            raise
-        finally:
-            os.close(writer)
-        self._reader = reader
-        self._alive = os.pidfd_open(self.process.pid)
+            # Open for writing as well: it has no end before its program has one.
+            self._reader = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+            self._open.append(self._reader)
+            return self._words.fileno()
+        self._reader, writer = os.pipe()
+        self._open += [self._reader, writer]
+        return writer
 
     @property
     def pid(self) -> int:
         """Of the program that was executed."""
+        assert self.process is not None
         return self.process.pid
 
     def until(self, wanted: bytes) -> float:
@@ -144,6 +145,7 @@ class Trial:
         return False
 
     def _end(self) -> str:
+        assert self.process is not None
         try:
             code = self.process.wait(1)
         except subprocess.TimeoutExpired:
@@ -180,13 +182,14 @@ class Trial:
 
     def close(self) -> None:
         """Kill it and all that it started, and remove its folder."""
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            self.process.kill()
-        self.process.wait()
-        os.close(self._reader)
-        os.close(self._alive)
+        if self.process is not None:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                self.process.kill()
+            self.process.wait()
+        while self._open:
+            os.close(self._open.pop())
         self._words.close()
         self._folder.cleanup()
 

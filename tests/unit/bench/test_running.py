@@ -88,8 +88,8 @@ def test_files_environment_and_serial_of_each_start(tmp_path):
         "assert os.path.getsize(folder + '/a.img') == 1 << 20\n"
         "assert json.load(open(folder + '/vm.json')) == {'cpus': 3, 'kernel': os.environ['K']}\n"
         "assert 'GONE' not in os.environ\n"
-        "open(sys.argv[2], 'wb', 0).write(b'\\x02')\n"
-        "print('noise on stdout'); time.sleep(60)"
+        "print('\\x02 on stdout is no serial port', flush=True); time.sleep(0.1)\n"
+        "open(sys.argv[2], 'wb', 0).write(b'\\x02'); time.sleep(60)"
     )
     one = contender(
         "a", script, "{folder}", "{serial}", env={"K": "{kernel}", "GONE": "{disk}"},
@@ -98,6 +98,7 @@ def test_files_environment_and_serial_of_each_start(tmp_path):
     )  # fmt: skip
     document, _ = run(write(tmp_path, [one], [question(cpus=3)]))
     assert "error" not in rows(document)["a"], rows(document)["a"]
+    assert min(rows(document)["a"]["values"]["first_byte"]) > 100
 
 
 def test_a_boot_is_told_in_its_phases_with_the_vmms_own(tmp_path):
@@ -131,7 +132,7 @@ def test_a_boot_is_told_in_its_phases_with_the_vmms_own(tmp_path):
     )
     assert rows(document, 1)["a"]["values"] == {"rate": [12.5, 12.5]}
     assert document["measurements"][1]["metrics"] == {"rate": {"unit": "MB/s", "better": "higher"}}
-    assert rows(document, 2)["a"]["error"] == "rate: the guest told b'x', which is no number"
+    assert rows(document, 2)["a"]["error"] == "rate: told was b'x', which is no number"
     assert "not done within 1 s; the guest said last 'wrong= x'" in rows(document, 3)["a"]["error"]
 
 

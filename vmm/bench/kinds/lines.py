@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vmm.bench.kinds.kind import Kind, Metric, Sample, Setup
+from vmm.bench.model import SECONDS
 from vmm.bench.tables import Table
 from vmm.bench.trial import Trial, TrialError
-
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def number(text: bytes, name: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise TrialError(f"{name}: the guest told {text!r}, which is no number") from error
+        raise TrialError(f"{name}: told was {text!r}, which is no number") from error
 
 
 def own_stamps(trial: Trial) -> dict[str, float]:
@@ -112,6 +111,6 @@ def own_stamps(trial: Trial) -> dict[str, float]:
     timing = trial.contender.timing
     if not timing:
         return {}
-    factor = SECONDS.get(timing["unit"], 1e-3) * 1000
+    factor = SECONDS[timing["unit"]] * 1000
     found = re.finditer(timing["pattern"], trial.told(), re.MULTILINE)
-    return {f"vmm {one['name']}": float(one["time"]) * factor for one in found}
+    return {f"vmm {one['name']}": number(one["time"].encode(), "timing") * factor for one in found}
