@@ -81,7 +81,7 @@ test: build binary
 	    $(BIN)/python -m pytest $(WORKERS) --durations=10 $(PYTEST_ARGS)
 
 test-full: build binary
-	@$(PACKAGES) test
+	@$(PACKAGES) test full
 	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 \
 	    $(BIN)/python -m pytest $(WORKERS) --durations=20 $(PYTEST_ARGS)
 
@@ -92,8 +92,14 @@ lint: build
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint vmm/_native
 	$(BIN)/python -m pytest -q tests/style
 
+PEERS = $(foreach peer,cloud-hypervisor firecracker,$(addprefix --set $(subst -,_,$(peer))=,$(abspath $(wildcard ../shared/peers/$(peer)))))
+
+# Tables, pictures and one page in build/bench; then the questions that need more than a tiny guest.
+# BENCH_ARGS="--set firecracker=/path --rounds 50": what vllmd-hypervisor-bench run takes.
 bench: build
 	@$(PACKAGES) test
+	$(BIN)/vllmd-hypervisor-bench run benchmarks/definitions.toml --output build/bench \
+	    $(addprefix --set pip=,$(VLLMD_TEST_COMMAND)) $(PEERS) $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks
 
 # HTML in build/docs: tutorial, how-to, reference from the docstrings; pictures where /dev/kvm is.

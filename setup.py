@@ -160,6 +160,6 @@ setup(
     scripts=["packaging/bin/vllmd-hypervisor"],
     packages=[inner.inner(package) for package in TREE],
     package_dir={inner.INNER: inner.OUTER},
-    package_data={"": ["*.pyi", "py.typed"]},
+    package_data={"": ["*.pyi", "py.typed"], "vmm.bench": ["example.toml"]},
     include_package_data=False,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import platform
 import subprocess
@@ -22,6 +23,7 @@ def host_facts() -> dict[str, str]:
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": f"{model} x {os.cpu_count()}",
         "kernel": platform.release(),
         "kvm": " ".join(modules) or "unknown",

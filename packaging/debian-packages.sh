@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that a step needs: debian-packages.sh [build|binary|deb|demo|firmware|lab|test]...
+# Installs the Debian packages that a step needs: debian-packages.sh [build|binary|deb|demo|firmware|lab|test|full]...
 # Prints what it installs; without root it prints the one command to run, and fails.
 set -euo pipefail
 build="gcc libc6-dev python3-dev python3-venv liburing-dev"
@@ -10,6 +10,7 @@ firmware="debootstrap fdisk"
 lab="qemu-system-x86"
 test="acpica-tools fio gdb strace procps lz4 zstd xz-utils make gcc-12 binutils libelf1"
 test+=" systemd-sysv libpam-systemd dbus-user-session logrotate fish zsh nodejs"
+full="chromium"
 
 wanted=$build
 for group in "$@"; do
@@ -21,7 +22,8 @@ for group in "$@"; do
         firmware) wanted+=" $demo $firmware" ;;
         lab) wanted+=" $demo $lab" ;;
         test) wanted+=" $binary $deb $demo $firmware $lab $test" ;;
-        *) echo "debian-packages.sh: unknown group $group (build, binary, deb, demo, firmware, lab, test)" >&2; exit 2 ;;
+        full) wanted+=" $full" ;;
+        *) echo "debian-packages.sh: unknown group $group (build, binary, deb, demo, firmware, lab, test, full)" >&2; exit 2 ;;
     esac
 done
 

@@ -156,6 +156,8 @@ def test_a_fresh_environment(wheel, environment, tmp_path, monkeypatch):
     count, path = environment.run(IMPORT_ALL).split()
     assert path == str(environment.packages / "vmm/__init__.py")
     assert int(count) > 80
+    benchmark = environment.folder / "bin/vllmd-hypervisor-bench"
+    assert "[[contender]]" in run(benchmark, "example", cwd=tmp_path)
     a_guest_runs(environment, tmp_path / "guest", monkeypatch)
 
 

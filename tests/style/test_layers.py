@@ -15,6 +15,8 @@ FLOORS = (
     ("vmm.command",),
     ("vmm.check",),
     ("vmm.debug",),
+    # A program of its own, which measures other programs.
+    ("vmm.bench",),
     ("vmm.run",),
     ("vmm.machine",),
     ("devices",),

@@ -1,0 +1,1 @@
+"""Benchmarks of any VMM by a command template; imports nothing that opens /dev/kvm."""

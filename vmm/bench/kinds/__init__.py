@@ -1,0 +1,1 @@
+"""What is measured: one file for each kind, one run of one contender at a time."""
