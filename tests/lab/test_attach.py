@@ -11,8 +11,12 @@ SCENARIO = "tests.lab.scenarios.attach"
 
 @pytest.mark.parametrize(
     "memory",
-    ["size=256M,shared=on", pytest.param("size=256M", marks=pytest.mark.full)],
-    ids=["shared", "private"],
+    [
+        "size=256M,shared=on",
+        pytest.param("size=256M", marks=pytest.mark.full),
+        pytest.param("size=256M,hugepages=on", marks=pytest.mark.full),
+    ],
+    ids=["shared", "private", "huge pages"],
 )
 def test_a_kernel_is_seen_by_another_process(lab, memory):
     guest = SeenGuest()

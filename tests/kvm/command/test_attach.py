@@ -45,8 +45,10 @@ KILLED_WHILE_HOLDING = """
 import os, sys, time, vmm
 attached = vmm.attach("vm", environment=dict(os.environ))
 attached.pause()
-print("held", flush=True)
-time.sleep(1000)
+if os.fork():
+    print("held", flush=True)
+os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+time.sleep(10)
 """
 
 
@@ -164,6 +166,7 @@ def test_two_vcpus_stand_still_together(tmp_path):
 
 
 def test_the_guest_goes_on_when_one_that_holds_it_is_killed(tmp_path):
+    """Also where a child of his has the connection still."""
     with running(tmp_path, MEMORY_CONFIG=SHARED) as (command, _), attach(command) as attached:
         holder = subprocess.Popen(
             [sys.executable, "-c", KILLED_WHILE_HOLDING], stdout=subprocess.PIPE,

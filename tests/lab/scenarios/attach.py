@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 import vmm
 from tests.lab.guests.guest_run import WORK, Guest, expect
 from vmm.guest.vmcoreinfo import BEGIN
+
+POOL = Path("/proc/sys/vm/nr_hugepages")
 
 
 def instance(kernel: str, initramfs: str, memory: str) -> Guest:
@@ -20,6 +26,19 @@ def instance(kernel: str, initramfs: str, memory: str) -> Guest:
     return guest
 
 
+@contextlib.contextmanager
+def huge_pages(memory: str) -> Iterator[None]:
+    """As many as such a guest needs, for as long as it is there."""
+    if "hugepages=on" not in memory:
+        yield
+        return
+    POOL.write_text("128")
+    try:
+        yield
+    finally:
+        POOL.write_text("0")
+
+
 def told(text: str) -> dict[str, int]:
     """Symbols as the guest has told them: of each name its address."""
     rows = [
@@ -32,7 +51,7 @@ def told(text: str) -> dict[str, int]:
 
 def sees_a_kernel(kernel: str, initramfs: str, memory: str) -> None:
     """Symbols, frames and strings of a kernel of which no file is known but its bzImage."""
-    with instance(kernel, initramfs, memory) as guest:
+    with huge_pages(memory), instance(kernel, initramfs, memory) as guest:
         text = guest.start().until("guest: ready")
         with vmm.attach("seen", environment=guest.env) as attached:
             print(attached, attached.symbols, flush=True)

@@ -7,6 +7,7 @@ the control thread.
 from __future__ import annotations
 
 import os
+import select
 from contextlib import suppress
 
 from vmm import __version__
@@ -40,6 +41,7 @@ class Session:
         self.rings: list[Any] = []
         self.name = "somebody"
         self._fd = fd
+        self._process = -1
         self._received = b""
         self._unsent = memoryview(b"")
         self._writable = False
@@ -56,6 +58,7 @@ class Session:
             self.name = f"process {pid} (user {uid})" if pid else f"a process of user {uid}"
             self._send_greeting(link)
             self.owner.loop.add(self._fd, self._ready)
+            self._watch(pid)
         except OSError as error:
             log.warning(f"{self.name} could not attach: {error}")
             self.end(f"it could not attach: {error.strerror}")
@@ -66,6 +69,22 @@ class Session:
         finally:
             link.detach()
         log.info(f"{self.name} attached" + (", to write" if self.write else ""))
+
+    def _watch(self, pid: int) -> None:
+        """The process ends it, too: a child of his may have inherited the connection."""
+        try:
+            self._process = os.pidfd_open(pid)
+        except OSError as error:
+            log.debug(f"{self.name} is not to be seen here: {error}")  # in another pid namespace
+        else:
+            self.owner.loop.add(self._process, self._process_ended)
+
+    def _process_ended(self) -> None:
+        poll = select.poll()
+        poll.register(self._process, select.POLLIN)
+        # The loop may mean an older descriptor of that number, closed a moment ago.
+        if poll.poll(0):
+            self.end()
 
     def _send_greeting(self, link: Any) -> None:
         import _socket
@@ -165,6 +184,9 @@ class Session:
             except OSError as error:
                 log.debug(f"{self.name} was not told: {error}")
         os.close(fd)
+        if self._process >= 0:
+            self.owner.loop.remove(self._process)
+            os.close(self._process)
         self.owner.ended(self)
         trace.stop(self)
         log.info(f"{self.name} detached" + (f": {why}" if why else ""))
