@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -73,8 +74,8 @@ def opened(folder: Path, failures: dict[tuple[str, str], str]) -> dict[str, Any]
             ready[way] = make(folder)
         except ContenderError as error:
             problem = str(error)
-        except FileNotFoundError as error:
-            problem = f"{error.filename} is missing"
+        except (OSError, subprocess.CalledProcessError) as error:
+            problem = f"cannot be built: {error}"
         if way not in ready:
             failures.update({key: problem for key in KEYS if key[1] == way})
     return ready

@@ -105,11 +105,14 @@ class Stub:
     def __init__(self, command: list[str], socket: Path) -> None:
         self._words = tempfile.TemporaryFile()
         self._client: GdbClient | None = None
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._words
-        )
+        null = subprocess.DEVNULL
         try:
-            self._client = GdbClient(socket)
+            self._process = subprocess.Popen(command, stdin=null, stdout=null, stderr=self._words)
+        except OSError as error:
+            self._words.close()
+            raise ContenderError(f"{command[0]}: {error.strerror}") from error
+        try:
+            self._client = GdbClient(socket, lambda: self._process.poll() is None)
             self._client.come_to(LOAD_GPA)
         except (GdbError, OSError) as error:
             reason = self._reason(error)
@@ -169,10 +172,7 @@ def qemu_stub(folder: Path) -> Stub:
     socket = folder / "qemu.gdb"
     found = peers.qemu(elf(folder, "loop", LOOP), RAM_MIB, 1)
     more = ["-S", "-chardev", f"socket,id=gdb,path={socket},server=on,wait=off"]
-    try:
-        return Stub([*found.command, *more, "-gdb", "chardev:gdb"], socket)
-    except FileNotFoundError:
-        raise ContenderError("no qemu-system-x86_64: apt-get install qemu-system-x86") from None
+    return Stub([*found.command, *more, "-gdb", "chardev:gdb"], socket)
 
 
 def counted(count: int) -> Callable[..., Any]:

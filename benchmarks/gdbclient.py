@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-SECONDS = 10.0
+SECONDS = 30.0
 
 
 class GdbError(Exception):
@@ -19,8 +20,9 @@ class GdbError(Exception):
 class GdbClient:
     """One connection to a stub on a unix socket."""
 
-    def __init__(self, path: Path) -> None:
-        self._socket = connected(path)
+    def __init__(self, path: Path, alive: Callable[[], bool]) -> None:
+        """``alive``: the stub's process still is, so that waiting for its socket makes sense."""
+        self._socket = connected(path, alive)
         self._socket.settimeout(SECONDS)
         self._unread = b""
         self._acks = True
@@ -79,7 +81,7 @@ class GdbClient:
         self._socket.close()
 
 
-def connected(path: Path) -> socket.socket:
+def connected(path: Path, alive: Callable[[], bool]) -> socket.socket:
     """A connection, as soon as somebody listens there."""
     deadline = time.monotonic() + SECONDS
     while True:
@@ -88,7 +90,7 @@ def connected(path: Path) -> socket.socket:
             client.connect(str(path))
         except OSError as error:
             client.close()
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not alive():
                 raise GdbError(f"nobody listens at {path.name}: {error.strerror}") from error
             time.sleep(0.02)
         else:

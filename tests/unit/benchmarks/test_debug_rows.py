@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from benchmarks import bench_debug
 from benchmarks.bench_debug import API, QEMU, STUB, C
 from benchmarks.bench_start import ContenderError
+from benchmarks.contenders import Stub
 
 
 class Way:
@@ -45,7 +48,11 @@ def ways(monkeypatch):
 def test_rows_and_reasons(ways, capsys):
     found = bench_debug.measure(3, count=2)
     assert found["break"][QEMU] == {"error": "no qemu-system-x86_64"}
-    assert found["break"][C] == found["port"][C] == {"error": "gcc is missing"}
+    assert (
+        found["break"][C]
+        == found["port"][C]
+        == {"error": "cannot be built: [Errno 2] No such file or directory: 'gcc'"}
+    )
     assert found["step"][STUB] == {"error": "no step here"}
     # The first round warms up.
     assert found["break"][API] == {"us": 109, "min_us": 105}
@@ -55,4 +62,12 @@ def test_rows_and_reasons(ways, capsys):
         bench_debug.show(title, found[what], C)
     shown = capsys.readouterr().out
     assert "no step here" in shown
-    assert "gcc is missing" in shown
+    assert "directory: 'gcc'" in shown
+
+
+def test_a_stub_that_ends_at_once_is_told_with_its_last_words(tmp_path):
+    words = "import sys; sys.exit('no such machine')"
+    with pytest.raises(ContenderError, match="ended with code 1: no such machine"):
+        Stub([sys.executable, "-c", words], tmp_path / "nobody.gdb")
+    with pytest.raises(ContenderError, match="/nowhere/qemu: No such file"):
+        Stub(["/nowhere/qemu"], tmp_path / "nobody.gdb")
