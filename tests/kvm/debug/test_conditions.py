@@ -12,6 +12,7 @@ from tests.support.guest_asm import Program
 from tests.support.speed import patience
 from tests.support.tiny_guest import COUNT, JUMP, LOOP, tiny_guest
 from tests.support.two_vcpus import AP_CODE, wake_others
+from vmm._native.kvm import bus
 from vmm.debug.abilities import ABILITIES
 from vmm.debug.runcontrol import RunControl
 
@@ -229,3 +230,59 @@ def test_an_action_still_stops_by_itself(tmp_path, kind):
         guest.run(seconds=patience(30))
         assert seen == [0, 10, 20, 30, 40]
         assert (tenth.hits, tenth.passed) == (5, 36)
+
+
+def test_int3_as_if_this_kvm_reported_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(ABILITIES.__dict__, "int3", True)
+    with tiny_guest(tmp_path, COUNT) as guest:
+        point = guest.breakpoint(LOOP, hardware=False, condition="rax == 3")
+        assert point.kind == "int3"
+        guest.points.arm()
+        cpu, ram = guest.cpus[0], guest.machine.memory
+        (gate,) = guest.points._gates._gates
+
+        def hit(rax: int) -> int:
+            cpu.regs.update({"rip": LOOP, "rax": rax})
+            cpu.flush()
+            return gate.decide(cpu.vcpu.fd, LOOP, 3)
+
+        assert hit(3) == bus.STOP
+        assert (ram.read(LOOP, 1), point.passed) == (b"\xcc", 0)
+        assert hit(5) == bus.CONTINUE
+        # Out for one step, of which the gate hears from the vCPU's own loop.
+        assert (ram.read(LOOP, 3), point.passed) == (COUNT[5:8], 1)
+        cpu.vcpu.loop.run_here(50_000_000)
+        assert ram.read(LOOP, 1) == b"\xcc"
+        assert cpu.regs.rax >= 6
+        # Given up in the middle of a step, by a kick.
+        assert hit(5) == bus.CONTINUE
+        cpu.vcpu.loop.kick()
+        assert cpu.vcpu.loop.run_here() == bus.KICKED
+        assert ram.read(LOOP, 1) == b"\xcc"
+        # The guest's own int3 is nobody's.
+        cpu.regs.rip = JUMP
+        cpu.flush()
+        assert gate.decide(cpu.vcpu.fd, JUMP, 3) == bus.STOP
+        gate.active = False
+        assert hit(5) == bus.STOP
+
+
+def test_a_debug_register_as_if_kvm_reported_a_watchpoint(tmp_path):
+    if not ABILITIES.hardware:
+        pytest.skip("this KVM does not do hardware breakpoints")
+    with tiny_guest(tmp_path, COUNT) as guest:
+        cpu = guest.cpus[0]
+        point = guest.breakpoint(LOOP, hardware=True, condition="rax == 3")
+        # As a watchpoint has it: the access is done, and dr6 tells which one.
+        point.size = 4
+        guest.points.arm()
+        (gate,) = guest.points._gates._gates
+        cpu.regs.update({"rip": JUMP, "rax": 5})
+        cpu.flush()
+        assert gate.decide(cpu.vcpu.fd, JUMP, 1, dr6=1) == bus.CONTINUE
+        assert point.passed == 1
+        assert gate.decide(cpu.vcpu.fd, JUMP, 1, dr6=2) == bus.STOP
+        cpu.regs.rax = 3
+        cpu.flush()
+        assert gate.decide(cpu.vcpu.fd, JUMP, 1, dr6=1) == bus.STOP
+        point.size = 0

@@ -62,6 +62,20 @@ def software(guest: vmm.Guest) -> None:
     expect(guest.cpus[0].memory.read(entry, 16) == code, "the patch shows")
     point.remove()
     told(point)
+    in_vain(guest, False)
+
+
+def in_vain(guest: vmm.Guest, by_hardware: bool) -> None:
+    """A condition that never holds: the kernel goes on, and the more often without Python."""
+    rates = []
+    for condition in (lambda cpu: cpu.regs.rdi == 1, "rdi == 1"):
+        point = guest.breakpoint("kmem_cache_alloc", hardware=by_hardware, condition=condition)
+        stop = guest.run(seconds=4)
+        expect(stop.kind == "timeout" and not point.hits, f"{stop} {point}")
+        rates.append(point.passed / 4)
+        point.remove()
+    told(f"hits in vain a second: {rates[0]:.0f} with a function, {rates[1]:.0f} with a text")
+    expect(rates[1] > 1.5 * rates[0], f"{rates}")
 
 
 def hardware(guest: vmm.Guest) -> None:
@@ -80,6 +94,7 @@ def hardware(guest: vmm.Guest) -> None:
     expect(all(name.startswith("/") for name in names), f"{names}")
     point.remove()
     told(point, names)
+    in_vain(guest, True)
 
 
 def watches(guest: vmm.Guest) -> None:

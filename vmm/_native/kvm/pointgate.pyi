@@ -2,6 +2,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vmm._native.kvm.condition import Condition
+from vmm._native.kvm.vcpu import VcpuFd
 from vmm._native.memory.codepatch import Patch
 
 class PointTable:
@@ -23,3 +24,4 @@ class PointGate:
     active: bool
     def gate(self) -> object: ...
     def set_table(self, table: PointTable) -> None: ...
+    def decide(self, vcpu: VcpuFd, pc: int, exception: int, dr6: int = 0) -> int: ...

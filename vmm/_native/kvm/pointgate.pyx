@@ -16,7 +16,7 @@ from cpython.ref cimport PyObject
 from vmm._native.kvm.bus cimport OUTCOME_CONTINUE, OUTCOME_STOP
 from vmm._native.kvm.condition cimport FALSE, GENERAL, REGISTERS, Condition
 from vmm._native.kvm.gate cimport GATE_NAME, DebugExit
-from vmm._native.kvm.vcpu cimport fill_debug
+from vmm._native.kvm.vcpu cimport VcpuFd, fill_debug
 from vmm._native.linux.kvm cimport *
 from vmm._native.linux.kvm_state cimport KVM_GET_SREGS2, kvm_sregs2
 from vmm._native.memory.codepatch cimport Patch
@@ -158,6 +158,16 @@ cdef class PointGate:
     def set_table(self, PointTable table not None):
         """What holds from now on."""
         self.table = table
+
+    def decide(self, VcpuFd vcpu not None, uint64_t pc, uint32_t exception, uint64_t dr6=0):
+        """The outcome of a debug exit (1: #DB, 3: #BP) as if KVM had reported it; for tests."""
+        cdef DebugExit debug = DebugExit(pc, dr6, 0, exception)
+        cdef int outcome
+        if self.table is None:
+            return OUTCOME_STOP
+        with nogil:
+            outcome = self.judge(vcpu.fd, KVM_EXIT_DEBUG, 0, &debug)
+        return outcome
 
     cdef int judge(self, int fd, uint32_t reason, uint64_t address,
                    const DebugExit *debug) noexcept nogil:
