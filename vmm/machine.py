@@ -33,7 +33,7 @@ from vmm.host.kvm import check_vcpu_count, open_kvm
 from vmm.light.teardown import try_all
 from vmm.log.hub import get_logger
 from vmm.memory import allocate, memory_status, no_progress
-from vmm.vcpu import BootState, Vcpu
+from vmm.vcpu import Vcpu
 from vmm.vm import Vm
 from vmm.x86 import cpuid, lapic, msr, regs
 
@@ -237,7 +237,7 @@ def describe_platform(machine: Machine, apic_ids: list[int]) -> None:
 
 
 def configure_vcpus(machine: Machine, topology: cpuid.Topology, entry: dict[str, int]) -> None:
-    """CPUID, MSRs, registers and LAPIC of every vCPU. Only number 0 runs until it wakes others."""
+    """CPUID and MSRs of every vCPU, registers and LAPIC of number 0: the others wait for INIT."""
     common = cpuid.common_cpuid(
         machine.vm.kvm.get_supported_cpuid(),
         host_cpuid,
@@ -245,12 +245,11 @@ def configure_vcpus(machine: Machine, topology: cpuid.Topology, entry: dict[str,
         tsc_khz=machine.vcpus[0].fd.get_tsc_khz(),
         topology=topology,
     )
-    state = BootState(
-        msr.boot_msrs(), entry, regs.boot_sregs(), (regs.FCW_DEFAULT, regs.MXCSR_DEFAULT)
-    )
+    msrs = msr.boot_msrs()
     for vcpu in machine.vcpus:
-        vcpu.configure(cpuid.vcpu_cpuid(common, vcpu.index, topology), state)
-        vcpu.patch_lapic(lapic.set_lint)
+        vcpu.configure(cpuid.vcpu_cpuid(common, vcpu.index, topology), msrs)
+    machine.vcpus[0].set_entry(entry, regs.boot_sregs(), (regs.FCW_DEFAULT, regs.MXCSR_DEFAULT))
+    machine.vcpus[0].patch_lapic(lapic.set_lint)
 
 
 class Machine:

@@ -44,22 +44,6 @@ MP_STATES = {
 }
 
 
-class BootState:
-    """What every vCPU gets before it first runs."""
-
-    def __init__(
-        self,
-        msrs: Sequence[tuple[int, int]],
-        regs: Mapping[str, int],
-        sregs: Mapping[str, Any],
-        fpu: tuple[int, int],
-    ) -> None:
-        self.msrs = msrs
-        self.regs = regs
-        self.sregs = sregs
-        self.fpu = fpu
-
-
 class Place:
     """Where a vCPU was: linear ``address`` of its code, and whether it was halted there.
 
@@ -89,18 +73,23 @@ class Vcpu:
         self._lock = _thread.allocate_lock()
         self._held = False
 
-    def configure(self, cpuid: Sequence[CpuidEntry], state: BootState) -> None:
-        """CPUID first (MSRs depend on it), then MSRs, registers, FPU."""
+    def configure(self, cpuid: Sequence[CpuidEntry], msrs: Sequence[tuple[int, int]]) -> None:
+        """CPUID first (MSRs depend on it), then MSRs."""
         self.fd.set_cpuid2(cpuid)
-        done = self.fd.set_msrs(state.msrs)
-        if done != len(state.msrs):
+        done = self.fd.set_msrs(msrs)
+        if done != len(msrs):
             raise HostError(
-                f"vCPU {self.index}: KVM refuses MSR {state.msrs[done][0]:#x}",
+                f"vCPU {self.index}: KVM refuses MSR {msrs[done][0]:#x}",
                 "use a kernel whose KVM offers it",
             )
-        self.fd.set_regs(state.regs)
-        self.fd.set_sregs(state.sregs)
-        self.fd.set_fpu(*state.fpu)
+
+    def set_entry(
+        self, regs: Mapping[str, int], sregs: Mapping[str, Any], fpu: tuple[int, int]
+    ) -> None:
+        """Where it begins. For the vCPU that boots: INIT resets all of this in the others."""
+        self.fd.set_regs(regs)
+        self.fd.set_sregs(sregs)
+        self.fd.set_fpu(*fpu)
 
     def patch_lapic(self, patch: Any) -> None:
         """Let ``patch`` change the LAPIC's register page (a bytearray) in place."""
