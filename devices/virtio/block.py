@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 from devices.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice
@@ -138,6 +139,8 @@ class Block(VirtioDevice):
         opened = [queue.open(self._memory, features) for queue in queues]
         disk = self.disk
         workers = []
+        # Who looks for work takes the only processor from the guest that would make some.
+        alone = len(os.sched_getaffinity(0)) == 1
         for config, queue in zip(queues, opened, strict=True):
             worker = kind(
                 queue, disk.fd, disk.capacity, disk.read_only, disk.is_block_device, disk.serial,
@@ -146,6 +149,7 @@ class Block(VirtioDevice):
             # A driver that knows of neither FLUSH nor the cache mode never flushes (5.2.6.2).
             worker.writeback = self._writeback if features & (F_FLUSH | F_CONFIG_WCE) else 0
             worker.can_discard = disk.can_discard
+            worker.polling = not alone
             if disk.alignment is not None:
                 worker.set_direct(*disk.alignment)
             if disk.limits is not None:

@@ -6,6 +6,7 @@ from vmm._native.disk.direct cimport Alignment
 from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.limits cimport Pace
 from vmm._native.disk.request cimport Request
+from vmm._native.virtio.polling cimport Poller
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
 from vmm._native.virtio.worker cimport Worker
 
@@ -29,6 +30,9 @@ cdef class BlkWorker(Worker):
     cdef Alignment alignment
     cdef char *between           # BOUNCE bytes once a request needed them
     cdef readonly uint64_t bounced
+    cdef public bint polling     # may look for work for a moment before it sleeps
+    cdef Poller idle             # ... while nothing is under way
+    cdef Poller flight           # ... while requests are
     cdef Pace *pace              # NULL: no limits
     cdef object limits           # what `pace` points into
     cdef readonly uint64_t throttled     # times that a request had to wait for it
@@ -50,4 +54,5 @@ cdef class BlkWorker(Worker):
     cdef void answer_id(self, Request *request, int count) noexcept nogil
     # ns that the next request, if there is one, must wait for the disk's limits.
     cdef uint64_t held_back(self) noexcept nogil
+    cdef bint look_for_chains(self) noexcept nogil
     cdef bint serve(self) noexcept nogil

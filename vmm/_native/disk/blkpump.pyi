@@ -14,6 +14,7 @@ class BlkWorker(Worker):
     errors: int
     bounced: int
     throttled: int
+    polling: bool
     def __init__(
         self,
         queue: VirtQueue,

@@ -19,44 +19,11 @@ from vmm._native.disk.request cimport (
     ZERO_BY_RANGE, ZERO_BY_WRITING, Request, moves_data, set_data,
     skip_done,
 )
+from vmm._native.disk.syscalls cimport *
 from vmm._native.linux.virtio_blk cimport *
+from vmm._native.virtio.polling cimport PollRun, poll_begin, poll_end, poll_goes_on
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
 from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
-
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <fcntl.h>
-    #include <linux/fs.h>
-    #include <poll.h>
-    #include <stdint.h>
-    #include <sys/ioctl.h>
-    #include <sys/uio.h>
-    #include <unistd.h>
-    static int vmm_block_discard(int fd, uint64_t start, uint64_t length) {
-        uint64_t range[2] = {start, length};
-        return ioctl(fd, BLKDISCARD, range);
-    }
-    static void vmm_sleep_or(int fd, uint64_t ns) {
-        struct pollfd end = {fd, POLLIN, 0};
-        struct timespec time = {(time_t)(ns / 1000000000u), (long)(ns % 1000000000u)};
-        ppoll(&end, 1, &time, NULL);
-    }
-    """
-    int fallocate(int fd, int mode, int64_t offset, int64_t length) nogil
-    int fdatasync(int fd) nogil
-    ssize_t preadv(int fd, iovec *iov, int count, int64_t offset) nogil
-    ssize_t pwritev(int fd, iovec *iov, int count, int64_t offset) nogil
-    int vmm_block_discard(int fd, uint64_t start, uint64_t length) nogil
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long count, int timeout) nogil
-    short POLLIN
-    void vmm_sleep_or(int fd, uint64_t ns) nogil
 
 cdef enum:
     SECTOR = 512
@@ -88,6 +55,7 @@ cdef class BlkWorker(Worker):
         self.config_call_fd = config_call_fd
         self.writeback = 1
         self.can_discard = True
+        self.polling = True
         self.zero_methods[0] = ZERO_BY_RANGE
         self.zero_methods[1] = ZERO_BY_HOLE
         cdef size_t size = queue.size
@@ -117,7 +85,9 @@ cdef class BlkWorker(Worker):
         return {"reads": self.reads, "writes": self.writes, "flushes": self.flushes,
                 "discards": self.discards, "errors": self.errors,
                 "read_bytes": self.read_bytes, "written_bytes": self.written_bytes,
-                "bounced": self.bounced, "throttled": self.throttled}
+                "bounced": self.bounced, "throttled": self.throttled,
+                "polls": self.idle.tries + self.flight.tries,
+                "polls_paid": self.idle.paid + self.flight.paid}
 
     cdef void parse(self, Request *request, int count) noexcept nogil:
         # `count` segments are in self.segments. Sets what is to be done, or answers at once.
@@ -345,10 +315,22 @@ cdef class BlkWorker(Worker):
             return 0
         return pace_wait(self.pace)
 
+    cdef bint look_for_chains(self) noexcept nogil:
+        # For a moment; the driver needs no doorbell meanwhile.
+        cdef PollRun run
+        if not self.polling or not poll_begin(&self.idle, &run):
+            return False
+        self.queue.mute()
+        while not self.queue.has_chains() and not self.stop_asked():
+            if not poll_goes_on(&run):
+                break
+        return poll_end(&self.idle, &run, self.queue.has_chains())
+
     cdef bint serve(self) noexcept nogil:
         # Serves all chains that are there; False when the ring is broken.
         cdef int count
         cdef uint64_t wait
+        cdef bint worked = False
         cdef Request *request = &self.requests[0]
         while not self.stop_asked():
             wait = self.held_back()
@@ -362,9 +344,12 @@ cdef class BlkWorker(Worker):
                 self.break_queue(count)
                 return False
             if count == 0:
+                if worked and self.look_for_chains():
+                    continue
                 if self.queue.enable_notify():
                     continue
                 return True
+            worked = True
             self.queue.disable_notify()
             self.parse(request, count - 1)
             self.execute(request)

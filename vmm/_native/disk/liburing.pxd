@@ -33,6 +33,7 @@ cdef extern from *:
     int io_uring_submit_and_wait(io_uring *ring, unsigned int count) nogil
     unsigned int io_uring_sq_ready(const io_uring *ring) nogil
     int io_uring_peek_cqe(io_uring *ring, io_uring_cqe **cqe) nogil
+    unsigned int io_uring_cq_ready(const io_uring *ring) nogil
     void io_uring_cqe_seen(io_uring *ring, io_uring_cqe *cqe) nogil
     int IOSQE_FIXED_FILE
     void io_uring_sqe_set_flags(io_uring_sqe *sqe, unsigned int flags) nogil
@@ -59,3 +60,24 @@ cdef extern from *:
     io_uring_probe *io_uring_get_probe_ring(io_uring *ring) nogil
     void io_uring_free_probe(io_uring_probe *probe) nogil
     int io_uring_opcode_supported(const io_uring_probe *probe, int op) nogil
+
+cdef inline bint ring_is_there() noexcept nogil:
+    # Made, with all operations, and given back.
+    cdef io_uring ring
+    cdef io_uring_probe *probe
+    cdef int[6] needed
+    cdef bint good = True
+    cdef int i
+    needed[:] = [IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE,
+                 IORING_OP_READ, IORING_OP_WRITE]
+    if io_uring_queue_init(2, &ring, 0) < 0:
+        return False
+    probe = io_uring_get_probe_ring(&ring)
+    if probe == NULL:
+        good = False
+    else:
+        for i in range(6):
+            good = good and io_uring_opcode_supported(probe, needed[i]) != 0
+        io_uring_free_probe(probe)
+    io_uring_queue_exit(&ring)
+    return good

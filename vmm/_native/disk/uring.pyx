@@ -18,6 +18,7 @@ from vmm._native.disk.request cimport (
 )
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
+from vmm._native.virtio.polling cimport Poller, PollRun, poll_begin, poll_end, poll_goes_on
 from vmm._native.virtio.worker cimport signal_fd
 
 cdef extern from "<poll.h>" nogil:
@@ -48,21 +49,7 @@ cdef enum:
 
 def supported():
     """True when this kernel lets us have a ring with the operations that a disk needs."""
-    cdef io_uring ring
-    cdef io_uring_probe *probe
-    cdef bint good = True
-    if io_uring_queue_init(2, &ring, 0) < 0:
-        return False
-    probe = io_uring_get_probe_ring(&ring)
-    if probe == NULL:
-        good = False
-    else:
-        for op in (IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE,
-                   IORING_OP_READ, IORING_OP_WRITE):
-            good = good and io_uring_opcode_supported(probe, op) != 0
-        io_uring_free_probe(probe)
-    io_uring_queue_exit(&ring)
-    return good
+    return ring_is_there()
 
 
 cdef int entries_of(const Request *request) noexcept nogil:
@@ -89,6 +76,8 @@ cdef class UringBlkWorker(BlkWorker):
     cdef bint kick_registered
     cdef bint kick_armed
     cdef bint timer_armed
+    cdef bint held               # the next request waits for the timer
+    cdef bint worked             # chains or completions since the last wait
     cdef __kernel_timespec timer
     cdef bint stop_armed
 
@@ -188,6 +177,7 @@ cdef class UringBlkWorker(BlkWorker):
     cdef bint wait_for_limits(self) noexcept nogil:
         # The next request is not taken before the timer rings.
         cdef uint64_t wait = self.held_back()
+        self.held = wait != 0
         if not wait:
             return False
         self.queue.disable_notify()
@@ -236,6 +226,7 @@ cdef class UringBlkWorker(BlkWorker):
         cdef int count
         cdef int slot
         cdef int taken = 0
+        self.held = False
         while self.free_count and self.long_count and not self.stop_asked():
             if taken == self.queue.size:
                 return 1
@@ -246,12 +237,9 @@ cdef class UringBlkWorker(BlkWorker):
             if count < 0:
                 return count
             if count == 0:
-                # While requests are in flight their completions bring us here again, but the
-                # driver may wait for its doorbell to be heard before that.
-                if not self.queue.enable_notify():
-                    return 0
-                continue
+                return 0
             taken += 1
+            self.worked = True
             self.free_count -= 1
             self.start_request(slot, count - 1)
         return 0
@@ -274,6 +262,7 @@ cdef class UringBlkWorker(BlkWorker):
                 self.timer_armed = False
             elif tag < TAG_KICK:
                 self.in_flight -= 1
+                self.worked = True
                 if self.has_more(&self.requests[tag], result):
                     self.go_on(<int>tag)
                 else:
@@ -315,6 +304,30 @@ cdef class UringBlkWorker(BlkWorker):
         poll(&stop, 1, RETRY_MS)
         return 0
 
+    cdef bint takes_chains(self) noexcept nogil:
+        return self.free_count and self.long_count and not self.held
+
+    cdef bint may_sleep(self) noexcept nogil:
+        # While requests are in flight their completions bring us back, but the driver may wait for
+        # its doorbell to be heard before that. False: chains have come meanwhile.
+        return not (self.takes_chains() and self.queue.enable_notify())
+
+    cdef bint look_around(self) noexcept nogil:
+        # For chains and completions, after either; the driver needs no doorbell meanwhile.
+        cdef PollRun run
+        cdef Poller *poller = &self.flight if self.in_flight else &self.idle
+        cdef bint found = self.something_to_do()
+        if found or not (self.worked and self.polling) or not poll_begin(poller, &run):
+            return found
+        self.worked = False
+        self.queue.mute()
+        while not found and not self.stop_asked() and poll_goes_on(&run):
+            found = self.something_to_do()
+        return poll_end(poller, &run, found)
+
+    cdef bint something_to_do(self) noexcept nogil:
+        return io_uring_cq_ready(self.ring) or (self.takes_chains() and self.queue.has_chains())
+
     cdef void begin(self) noexcept nogil:
         # What costs the kernel a look-up each time is registered; a kernel that cannot (the ring:
         # before 5.18) is asked by descriptor. A registered ring belongs to one thread. The image
@@ -343,7 +356,10 @@ cdef class UringBlkWorker(BlkWorker):
             if more < 0:
                 self.break_queue(more)
                 break
-            rc = self.enter(0 if more else 1)
+            rc = self.enter(0)
+            if rc == 0 and not more and not self.look_around() and self.may_sleep():
+                self.worked = False
+                rc = self.enter(1)
             if rc < 0:
                 self.break_queue(rc)
                 break

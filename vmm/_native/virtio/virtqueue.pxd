@@ -76,6 +76,8 @@ cdef class VirtQueue:
     # Ask for doorbells again; True when chains arrived meanwhile, so that one must look once more.
     cdef bint enable_notify(self) noexcept nogil
     cdef void disable_notify(self) noexcept nogil
+    # As disable_notify(), also right after enable_notify().
+    cdef void mute(self) noexcept nogil
     # `one` has been fetched already; it stands in `table`, or leads there when that is indirect.
     cdef int walk(self, Descriptor *table, uint32_t size, Descriptor one,
                   Segment *segments) noexcept nogil

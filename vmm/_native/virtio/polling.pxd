@@ -1,0 +1,70 @@
+# Looking for work for a moment before a thread sleeps, where that pays.
+#
+# To wake a thread takes a processor some 5 us, and 50 or more where it has gone to sleep itself: as
+# long as many a guest needs until its next request. Each try that finds nothing makes the thread
+# sleep at once for twice as many waits as before. One that another thread cut short (the clock has
+# jumped) counts more: there the processor is needed for something else, perhaps for the guest.
+
+from libc.stdint cimport uint32_t, uint64_t
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <time.h>
+    static uint64_t vmm_poll_now(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+    }
+    static void vmm_relax(void) { __builtin_ia32_pause(); }
+    """
+    uint64_t vmm_poll_now() nogil
+    void vmm_relax() nogil
+
+cdef enum:
+    POLL_NS = 50000
+    # Between two looks at the clock, when nobody has taken the processor.
+    POLL_GAP_NS = 20000
+    POLL_REST_MAX = 1024         # waits
+    POLL_REST_TAKEN = 64
+
+cdef struct Poller:
+    uint32_t rest                # waits still to be slept through
+    uint32_t last_rest
+    uint64_t tries
+    uint64_t paid
+
+cdef struct PollRun:
+    uint64_t began
+    uint64_t seen
+    bint taken                   # by another thread
+
+cdef inline bint poll_begin(Poller *poller, PollRun *run) noexcept nogil:
+    # Whether this wait is one to look around in.
+    if poller.rest:
+        poller.rest -= 1
+        return False
+    poller.tries += 1
+    run.began = run.seen = vmm_poll_now()
+    run.taken = False
+    return True
+
+cdef inline bint poll_goes_on(PollRun *run) noexcept nogil:
+    cdef uint64_t now
+    vmm_relax()
+    now = vmm_poll_now()
+    run.taken = now - run.seen > POLL_GAP_NS
+    run.seen = now
+    return not run.taken and now - run.began < POLL_NS
+
+cdef inline bint poll_end(Poller *poller, PollRun *run, bint found) noexcept nogil:
+    # `found`, after what is learnt from it.
+    if found and not run.taken:
+        poller.paid += 1
+        poller.last_rest //= 4
+    else:
+        poller.last_rest = min(max(poller.last_rest * 2, 1), <uint32_t>POLL_REST_MAX)
+        if run.taken:
+            poller.last_rest = max(poller.last_rest, <uint32_t>POLL_REST_TAKEN)
+        poller.rest = poller.last_rest
+    return found
