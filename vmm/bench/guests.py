@@ -38,10 +38,19 @@ def with_numbers(code: bytes, *numbers: int) -> bytes:
     return code[:NUMBERS_OFFSET] + struct.pack(f"<{len(numbers)}I", *numbers) + code[end:]
 
 
+def write_once(path: Path, data: bytes) -> Path:
+    """The file, untouched where it is there: a VMM may know a kernel again by its inode and times.
+
+    So does ours, and a guest written anew for each start would be one that it has never seen.
+    """
+    if not path.exists() or path.read_bytes() != data:
+        path.write_bytes(data)
+    return path
+
+
 def write_byte_guest(path: Path, reads: int = 0) -> Path:
     """FIRST, ``reads`` reads of the serial port's LSR, LAST; then it halts for ever."""
-    path.write_bytes(pvh_elf(with_numbers(guestcode.BYTE, reads)))
-    return path
+    return write_once(path, pvh_elf(with_numbers(guestcode.BYTE, reads)))
 
 
 def write_timer_guest(path: Path, count: int, period_ns: int, spin: int) -> Path:
@@ -49,5 +58,4 @@ def write_timer_guest(path: Path, count: int, period_ns: int, spin: int) -> Path
 
     KVM's APIC timer counts in ns. ``spin``: cycles of the TSC between FIRST and `=`.
     """
-    path.write_bytes(pvh_elf(with_numbers(guestcode.TIMER, count, period_ns, spin)))
-    return path
+    return write_once(path, pvh_elf(with_numbers(guestcode.TIMER, count, period_ns, spin)))

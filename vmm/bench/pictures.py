@@ -95,7 +95,9 @@ def _scale(axes: Any, block: Block) -> None:
     """From zero; by powers of ten where the medians are further apart than one picture shows."""
     medians = [one.median.value for one in block.figures]
     if min(medians) > 0 and max(medians) / min(medians) > 30:
-        axes.set_xscale("log")
+        axes.set_xscale("log", subs=[])
+        axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(left=0)
 
@@ -123,6 +125,8 @@ def _tails(plot: Any, measurement: Document, name: str, title: str) -> Any:
         axes.step(EDGES[: last + 1], shares, where="post", label=row["contender"], color=colour)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
     axes.set_xlabel("us")
     axes.set_title(title)
     axes.grid(alpha=0.3)

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+from tests.support.speed import patience
+
 GOOD = r"import os, time; os.write(1, b'\x02'); os.write(1, b'\x03'); time.sleep(60)"
 ABORTS = "import os, sys; print('error: failed to set MSR 0x10a', file=sys.stderr); os.abort()"
 REFUSES = "import sys; print('noise', file=sys.stderr); sys.exit('no such CPU model')"
@@ -17,7 +19,7 @@ def contender(name: str, script: str, *words: str, **more: object) -> dict[str, 
 
 
 def question(kind: str = "first-byte", **more: object) -> dict[str, object]:
-    return {"kind": kind, "rounds": 2, "timeout": 3.0, **more}
+    return {"kind": kind, "rounds": 2, "timeout": patience(20), **more}
 
 
 def write(folder: Path, contenders: list, measurements: list, **more: object) -> Path:

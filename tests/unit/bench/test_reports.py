@@ -264,3 +264,11 @@ def test_the_guests_are_made_of_their_sources(tmp_path):
             pytest.skip(f"needs {tool} (apt-get install gcc binutils)")
     assert generator.generate() == (generator.TARGET).read_text()
     assert guests.with_numbers(guestcode.BYTE, 7)[8:12] == struct.pack("<I", 7)
+
+
+def test_a_guest_is_the_same_file_for_each_start(tmp_path):
+    """Else every start would be the first of a kernel that its VMM has never seen."""
+    first = guests.write_byte_guest(tmp_path / "g").stat()
+    again = guests.write_byte_guest(tmp_path / "g").stat()
+    assert (again.st_ino, again.st_ctime_ns) == (first.st_ino, first.st_ctime_ns)
+    assert guests.write_byte_guest(tmp_path / "g", 5).read_bytes().count(b"\x05") >= 1

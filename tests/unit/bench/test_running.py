@@ -121,7 +121,7 @@ def test_a_boot_is_told_in_its_phases_with_the_vmms_own(tmp_path):
         tmp_path, [contender("a", script, timing=timing)],
         [question("boot", stamps=stamps, kernel="k"), question("figures", figures=figures),
          question("figures", name="wrong", figures=wrong),
-         question("boot", name="never", stamps=never, timeout=1.0)],
+         question("boot", name="never", stamps=never, timeout=patience(3), rounds=1)],
     )  # fmt: skip
     document, _ = run(path)
     values = rows(document)["a"]["values"]
@@ -133,7 +133,10 @@ def test_a_boot_is_told_in_its_phases_with_the_vmms_own(tmp_path):
     assert rows(document, 1)["a"]["values"] == {"rate": [12.5, 12.5]}
     assert document["measurements"][1]["metrics"] == {"rate": {"unit": "MB/s", "better": "higher"}}
     assert rows(document, 2)["a"]["error"] == "rate: told was b'x', which is no number"
-    assert "not done within 1 s; the guest said last 'wrong= x'" in rows(document, 3)["a"]["error"]
+    assert (
+        f"not done within {patience(3):g} s; the guest said last 'wrong= x'"
+        in rows(document, 3)["a"]["error"]
+    )
 
 
 def test_exits_that_the_contender_tells(tmp_path):
@@ -151,14 +154,14 @@ def test_exits_that_the_contender_tells(tmp_path):
 
 
 def test_prefault_needs_the_words_for_it(tmp_path):
-    slow = "import sys, time; time.sleep(0.2 if sys.argv[1] == 'on' else 0)\n" + GOOD
+    slow = "import sys, time; time.sleep(1 if sys.argv[1] == 'on' else 0)\n" + GOOD
     words = {"off": "off", "on": "on"}
     path = write(
         tmp_path, [contender("a", slow, "{prefault}", prefault=words), contender("b", GOOD)],
-        [question("prefault", memory="1G")],
+        [question("prefault", memory="1G", rounds=1, warmup=0)],
     )  # fmt: skip
     document, _ = run(path)
-    assert all(2 < rate < 8 for rate in rows(document)["a"]["values"]["rate"])
+    assert 0.4 < rows(document)["a"]["values"]["rate"][0] < 2
     assert rows(document)["b"]["error"].startswith("it defines no `prefault`")
 
 
