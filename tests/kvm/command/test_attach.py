@@ -114,7 +114,7 @@ def test_what_is_written_reaches_the_guest(tmp_path, memory):
 def test_a_descriptor_to_write_has_its_size_sealed(tmp_path):
     """No mistake of a script cuts the guest's RAM off under it."""
     with (
-        running(tmp_path, MEMORY_CONFIG=SHARED) as (command, _),
+        running(tmp_path, MEMORY_CONFIG=f"{SHARED},thp=off") as (command, _),
         attach(command, write=True) as attached,
     ):
         with pytest.raises(PermissionError):

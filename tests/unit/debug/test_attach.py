@@ -15,7 +15,7 @@ import pytest
 from vmm.debug.attach import link, opening
 from vmm.debug.attach.attached import Attached
 from vmm.debug.attach.link import Link
-from vmm.debug.attach.memory import Ahead
+from vmm.debug.attach.memory import Ahead, AskedMemory, FileMemory
 from vmm.debug.attach.opening import Facts, attach_to, memory_of, same_user
 from vmm.debug.attach.trace import RemoteMachine, RemoteRing
 from vmm.debug.attach.vcpu import RemoteVcpuFd
@@ -160,10 +160,9 @@ def pipe_end() -> int:
         lambda: os.open("/dev/null", os.O_RDWR),
         pipe_end,
         lambda: os.open(__file__, os.O_RDONLY),
-        lambda: memfd(1 << 20, sealed=False),
         lambda: memfd(4096, sealed=True),
     ],
-    ids=["none", "device", "pipe", "file", "unsealed", "short"],
+    ids=["none", "device", "pipe", "file", "short"],
 )
 def test_a_descriptor_that_could_end_who_maps_it_is_not_used(liar, make: Callable[[], int] | None):
     fds = () if make is None else (make(),)
@@ -175,6 +174,19 @@ def test_a_descriptor_that_could_end_who_maps_it_is_not_used(liar, make: Callabl
     finally:
         for fd in fds:
             os.close(fd)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_memory_without_seals_is_mapped_when_it_is_our_own_users(liar, monkeypatch, own):
+    fd = memfd(1 << 20, sealed=False)
+    if not own:
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    try:
+        connected = liar(line({**GREETING, "shared": True}), fds=(fd,))
+        found = memory_of(connected, Facts(connected))
+        assert isinstance(found, FileMemory if own else AskedMemory)
+    finally:
+        os.close(fd)
 
 
 def test_of_many_descriptors_none_stays(liar):

@@ -96,20 +96,24 @@ def _regions(link: Link, told: Any) -> list[tuple[int, int]]:
 
 def memory_of(link: Link, facts: Facts, kind: type[FileMemory] = FileMemory) -> Any:
     """Its RAM: by a ``kind`` over the descriptor that came, else by requests."""
-    if not facts.shared:
-        return AskedMemory(link, facts.regions)
-    check_descriptor(link, facts)
-    return kind(link, facts.regions)
+    if facts.shared and can_be_mapped(link, facts):
+        return kind(link, facts.regions)
+    return AskedMemory(link, facts.regions)
 
 
-def check_descriptor(link: Link, facts: Facts) -> None:
-    """It is memory of the kernel's that nobody can cut off: all else could end who maps it."""
+def can_be_mapped(link: Link, facts: Facts) -> bool:
+    """Nobody else can cut it off, which would end who maps it. HostError when it is no RAM.
+
+    A memfd's size is sealed. A file of a tmpfs has no seals: our own user's will do.
+    """
     fd = link.ram_fd
     if fd < 0:
         raise link.nonsense("no descriptor came with shared RAM")
     try:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-    except OSError:
-        seals = 0  # no memfd
-    if not seals & fcntl.F_SEAL_SHRINK or os.fstat(fd).st_size < facts.size:
-        raise link.nonsense("its descriptor of RAM is none")
+    except OSError as error:
+        raise link.nonsense("its descriptor of RAM is none") from error
+    found = os.fstat(fd)
+    if found.st_size < facts.size:
+        raise link.nonsense(f"its descriptor of RAM has {found.st_size} bytes")
+    return bool(seals & fcntl.F_SEAL_SHRINK) or found.st_uid == os.geteuid()

@@ -23,17 +23,21 @@ if TYPE_CHECKING:
     from vmm.run.attach.parts import Answer, Asker
     from vmm.vcpu import Vcpu
 
+# As GuestMemory.backing tells it.
+TMPFS = "tmpfs"
 SIZE_FIXED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 def ram_descriptor(memory: GuestMemory, write: bool) -> int:
     """A new descriptor of shared RAM, which cannot be mapped writable without ``write``.
 
-    -1 for private RAM. Its size is sealed first: nobody can cut it off under those who map it.
+    -1 for private RAM. A memfd's size is sealed first: nobody can cut it off under those who map
+    it. A file of a tmpfs has no seals: who asked to write can, as any process of that user.
     """
     if memory.fd < 0:
         return -1
-    fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, SIZE_FIXED)
+    if memory.backing != TMPFS:
+        fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, SIZE_FIXED)
     mode = os.O_RDWR if write else os.O_RDONLY
     return os.open(f"/proc/self/fd/{memory.fd}", mode | os.O_CLOEXEC)
 
