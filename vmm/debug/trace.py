@@ -96,11 +96,12 @@ class Trace:
         return self
 
     def _make_rings(self, size: int, rip: bool) -> list[Any]:
-        mode = NO_RIP
-        if rip:
-            offered = self._machine.vm.fd.check_extension(CAP_SYNC_REGS)
-            mode = SYNC_RIP if offered & SYNC_GENERAL_REGS else IOCTL_RIP
+        mode = self._rip_mode() if rip else NO_RIP
         return [TraceRing(size, mode) for _ in self._loops]
+
+    def _rip_mode(self) -> int:
+        offered = self._machine.vm.fd.check_extension(CAP_SYNC_REGS)
+        return SYNC_RIP if offered & SYNC_GENERAL_REGS else IOCTL_RIP
 
     def _switch(self, rings: Sequence[Any]) -> None:
         """Let exits go into these rings; none: nowhere."""
