@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 TEXT_MAX = 4000
 NAMES = {name: number for number, name in enumerate((*GENERAL, *SYSTEM))}
+# What an access is, for a hook's: the value is 0 of a read.
+ACCESS = {name: len(NAMES) + number for number, name in enumerate(("address", "value", "size"))}
 TWO: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^",
     ast.LShift: "<<", ast.RShift: ">>", ast.Mod: "%", ast.FloorDiv: "//", ast.Eq: "==",
@@ -33,11 +35,14 @@ ORDERED = (ast.Lt, ast.LtE, ast.Gt, ast.GtE)
 
 
 class Expression:
-    """A condition given as ``text``. ``native`` evaluates it; called with a Cpu, so does it."""
+    """A condition given as ``text``. ``native`` evaluates it; called with a Cpu, so does it.
 
-    def __init__(self, text: str) -> None:
+    With ``access`` it may name what an access of the guest's is, and belongs to a hook.
+    """
+
+    def __init__(self, text: str, access: bool = False) -> None:
         self.text = text
-        self.native = Condition(_Program(text).steps)
+        self.native = Condition(_Program(text, {**NAMES, **ACCESS} if access else NAMES).steps)
 
     def __call__(self, cpu: Cpu) -> bool:
         """Whether it holds there; ZeroDivisionError for a division by zero."""
@@ -69,7 +74,8 @@ def compile_condition(condition: Any) -> Callable[[Cpu], Any] | None:
 class _Program:
     """The steps of one text. Each method puts one value on the stack."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, names: dict[str, int]) -> None:
+        self._names = names
         self.steps: list[tuple[int, int]] = []
         if len(text) > TEXT_MAX:
             raise ValueError(f"a condition of {len(text)} characters: at most {TEXT_MAX}")
@@ -91,8 +97,8 @@ class _Program:
         self.steps.append((OPERATIONS[operation], operand))
 
     def _value(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Name) and node.id in NAMES:
-            self._put("register", NAMES[node.id])
+        if isinstance(node, ast.Name) and node.id in self._names:
+            self._put("register", self._names[node.id])
         elif isinstance(node, ast.Constant) and isinstance(node.value, int):
             self._constant(node.value)
         elif isinstance(node, ast.UnaryOp) and type(node.op) in ONE:
@@ -108,7 +114,7 @@ class _Program:
         elif isinstance(node, ast.Compare):
             self._compare(node)
         else:
-            raise _impossible(node)
+            raise _impossible(node, self._names)
 
     def _constant(self, value: int) -> None:
         if value > MASK:
@@ -167,8 +173,8 @@ def _refuse_signs(left: ast.expr, op: ast.cmpop, right: ast.expr) -> None:
         )
 
 
-def _impossible(node: ast.AST) -> ValueError:
+def _impossible(node: ast.AST, names: dict[str, int]) -> ValueError:
     return ValueError(
-        f"{ast.unparse(node)!r} is not possible; write registers ({', '.join(NAMES)}), integers "
+        f"{ast.unparse(node)!r} is not possible; write registers ({', '.join(names)}), integers "
         "and operators, or give a function"
     )

@@ -43,6 +43,8 @@ class Hooking:
         read: Function | None = None,
         write: Function | None = None,
         mode: str = "replace",
+        *,
+        condition: str | None = None,
     ) -> Hook:
         """Python behind ``count`` ports from ``first`` on.
 
@@ -50,9 +52,13 @@ class Hooking:
         read ones, without ``write`` what is written is lost. With "watch" it goes on working, and
         both functions are called as ``(cpu, address, value, size)``: a read behind its answer, a
         write before it. An integer that they return counts in place of the value.
+
+        ``condition`` is an expression of registers, ``address``, ``value`` (0 of a read) and
+        ``size``, looked at by native code: accesses for which it does not hold are the device's, or
+        nobody's. Where it cannot be looked at (a division by zero) the function is called.
         """
         self._open()
-        return self._hooks.on_port(first, count, read, write, mode)
+        return self._hooks.on_port(first, count, read, write, mode, condition)
 
     def on_mmio(
         self,
@@ -61,6 +67,8 @@ class Hooking:
         read: Function | None = None,
         write: Function | None = None,
         mode: str = "replace",
+        *,
+        condition: str | None = None,
     ) -> Hook:
         """Python behind ``size`` bytes of guest physical addresses, as on_port().
 
@@ -68,7 +76,7 @@ class Hooking:
         make no exit; the former two raise ValueError.
         """
         self._open()
-        return self._hooks.on_mmio(gpa, size, read, write, mode)
+        return self._hooks.on_mmio(gpa, size, read, write, mode, condition)
 
     def on_msr(
         self, index: int, read: Function | None = None, write: Function | None = None

@@ -8,6 +8,7 @@ from vmm import layout
 from vmm._native.kvm import bus
 from vmm._native.kvm.hooktarget import HookTarget
 from vmm.debug.caller import FAILED, fitting
+from vmm.debug.condition import Expression
 from vmm.debug.handle import Handle
 from vmm.debug.msrhooks import MsrHooks
 from vmm.debug.signatures import (
@@ -51,10 +52,11 @@ KERNEL_MMIO = (
 class Hook(Handle):
     """A function of a script behind ``count`` ports or bytes from ``first`` on.
 
-    ``kind`` is port, mmio or msr, ``hits`` counts the calls. While not ``enabled`` the device
-    behind answers, if there is one. As a decorator it takes a function by its arguments: three are
-    ``read(cpu, address, size)``, four ``write(cpu, address, value, size)``; with mode="watch" both
-    have four, and a decorated function gets both.
+    ``kind`` is port, mmio or msr, ``hits`` counts the calls, ``passed`` the accesses for which its
+    ``condition`` did not hold, and which came to whatever is behind. While not ``enabled`` the
+    device behind answers, if there is one. As a decorator it takes a function by its
+    arguments: three are ``read(cpu, address, size)``, four ``write(cpu, address, value, size)``;
+    with mode="watch" both have four, and a decorated function gets both.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Hook(Handle):
         self.first = first
         self.count = count
         self.mode = mode
+        self.condition: Expression | None = None
         self.read: Function | None = None
         self.write: Function | None = None
         self._caller = caller
@@ -76,6 +79,11 @@ class Hook(Handle):
     def hits(self) -> int:
         """How often the guest came here."""
         return self.target.hits
+
+    @property
+    def passed(self) -> int:
+        """How often its condition did not hold."""
+        return self.target.passed
 
     def __call__(self, function: Function) -> Function:
         """As a decorator."""
@@ -118,7 +126,8 @@ class Hook(Handle):
     def __repr__(self) -> str:
         last = f"..{self.first + self.count - 1:#x}" if self.count > 1 else ""
         mode = " watch" if self.mode == WATCH else ""
-        return f"<{self.kind}{mode} hook at {self.first:#x}{last}, {self.hits} hits{self._state}>"
+        hits = f"{self.hits} hits" + (f", {self.passed} passed" if self.passed else "")
+        return f"<{self.kind}{mode} hook at {self.first:#x}{last}, {hits}{self._state}>"
 
 
 class Hooks:
@@ -128,16 +137,18 @@ class Hooks:
         self, machine: Machine, cpus: Sequence[Cpu], caller: Caller, stop_port: int
     ) -> None:
         self._machine = machine
+        self._cpus = cpus
         self._caller = caller
         self._stop_port = stop_port
         self._msrs = MsrHooks(machine.vm.fd, cpus, caller)
 
     def on_port(
-        self, first: int, count: int, read: Function | None, write: Function | None, mode: str
-    ) -> Hook:
+        self, first: int, count: int, read: Function | None, write: Function | None, mode: str,
+        condition: str | None = None,
+    ) -> Hook:  # fmt: skip
         """See Guest.on_port()."""
         _check_range("port", first, count, PORTS)
-        hook = self._make("port", first, count, read, write, mode)
+        hook = self._make("port", first, count, read, write, mode, condition)
         self._check_kernel(hook, KERNEL_PORTS)
         spared = self._stop_port if first <= self._stop_port < first + count else -1
         if spared >= 0 and (mode == REPLACE or count == 1):
@@ -147,11 +158,12 @@ class Hooks:
         return self._cover(hook, spared)
 
     def on_mmio(
-        self, gpa: int, size: int, read: Function | None, write: Function | None, mode: str
-    ) -> Hook:
+        self, gpa: int, size: int, read: Function | None, write: Function | None, mode: str,
+        condition: str | None = None,
+    ) -> Hook:  # fmt: skip
         """See Guest.on_mmio()."""
         _check_range("mmio", gpa, size, 1 << self._machine.phys_bits)
-        hook = self._make("mmio", gpa, size, read, write, mode)
+        hook = self._make("mmio", gpa, size, read, write, mode, condition)
         for start, length in self._machine.memory.regions:
             if gpa < start + length and start < gpa + size:
                 raise ValueError(
@@ -168,18 +180,24 @@ class Hooks:
 
     def _make(
         self, kind: str, first: int, count: int, read: Function | None, write: Function | None,
-        mode: str,
+        mode: str, condition: str | None,
     ) -> Hook:  # fmt: skip
         if mode not in MODES:
             raise ValueError(f"mode={mode!r}: {' or '.join(map(repr, MODES))}")
         check_functions(read, write, WRITE_ARGUMENTS if mode == WATCH else READ_ARGUMENTS)
         hook = Hook(kind, first, count, mode, self._caller, self._uncover)
         hook.read, hook.write = read, write
+        if condition is not None:
+            if not isinstance(condition, str):
+                raise ValueError(f"condition={condition!r}: text; a function may look for itself")
+            hook.condition = Expression(condition, access=True)
         return hook
 
     def _cover(self, hook: Hook, spared: int) -> Hook:
         space = self._bus(hook)
         hook.target = HookTarget(hook.access, hook.first, space, hook.mode == WATCH, spared)
+        if hook.condition is not None:
+            hook.target.set_condition(hook.condition.native, [cpu.vcpu.fd for cpu in self._cpus])
         space.cover(hook.first, hook.count, hook.target, f"{hook.mode} hook")
         return hook
 

@@ -109,7 +109,7 @@ def test_a_division_by_zero_names_the_condition():
         ([("constant", -1)], "no operation"),
         ([(99, 0)], "no operation 99"),
         ([(-1, 0)], "no operation -1"),
-        ([("register", 25)], "no register 25"),
+        ([("register", 28)], "no register 28"),
         ([("+", 0)], "too few"),
         ([("not", 0)], "too few"),
         ([("constant", 1), ("or else", 1), ("constant", 1)], "a jump to 1"),

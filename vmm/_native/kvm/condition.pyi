@@ -6,6 +6,7 @@ OPERATIONS: dict[str, int]
 
 class Condition:
     wants_system: bool
+    wants_registers: bool
     passed: int
     def __init__(self, program: Sequence[tuple[int, int]]) -> None: ...
     def evaluate(self, registers: Sequence[int]) -> bool: ...

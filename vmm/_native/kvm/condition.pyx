@@ -7,6 +7,13 @@ evaluation ends, within the stack.
 
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from vmm._native.linux.kvm cimport KVM_GET_REGS, kvm_regs
+from vmm._native.linux.kvm_state cimport KVM_GET_SREGS2, kvm_sregs2
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
 
 cdef extern from *:
     """
@@ -39,7 +46,7 @@ cdef class Condition:
     """One program, a sequence of (code, operand); ValueError when it is none.
 
     Registers are numbered: rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8 to r15, rip, rflags; cr0,
-    cr2, cr3, cr4, cr8, efer, apic_base. Any thread.
+    cr2, cr3, cr4, cr8, efer, apic_base; address, value and size of an access. Any thread.
     """
 
     def __cinit__(self, program):
@@ -70,7 +77,8 @@ cdef class Condition:
         if code == REGISTER:
             if operand >= REGISTERS:
                 raise ValueError(f"step {number}: no register {operand}")
-            self.wants_system = self.wants_system or operand >= GENERAL
+            self.wants_system = self.wants_system or GENERAL <= operand < SYSTEM
+            self.wants_registers = self.wants_registers or operand < SYSTEM
         if code >= OR_ELSE:
             if not number < operand <= self.count:
                 raise ValueError(f"step {number}: a jump to {operand}: forward, and inside")
@@ -121,11 +129,13 @@ cdef class Condition:
         return self.passed_by
 
     def evaluate(self, registers):
-        """Whether it holds for these 18 or 25 values; ZeroDivisionError for a division by zero."""
+        """Whether it holds for these 18 values (or 25, or 28: what is not given is 0);
+        ZeroDivisionError for a division by zero."""
         cdef uint64_t values[REGISTERS]
         cdef int i = 0
-        if len(registers) != REGISTERS and (self.wants_system or len(registers) != GENERAL):
-            raise ValueError(f"{len(registers)} registers: {GENERAL}, or all {REGISTERS}")
+        if len(registers) not in (GENERAL, SYSTEM, REGISTERS):
+            raise ValueError(f"{len(registers)} registers: {GENERAL}, {SYSTEM} or {REGISTERS}")
+        memset(values, 0, sizeof(values))
         for value in registers:
             values[i] = value
             i += 1
@@ -191,3 +201,24 @@ cdef bint compared(int code, uint64_t a, uint64_t b) noexcept nogil:
     if code == LE:
         return a <= b
     return a > b if code == GT else a >= b
+
+
+cdef int read_registers(int fd, kvm_regs *regs, kvm_sregs2 *sregs,
+                        uint64_t *registers) noexcept nogil:
+    # SAFETY: a kvm_regs is GENERAL registers of 64 bits in this order.
+    if ioctl(fd, KVM_GET_REGS, regs) < 0:
+        return -1
+    memcpy(registers, regs, GENERAL * sizeof(uint64_t))
+    memset(&registers[GENERAL], 0, (REGISTERS - GENERAL) * sizeof(uint64_t))
+    if sregs == NULL:
+        return 0
+    if ioctl(fd, KVM_GET_SREGS2, sregs) < 0:
+        return -1
+    registers[GENERAL] = sregs.cr0
+    registers[GENERAL + 1] = sregs.cr2
+    registers[GENERAL + 2] = sregs.cr3
+    registers[GENERAL + 3] = sregs.cr4
+    registers[GENERAL + 4] = sregs.cr8
+    registers[GENERAL + 5] = sregs.efer
+    registers[GENERAL + 6] = sregs.apic_base
+    return 0

@@ -34,6 +34,7 @@ cdef class PointTable:
     cdef int condition_count
     cdef kvm_guest_debug running
     cdef kvm_guest_debug stepping
+    cdef bint wants_system       # some condition names a system register
     cdef bint steps              # every instruction stops
     cdef readonly bint alone     # no other vCPU: a patch may go while this one steps over it
     cdef readonly bint resume_flag

@@ -8,17 +8,16 @@ Source: SDM 3B, 18.2 and 18.3.1; Documentation/virt/kvm/api.rst, 4.87 (KVM_SET_G
 
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 from cpython.pycapsule cimport PyCapsule_New
 from cpython.ref cimport PyObject
 
 from vmm._native.kvm.bus cimport OUTCOME_CONTINUE, OUTCOME_STOP
-from vmm._native.kvm.condition cimport FALSE, GENERAL, REGISTERS, Condition
+from vmm._native.kvm.condition cimport FALSE, REGISTERS, Condition, read_registers
 from vmm._native.kvm.gate cimport GATE_NAME, DebugExit
 from vmm._native.kvm.vcpu cimport VcpuFd, fill_debug
 from vmm._native.linux.kvm cimport *
-from vmm._native.linux.kvm_state cimport KVM_GET_SREGS2, kvm_sregs2
+from vmm._native.linux.kvm_state cimport kvm_sregs2
 from vmm._native.memory.codepatch cimport Patch
 
 cdef extern from "<sys/ioctl.h>" nogil:
@@ -78,6 +77,7 @@ cdef class PointTable:
         for condition in conditions:
             if condition is not None:
                 self.conditions[self.condition_count] = <PyObject *><Condition?>condition
+                self.wants_system = self.wants_system or (<Condition>condition).wants_system
                 self.kept.append(condition)
             self.condition_count += 1
         return group
@@ -121,23 +121,6 @@ cdef int gate_judge(void *owner, int fd, uint32_t reason, uint64_t address,
 cdef void gate_leave(void *owner, int fd) noexcept nogil:
     # SAFETY: as above.
     (<PointGate><PyObject *>owner).end_step(fd)
-
-
-cdef int read_registers(int fd, kvm_regs *regs, kvm_sregs2 *sregs,
-                        uint64_t *registers) noexcept nogil:
-    """-1 when KVM refuses. ``registers`` as conditions number them."""
-    if ioctl(fd, KVM_GET_REGS, regs) < 0 or ioctl(fd, KVM_GET_SREGS2, sregs) < 0:
-        return -1
-    # SAFETY: a kvm_regs is GENERAL registers of 64 bits in this order.
-    memcpy(registers, regs, GENERAL * sizeof(uint64_t))
-    registers[GENERAL] = sregs.cr0
-    registers[GENERAL + 1] = sregs.cr2
-    registers[GENERAL + 2] = sregs.cr3
-    registers[GENERAL + 3] = sregs.cr4
-    registers[GENERAL + 4] = sregs.cr8
-    registers[GENERAL + 5] = sregs.efer
-    registers[GENERAL + 6] = sregs.apic_base
-    return 0
 
 
 cdef class PointGate:
@@ -197,7 +180,7 @@ cdef class PointGate:
         if not hits and not looked:
             # Nobody's: a step of ours, or of a guest that is looked at in each instruction.
             return OUTCOME_CONTINUE if stepped or self.table.steps else OUTCOME_STOP
-        if read_registers(fd, &regs, &sregs, registers) < 0:
+        if read_registers(fd, &regs, &sregs if self.table.wants_system else NULL, registers) < 0:
             return OUTCOME_STOP
         if not self.slots_false(hits, registers):
             return OUTCOME_STOP
