@@ -130,6 +130,7 @@ class Lifecycle:
         for console, name in zip(self.consoles, ("console", "serial"), strict=True):
             console.start(name)
         self._take_terminal()
+        self._control = ControlServer(self.instance.socket_path, self.loop, self._on_request)
 
     def _take_terminal(self) -> None:
         """Have the terminal raw whenever this job has it; a shell's `fg` sends no signal."""
@@ -163,6 +164,7 @@ class Lifecycle:
             debugtrail.tell_machine(machine)
             self._rates = debugtrail.ExitRates(machine, self.loop)
         self.runner.start(machine)
+        self.ran = True
         if first:
             self._once_running(machine)
         gc.enable()
@@ -173,11 +175,9 @@ class Lifecycle:
         self._save()
 
     def _once_running(self, machine: Machine) -> None:
-        """What the first guest need not wait for. Nobody has been told yet that it runs."""
+        """What the first guest need not wait for."""
         if self.on_running is not None:
             self.on_running(machine)
-        self._control = ControlServer(self.instance.socket_path, self.loop, self._on_request)
-        self.ran = True
         announce(self, machine, before=False)
 
     def _running(self) -> str:
