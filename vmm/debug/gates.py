@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from vmm.debug.cpu import Cpu
-    from vmm.debug.points import Point, Site
+    from vmm.debug.points import Point
+    from vmm.debug.sites import Site
 
 
 class Gates:

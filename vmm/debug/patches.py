@@ -30,16 +30,28 @@ class Patches:
         self._out: set[Patch] = set()
         self._seen = False
 
+    def fits(self, gpa: int, code: bytes) -> bool:
+        """It would overlap no other one; the same one may stand there."""
+        own = self.at(gpa)
+        if own is not None:
+            return own.code == code
+        return all(p.gpa + len(p.code) <= gpa for p in self._inside(gpa, len(code)))
+
     def add(self, gpa: int, code: bytes) -> Patch:
-        """A patch that goes in with the next put()."""
-        patch = Patch(self._memory, gpa, code)
-        self._by_gpa[gpa] = patch
-        insort(self._places, gpa)
-        self._out.add(patch)
+        """A patch that goes in with the next put(); one of the same place is shared."""
+        patch = self.at(gpa)
+        if patch is None:
+            patch = self._by_gpa[gpa] = Patch(self._memory, gpa, code)
+            insort(self._places, gpa)
+            self._out.add(patch)
+        patch.users += 1
         return patch
 
     def remove(self, patch: Patch) -> None:
-        """Take it out, for good."""
+        """Take it out, for good with the last one that uses it."""
+        patch.users -= 1
+        if patch.users:
+            return
         self.take_out(patch)
         self._out.discard(patch)
         del self._by_gpa[patch.gpa]
@@ -70,10 +82,12 @@ class Patches:
                 self.take_out(patch)
 
     def forget(self) -> None:
-        """All of the guest's memory was replaced: none is in."""
+        """All of the guest's memory was replaced: there are none any more."""
         for patch in self._by_gpa.values():
             patch.forget()
-            self._out.add(patch)
+        self._by_gpa.clear()
+        self._places.clear()
+        self._out.clear()
 
     def show_memory(self) -> None:
         """Somebody looks without copying, from now on: stand_still() takes everything out."""

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm._native.kvm.condition import Condition as NativeCondition
-    from vmm._native.memory.codepatch import Patch
     from vmm.debug.cpu import Cpu
 
     Action = Callable[[Cpu], Any]
@@ -109,13 +108,3 @@ class Point(Handle):
         place = f"{self.address:#x}" + (f" ({self.label})" if self.label else "")
         passed = f", {self.passed} passed" if self.passed else ""
         return f"<{self.kind} {what} at {place}, {self.hits} hits{passed}{self._state}>"
-
-
-class Site:
-    """One address that a software breakpoint, or several, stand at."""
-
-    def __init__(self, address: int, kind: str) -> None:
-        self.address = address
-        self.kind = kind
-        self.points: list[Point] = []
-        self.patch: Patch | None = None

@@ -50,7 +50,8 @@ cdef class PointTable:
         self.steps = running["step"]
         fill_debug(&self.running, running["step"], running["breakpoints"], running["software"],
                    False)
-        fill_debug(&self.stepping, True, stepping["breakpoints"], False, stepping["block_irq"])
+        fill_debug(&self.stepping, True, stepping["breakpoints"], stepping["software"],
+                   stepping["block_irq"])
         wanted = len(slots) + sum([len(conditions) for _, _, conditions in sites])
         self.conditions = <PyObject **>calloc(wanted + 1, sizeof(PyObject *))
         self.sites = <Site *>calloc(len(sites) + 1, sizeof(Site))
