@@ -66,7 +66,6 @@ class Patches:
             for patch in self._by_gpa.values():
                 if patch.overwritten:
                     self.take_out(patch)
-        # In an order that Ctrl-C may come in between: done again, it is right.
         for patch in self._out:
             patch.put()
         self._out.clear()
@@ -84,6 +83,8 @@ class Patches:
 
     def forget(self) -> None:
         """All of the guest's memory was replaced: there are none any more."""
+        for patch in self._by_gpa.values():
+            patch.forget()
         self._by_gpa.clear()
         self._places.clear()
         self._out.clear()

@@ -97,7 +97,9 @@ class Sites:
     # --- before the guest runs ---
 
     def bring_up(self, translate: Translate) -> bool:
-        """Put patches where points are enabled, and take away those of others; False: no change."""
+        """Put patches where points are enabled, and take away those of others; whether any point
+        is not what it was.
+        """
         self._gone.clear()
         self._lifted = None
         changed = bool(self._todo)

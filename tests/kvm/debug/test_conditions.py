@@ -23,9 +23,9 @@ def asked(monkeypatch):
     seen = []
     hit = RunControl._hit
 
-    def counted(control, cpu, points):
+    def counted(control, cpu, *more):
         seen.append(cpu.index)
-        return hit(control, cpu, points)
+        return hit(control, cpu, *more)
 
     monkeypatch.setattr(RunControl, "_hit", counted)
     return seen

@@ -17,6 +17,7 @@ cdef class Patch:
     cdef readonly int length
     cdef uint8_t ours[PATCH_MAX]
     cdef uint8_t kept[PATCH_MAX]
+    cdef public int users        # how many want it there
     cdef int place
     cdef public int users        # how many software breakpoints it is of
 

@@ -3,6 +3,7 @@ from vmm._native.memory.guestmem import GuestMemory
 class Patch:
     gpa: int
     length: int
+    users: int
     code: bytes
     original: bytes | None
     overwritten: bool
