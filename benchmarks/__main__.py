@@ -15,14 +15,15 @@ def main() -> int:
     parser.add_argument(
         "what",
         nargs="*",
-        default=["start", "trace", "snapshot", "debug", "lab"],
-        help="start, trace, snapshot, debug, lab",
+        default=["start", "trace", "snapshot", "debug", "disk", "lab"],
+        help="start, trace, snapshot, debug, disk, lab",
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lab-rounds", type=int, default=3)
     parser.add_argument(
         "--lab-only", default="", help="memory, linux, debian, fio, hypervisor-fw or CLOUDHV.fd"
     )
+    parser.add_argument("--disk-place", help="a folder on the file system that disk asks")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
     parser.add_argument("--output", help="write JSON here")
     options = parser.parse_args()
@@ -57,6 +58,10 @@ def measure(options: argparse.Namespace, peers: dict[str, str], results: dict[st
         from benchmarks import bench_debug
 
         results["debug"] = bench_debug.main(options.rounds)
+    if "disk" in options.what:
+        from benchmarks import bench_disk
+
+        results["disk"] = bench_disk.main(options.rounds, options.disk_place)
     if "lab" in options.what:
         from benchmarks import bench_lab
 

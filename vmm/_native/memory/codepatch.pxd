@@ -19,7 +19,6 @@ cdef class Patch:
     cdef uint8_t kept[PATCH_MAX]
     cdef public int users        # how many want it there
     cdef int place
-    cdef public int users        # how many software breakpoints it is of
 
     # Any thread, while no other writes there. The guest may: what it writes stays.
     cdef void put_in(self) noexcept nogil

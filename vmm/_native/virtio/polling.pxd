@@ -25,8 +25,8 @@ cdef enum:
     POLL_NS = 50000
     # Between two looks at the clock, when nobody has taken the processor.
     POLL_GAP_NS = 20000
-    POLL_REST_MAX = 1024         # waits
-    POLL_REST_TAKEN = 64
+    POLL_REST_MAX = 4096         # waits
+    POLL_REST_TAKEN = 256
 
 cdef struct Poller:
     uint32_t rest                # waits still to be slept through
