@@ -29,6 +29,7 @@ class Parameters(ctypes.Structure):
         *[(name, ctypes.c_uint32) for name in (
             "block", "piece", "depth", "size", "writes", "sequential")],
         ("kick", ctypes.c_int), ("call", ctypes.c_int), ("seconds", ctypes.c_double),
+        ("halt_poll", ctypes.c_double),
         ("avail", ctypes.c_uint16), ("seen", ctypes.c_uint16),
         *[(name, ctypes.c_uint64) for name in ("done", "errors", "kicks", "sleeps")],
         ("took", ctypes.c_double),
@@ -67,9 +68,10 @@ class DiskRig:
         )  # fmt: skip
 
     def run(self, seconds: float, **how: Any) -> dict[str, float]:
-        """Requests for so long: ``block`` bytes, ``depth``, ``writes``, ``sequential``, ``seed``.
+        """Requests for so long, as the fields of struct rig say; OSError when one fails.
 
-        Requests and MB per second; CPU in us of a request: of the whole process, and of its worker.
+        Requests and MB per second; CPU in us of each, worker and driver; doorbells, and waits that
+        slept, of each.
         """
         at = self._at
         how.setdefault("bytes", self.disk.size)

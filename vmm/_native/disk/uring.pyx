@@ -35,6 +35,8 @@ cdef enum:
     # queue full of the longest would hold 256 KiB for ever.
     FEW = 16
     LONG = 16
+    # More requests under way come and go in batches, which looking for each would tear apart.
+    SHALLOW = 4
     # Completions of the two eventfds; requests have their index.
     TAG_KICK = 0x100000000
     TAG_STOP = 0x200000000
@@ -95,7 +97,7 @@ cdef class UringBlkWorker(BlkWorker):
             raise MemoryError
         # Room for every request, both eventfds, a timer and two cancellations, so that an entry is
         # always free.
-        cdef int rc = io_uring_queue_init(size + 5, self.ring, 0)
+        cdef int rc = vmm_ring_init(size + 5, self.ring)
         if rc < 0:
             raise IoctlError(-rc, "io_uring_setup")
         self.ring_ready = True
@@ -317,7 +319,8 @@ cdef class UringBlkWorker(BlkWorker):
         cdef PollRun run
         cdef Poller *poller = &self.flight if self.in_flight else &self.idle
         cdef bint found = self.something_to_do()
-        if found or not (self.worked and self.polling) or not poll_begin(poller, &run):
+        if found or not self.worked or not self.polling or self.in_flight > SHALLOW or (
+                not poll_begin(poller, &run)):
             return found
         self.worked = False
         self.queue.mute()
@@ -326,7 +329,7 @@ cdef class UringBlkWorker(BlkWorker):
         return poll_end(poller, &run, found)
 
     cdef bint something_to_do(self) noexcept nogil:
-        return io_uring_cq_ready(self.ring) or (self.takes_chains() and self.queue.has_chains())
+        return vmm_ring_has_done(self.ring) or (self.takes_chains() and self.queue.has_chains())
 
     cdef void begin(self) noexcept nogil:
         # What costs the kernel a look-up each time is registered; a kernel that cannot (the ring:
