@@ -50,6 +50,8 @@ FILES = (
     (f"/run/vllmd/{PROGRAM}/NAME/", "The same for instances of the system's service."),
     ("/etc/vllmd/hypervisor-NAME.env", "Settings of the system's service, one NAME=VALUE a line."),
     ("~/.config/vllmd/hypervisor-NAME.env", "Settings of a user's service."),
+    ("$CREDENTIALS_DIRECTORY/guest.*", "Credentials for the guest (systemd.exec(5)), which it "
+     "finds in SMBIOS under the rest of their names."),
     ("/var/lib/vllmd/", "Kernels and images of the system's service."),
     ("/var/log/vllmd/*.log", "Log files that logrotate takes care of."),
     ("/dev/kvm", "Must be readable and writable, as it is for the group kvm."),

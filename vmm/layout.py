@@ -33,6 +33,8 @@ CMDLINE_MAX = 0x10000
 LOW_RAM_END = 0xA0000
 RSDP_GPA = LOW_RAM_END
 SMBIOS_GPA = 0xF0000
+# What strings may take of the 64 KiB up to 1 MiB, beside what is always there.
+SMBIOS_TEXT_MAX = 60 << 10
 # A GUID of this guest's alone, in a page of its own; a fork gets another, and is told by ACPI.
 VMGENID_GPA = 0xFF000
 VMGENID_SIZE = 16

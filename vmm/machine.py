@@ -72,17 +72,20 @@ def build_machine(
     progress: Progress = no_progress,
     vfio_kernel: VfioKernel | None = None,
     more: Callable[[Machine], None] | None = None,
+    oem_strings: Sequence[str] = (),
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
     ``disks`` are the opened and locked images in the order of their slots; they and the consoles
     outlive the machine, so that a guest's reboot can use them again. ``progress`` hears of the
     steps that take long with much RAM. ``vfio_kernel`` opens VFIO's files; None: the kernel's own.
-    ``more`` adds devices of somebody else's, behind ours.
+    ``more`` adds devices of somebody else's, behind ours. ``oem_strings`` are the guest's to read
+    in SMBIOS.
     """
     machine = Machine(config, progress, vfio_kernel)
     try:
         _build(machine, disks, console, serial, cache_directory, more)
+        machine.memory.write(layout.SMBIOS_GPA, build_smbios(strings=oem_strings))
     except BaseException:
         machine.close()
         raise
@@ -223,12 +226,11 @@ def attach_passthrough(machine: Machine) -> None:
 
 
 def describe_platform(machine: Machine, apic_ids: list[int]) -> None:
-    """ACPI and SMBIOS, last because they list what exists; and the boot GDT and IDT."""
+    """ACPI, last because it lists what exists; and the boot GDT and IDT."""
     memory = machine.memory
     window64 = layout.mmio64_window(memory.regions, machine.phys_bits)
     ged_gpa = layout.ged_gpa(machine.phys_bits)
     memory.write(layout.RSDP_GPA, build_acpi(AcpiSpec(apic_ids, window64, ged_gpa)))
-    memory.write(layout.SMBIOS_GPA, build_smbios())
     memory.write(layout.VMGENID_GPA, os.urandom(layout.VMGENID_SIZE))
     memory.write(layout.BOOT_GDT_GPA, regs.gdt_bytes())
     memory.write(layout.BOOT_IDT_GPA, regs.idt_bytes())

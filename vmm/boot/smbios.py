@@ -1,6 +1,6 @@
 """SMBIOS 3.2: what the machine calls itself.
 
-Source: DMTF DSP0134 3.2, 5.2.2 (64-bit entry point), 7.1, 7.2, 7.45.
+Source: DMTF DSP0134 3.2, 5.2.2 (64-bit entry point), 7.1, 7.2, 7.12, 7.45.
 """
 
 from __future__ import annotations
@@ -8,6 +8,10 @@ from __future__ import annotations
 import struct
 
 from vmm.layout import SMBIOS_GPA
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ENTRY_SIZE = 24
 VENDOR = "cloud-hypervisor"
@@ -19,6 +23,9 @@ WAKE_UP_UNKNOWN = 2
 BIOS_HANDLE = 0
 SYSTEM_HANDLE = 1
 END_HANDLE = 2
+OEM_HANDLE = 3
+# One byte counts them.
+OEM_STRINGS_MAX = 255
 
 
 def structure(kind: int, handle: int, body: bytes, *strings: str) -> bytes:
@@ -42,9 +49,20 @@ def system_information(uuid: bytes) -> bytes:
     return structure(1, SYSTEM_HANDLE, body, MANUFACTURER, PRODUCT)
 
 
-def build_smbios(uuid: bytes = bytes(16)) -> bytes:
-    """Entry point and structures, for SMBIOS_GPA."""
-    body = bios_information() + system_information(uuid) + structure(127, END_HANDLE, b"")
+def oem_strings(strings: Sequence[str]) -> bytes:
+    """Structures of type 11, as many as these strings need."""
+    found = b""
+    for first in range(0, len(strings), OEM_STRINGS_MAX):
+        some = strings[first : first + OEM_STRINGS_MAX]
+        handle = OEM_HANDLE + first // OEM_STRINGS_MAX
+        found += structure(11, handle, bytes([len(some)]), *some)
+    return found
+
+
+def build_smbios(uuid: bytes = bytes(16), strings: Sequence[str] = ()) -> bytes:
+    """Entry point and structures, for SMBIOS_GPA. ``strings``: whoever makes the guest has them."""
+    body = bios_information() + system_information(uuid) + oem_strings(strings)
+    body += structure(127, END_HANDLE, b"")
     entry = bytearray(
         struct.pack(
             "<5sBBBBBBBIQ",

@@ -197,6 +197,7 @@ def run_instance(
         debugtrail.tell_settings(environment)
         debugtrail.tell_host()
     check_host(config)
+    strings = guest_strings(environment)
     phases.mark("host checked")
     instance = Instance(name, environment)
     instance.acquire()
@@ -204,6 +205,7 @@ def run_instance(
     ran = False
     try:
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
+        life.oem_strings = strings
         if timing:
             life.on_running = lambda machine: print_timing(phases, machine.phases)
         if config.gdb is not None:
@@ -219,6 +221,16 @@ def run_instance(
         if not ran:
             instance.discard()
         instance.release()
+
+
+def guest_strings(environment: dict[str, str]) -> list[str]:
+    """The service's credentials for its guest; ConfigError."""
+    folder = environment.get("CREDENTIALS_DIRECTORY")
+    if not folder:
+        return []
+    from vmm.host.credentials import credential_strings
+
+    return credential_strings(folder)
 
 
 def cache_directory(environment: dict[str, str]) -> str | None:

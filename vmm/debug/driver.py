@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vmm._native.kvm import bus
+from vmm.debug.call import Call
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ class Alone:
             return Event(STOPPED, [self._vcpu])
         return Event(ENDED, [self._vcpu])
 
+    def still(self) -> None:
+        """It stands still with whole registers, whatever interrupted go()."""
+        if self._vcpu.loop.stood:
+            self._vcpu.loop.settle()
+
     def wake(self) -> None:
         """Make go() come back soon; any thread."""
         self._vcpu.loop.kick()
@@ -88,24 +94,6 @@ class Alone:
         """Nothing to give back."""
 
 
-class _Call:
-    """A hook that a vCPU's thread wants to be run by the driving one."""
-
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.function = function
-        self.arguments = arguments
-        self.done = threading.Event()
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def run(self) -> None:
-        try:
-            self.result = self.function(*self.arguments)
-        except BaseException as error:
-            self.error = error
-        self.done.set()
-
-
 class Several:
     """The driver of a guest with more vCPUs: native threads, held between two go()."""
 
@@ -119,7 +107,7 @@ class Several:
         self._started = False
         self._woken = False
         self._turn = 0
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[Call] = deque()
         self._thread = 0
 
     def go(self, deadline: float | None, only: Vcpu | None = None) -> Event:
@@ -130,16 +118,15 @@ class Several:
             late = self._wait(deadline)
         finally:
             self._hold()
-        return self._event(late)
+        return self._event(late, self._vcpus if only is None else [only])
 
     def _let_go(self, only: Vcpu | None) -> None:
         if not self._started:
             self._started = True
-            # Held from the first instruction on, so that one of them can go alone.
+            # Held before the first instruction: one of them may have to go alone.
             for vcpu in self._vcpus:
-                vcpu.start()
-            if only is not None:
-                self._hold()
+                vcpu.start(held=True)
+            self._hold()
         # Another one first each time: who goes first may stop all again before others have begun.
         self._turn = (self._turn + 1) % len(self._vcpus)
         everyone = [*self._vcpus[self._turn :], *self._vcpus[: self._turn]]
@@ -178,14 +165,20 @@ class Several:
             else:
                 raise HostError(f"vCPU {vcpu.index} does not leave the guest", "see the kernel log")
 
-    def _event(self, late: bool) -> Event:
+    def _event(self, late: bool, ran: Sequence[Vcpu]) -> Event:
         ended = [vcpu for vcpu in self._vcpus if vcpu.loop.outcome != bus.CONTINUE]
         if ended:
             return Event(ENDED, ended)
-        stands = [vcpu for vcpu in self._vcpus if vcpu.loop.stands]
+        # Another one's stop was told already: it stands there since.
+        stands = [vcpu for vcpu in ran if vcpu.loop.stands]
         if stands:
             return Event(STOPPED, stands)
         return Event(TIMEOUT if late else WOKEN)
+
+    def still(self) -> None:
+        """All stand still, whatever interrupted go()."""
+        if self._started:
+            self._hold()
 
     def wake(self) -> None:
         """Make go() come back soon; any thread."""
@@ -203,17 +196,15 @@ class Several:
         """Run a hook on the driving thread, whichever calls; what it raises comes out here."""
         if threading.get_ident() == self._thread:
             return function(*arguments)
-        call = _Call(function, arguments)
+        call = Call(function, arguments)
         self._calls.append(call)
         self._ring()
         call.done.wait()
-        if call.error is not None:
-            raise call.error
-        return call.result
+        return call.value()
 
     def later(self, function: Callable[[], Any]) -> None:
         """Run ``function`` on the driving thread soon, behind what waits there already."""
-        self._calls.append(_Call(function, ()))
+        self._calls.append(Call(function, ()))
         self._ring()
 
     def reset(self) -> None:

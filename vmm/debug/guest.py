@@ -21,6 +21,7 @@ from vmm.debug.runcontrol import LOOK_SECONDS, deadline_of
 from vmm.debug.snapshotting import Snapshotting
 from vmm.host.console import HostConsole
 from vmm.host.overlay import open_overlays
+from vmm.host.preflight import check_host, check_roles
 from vmm.light.teardown import close_all
 from vmm.machine import build_machine
 
@@ -87,10 +88,12 @@ class Guest(Hooking, Snapshotting, Outside):
         self._devices = devices
         self._caller = Caller()
         try:
+            check_roles(config)
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
             self.machine: Machine
             if snapshot is None:
+                check_host(config)
                 self._disks = open_overlays(config.system_images, config.config_images)
                 self.machine = build_machine(
                     config, self._disks, self.console, self.serial,

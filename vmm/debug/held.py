@@ -54,6 +54,8 @@ class Held:
             machine, self.cpus, self.points, self.patches, self.symbols, run_driver, outcome_of
         )
 
+        self.points.at_rest = self.control.at_rest
+
     def _still(self, index: int) -> None:
         self._check()
         self.control.still(index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import TYPE_CHECKING
 
 from vmm.errors import SETTING_PREFIX, ConfigError
@@ -58,10 +59,12 @@ def config_of_environment(environment: Mapping[str, str]) -> tuple[Config, set[s
 
 
 def _config(environment: Mapping[str, str]) -> Config:
-    values, warnings, problems = survey(environment, OPTIONAL)
+    values, told, problems = survey(environment, OPTIONAL)
     if problems:
         raise ConfigError([text for _, text in problems])
-    return Config(warnings=tuple(warnings), **values)
+    for text in told:
+        warnings.warn(text, UserWarning, stacklevel=5)
+    return Config(warnings=tuple(told), **values)
 
 
 def _text(name: str, value: object) -> str:

@@ -8,11 +8,14 @@ Source: "Trace Event Format", the public description of Chrome's JSON format.
 from __future__ import annotations
 
 import json
+import os
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from vmm.debug.tracesummary import named
+from vmm.errors import HostError
+from vmm.light.freshfile import fresh_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -41,23 +44,41 @@ def write(
 ) -> int:
     """Write ``chunks`` (tracerecord.FIELDS) to ``path``; the number of records.
 
-    ``facts``, asked at the end, go into the file as they are (numbers and text).
+    ``facts``, asked at the end, go into the file as they are (numbers and text). HostError, and
+    nothing is left, when it cannot be written.
     """
+    path = os.fspath(path)
+    try:
+        with fresh_file(path) as fd, open(fd, "w", encoding="utf-8", closefd=False) as file:
+            return _write(file, title, chunks, names, facts)
+    except OSError as error:
+        raise HostError(
+            f"cannot write the trace {path}: {os.strerror(error.errno or 0)}",
+            "give it a folder that is there, with room for 300 bytes an exit",
+        ) from error
+
+
+def _write(
+    file: IO[str],
+    title: str,
+    chunks: Iterable[Array],
+    names: ExitNames,
+    facts: Callable[[], dict[str, object]],
+) -> int:
     records = 0
-    with open(path, "w", encoding="utf-8") as file:
-        file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
-        file.write(json.dumps(_meta("process_name", 0, title)))
-        vcpus: set[int] = set()
-        for chunk in chunks:
-            for start in range(0, len(chunk), PIECE):
-                piece = chunk[start : start + PIECE]
-                new = set(piece["vcpu"].tolist()) - vcpus
-                _write_tracks(file, new)
-                vcpus |= new
-                file.writelines(_events(piece, names))
-            records += len(chunk)
-        other = {**facts(), "records": records}
-        file.write('\n],"otherData":' + json.dumps(other) + "}\n")
+    file.write('{"displayTimeUnit":"ns","traceEvents":[\n')
+    file.write(json.dumps(_meta("process_name", 0, title)))
+    vcpus: set[int] = set()
+    for chunk in chunks:
+        for start in range(0, len(chunk), PIECE):
+            piece = chunk[start : start + PIECE]
+            new = set(piece["vcpu"].tolist()) - vcpus
+            _write_tracks(file, new)
+            vcpus |= new
+            file.writelines(_events(piece, names))
+        records += len(chunk)
+    other = {**facts(), "records": records}
+    file.write('\n],"otherData":' + json.dumps(other) + "}\n")
     return records
 
 

@@ -21,6 +21,7 @@ from vmm.debug.saveddisks import write_layers
 from vmm.errors import HostError, StateError
 from vmm.layout import PAGE_SIZE, ram_regions
 from vmm.light.freshfile import fresh_file
+from vmm.light.regular import open_regular
 from vmm.light.state import Unfit, read_state, unsigned
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def reading(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], RamI
     """The values, RAM and descriptor of a file; what is wrong with them is a StateError."""
     path = os.fspath(path)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_regular(path)
     except OSError as error:
         raise HostError(
             f"cannot open the snapshot {path}: {error.strerror}", "check the path"

@@ -11,6 +11,7 @@ import os
 import struct
 
 from vmm.light.record import Record
+from vmm.light.regular import open_regular
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _form(bits: int) -> _Form:
 
 def is_elf(path: str) -> bool:
     """Whether a file begins as an ELF file; OSError when it cannot be read."""
-    with open(path, "rb") as file:
+    with open(open_regular(path), "rb") as file:
         return file.read(len(ELF_MAGIC)) == ELF_MAGIC
 
 
@@ -90,7 +91,7 @@ def nearest_in_elf(path: str, address: int) -> tuple[int, str, int]:
     A physical address counts as its segment's virtual one. The value is -1 without a symbol;
     OSError, ValueError, IndexError, OverflowError or struct.error for a damaged file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_regular(path)
     try:
         form, loads, sections = _headers(fd)
         address = _linked(loads, address)
@@ -119,7 +120,7 @@ def elf_rows(path: str) -> list[Row]:
 
     OSError, ValueError, IndexError, OverflowError or struct.error for a damaged file.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    fd = open_regular(path)
     try:
         form, _, sections = _headers(fd)
         for kind, offset, size, link in sections:
@@ -135,7 +136,7 @@ def map_rows(path: str) -> Iterator[Row]:
     """The lines of a System.map; OSError, or ValueError for a line with a bad address."""
     if os.stat(path).st_size > TABLE_BYTES_MAX:
         raise ValueError(f"{path} has more than {TABLE_BYTES_MAX} bytes")
-    with open(path, encoding="ascii", errors="replace") as file:
+    with open(open_regular(path), encoding="ascii", errors="replace") as file:
         for line in file:
             fields = line.split()
             if len(fields) == 3:

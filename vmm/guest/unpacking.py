@@ -12,6 +12,7 @@ import struct
 
 from vmm.errors import GuestError
 from vmm.light.record import Record
+from vmm.light.regular import open_regular
 
 # lea disp32(%rbx), %rax; jmp *%rax: to the copy of what lies behind the payload.
 LEA = b"\x48\x8d\x83"
@@ -38,7 +39,7 @@ class Unpacking(Record):
 def unpacking_of(kernel_path: str) -> Unpacking:
     """Those of a bzImage; GuestError for a file that is none, or has code of another form."""
     try:
-        with open(kernel_path, "rb") as file:
+        with open(open_regular(kernel_path), "rb") as file:
             head = file.read(HEAD_BYTES)
             setup = ((head[SETUP_SECTS] or 4) + 1) * SECTOR
             payload, length = struct.unpack_from("<II", head, PAYLOAD)

@@ -28,13 +28,27 @@ log = get_logger(__name__)
 RATE_SECONDS = 5.0
 MEMORY_FACTS = ("MemTotal:", "MemAvailable:", "HugePages_Free:", "Hugepagesize:")
 LIMITS = ("Max open files", "Max locked memory", "Max processes", "Max address space")
+# In what people put on a kernel's command line, against better advice.
+SECRET_WORDS = ("credential", "password", "passwd", "passphrase", "secret", "token")
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
 def tell_settings(environment: Mapping[str, str]) -> None:
     """Every setting with its source, a line each."""
     for name, value, source in settings_in_use(environment):
+        value = without_secrets(value)
         log.debug(f"setting {name}={value} ({source})")
+
+
+def without_secrets(value: str) -> str:
+    """A command line with what its own words call a secret left out: the log has more readers."""
+    return " ".join([_without_secret(word) for word in value.split(" ")])
+
+
+def _without_secret(word: str) -> str:
+    key, equals, _ = word.partition("=")
+    secret = equals and any(part in word.lower() for part in SECRET_WORDS)
+    return f"{key}=(not shown)" if secret else word
 
 
 def tell_host() -> None:

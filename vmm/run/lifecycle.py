@@ -103,6 +103,7 @@ class Lifecycle:
         self.on_running: Callable[[Machine], None] | None = None
         # Lets the guest run; a debugger, which may hold it as well, takes its place.
         self.runner: Runner = Runner()
+        self.oem_strings: list[str] = []  # for the guest, in SMBIOS
         self._terminal_timer: Timer | None = None
         self._closed = False
         self._feed()
@@ -122,9 +123,8 @@ class Lifecycle:
         return self.ending.code
 
     def _open(self) -> None:
-        config = self.config
-        self.disks = open_disks(config.system_images, config.config_images)
-        self.consoles = open_consoles(config, self._escape)
+        self.disks = open_disks(self.config.system_images, self.config.config_images)
+        self.consoles = open_consoles(self.config, self._escape)
         for console, name in zip(self.consoles, ("console", "serial"), strict=True):
             console.start(name)
         self._take_terminal()
@@ -142,10 +142,10 @@ class Lifecycle:
         console, serial = self.consoles
         self._machine_left = False
         self.notifier.status(f"booting {self.config.kernel_path}")
-        machine = build_machine(
-            self.config, self.disks, console, serial, self.cache_directory, self.notifier.progress
-        )
-        self.machine = machine
+        self.machine = machine = build_machine(
+            self.config, self.disks, console, serial, self.cache_directory,
+            self.notifier.progress, oem_strings=self.oem_strings,
+        )  # fmt: skip
         self._loop.add(self.runner.left_fd(machine), self._on_left)
         self._device_signals = watch_devices(
             machine, self._loop, self._on_device_wanted, self._on_device_error

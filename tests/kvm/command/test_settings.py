@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 
 import pytest
 
 from tests.support.command import HELLO, PREFIX, Command
 from tests.support.elf_builder import build_elf
+from tests.support.guest_asm import Program
 
 
 @pytest.mark.parametrize(
@@ -107,3 +109,26 @@ def test_which_instance(tmp_path):
     assert code == 2
     assert "which instance" in text
     assert command.run("status", "unknown")[0] == 4
+
+
+def test_credentials_reach_the_guest_and_no_log(tmp_path):
+    # cld; mov esi, SMBIOS's text; mov ecx, 4096; mov edx, COM1; rep outsb
+    show = Program().raw("fc be00000f00 b900100000 baf8030000 f36e")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/guest.answer").write_bytes(b"hunter2")
+    command = Command(
+        tmp_path, show.power_off(), SERIAL=f"file={tmp_path}/serial", DEBUG=1,
+        LOG_FILEPATH=tmp_path / "log", CMDLINE="ro systemd.set_credential=a:hunter3 API_TOKEN=x",
+    )  # fmt: skip
+    command.env["CREDENTIALS_DIRECTORY"] = str(tmp_path / "secrets")
+    code, text = command.run("start")
+    assert code == 0, text
+    said = b"io.systemd.credential.binary:answer=" + b64encode(b"hunter2") + b"\0"
+    assert said in (tmp_path / "serial").read_bytes()
+    log = text + (tmp_path / "log").read_text()
+    assert "CMDLINE=ro systemd.set_credential=(not shown) API_TOKEN=(not shown)" in log
+    for secret in ("hunter", b64encode(b"hunter2").decode()):
+        assert secret not in log
+    (tmp_path / "secrets/guest.a=b").write_bytes(b"")
+    code, text = command.run("start")
+    assert (code, "CREDENTIALS_DIRECTORY: 'guest.a=b'" in text) == (2, True), text

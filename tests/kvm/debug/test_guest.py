@@ -216,7 +216,11 @@ def test_what_kvm_cannot_emulate_is_a_stop_with_a_report(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"kernel": "/nonexistent"}, "cannot open it"),
+        ({"kernel": "/nonexistent"}, "/nonexistent: no such file"),
+        ({"kernel": "/tmp"}, "KERNEL_FILEPATH=/tmp: it is not a regular file"),
+        ({"kernel": "/etc/hostname", "initramfs": "/dev"}, "/dev: it is not a regular file"),
+        ({"kernel": "/etc/hostname", "system_image": "/tmp"}, "neither a file nor a block"),
+        ({"kernel": "/etc/hostname", "serial": "file=/etc/hostname"}, "it is the same file"),
         ({"kernel": "k", "cpus": 2}, "no setting 'cpus'"),
         ({"kernel": "k", "cpu_count": 0}, "CPU_COUNT=0"),
         ({"kernel": "k", "memory": "1M"}, "size=1"),
@@ -269,6 +273,27 @@ def test_several_guests_in_one_process(tmp_path):
     finally:
         for guest in guests:
             guest.close()
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for use in (
+        lambda: vmm.Guest(kernel=pipe),
+        lambda: vmm.Guest.load(pipe),
+        lambda: vmm.Guest.load(tmp_path),
+        lambda: vmm.Guest.load("/dev/zero"),
+    ):
+        with pytest.raises(vmm.VmmError, match="it is not a regular file"):
+            use()
+
+
+def test_what_a_start_warns_of_a_script_hears_too(tmp_path):
+    with (
+        pytest.warns(UserWarning, match="MEMORY_CONFIG: blanks at the value's ends"),
+        tiny_guest(tmp_path, FOR_EVER, memory=" size=16M "),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("write", ["dump", "save"])

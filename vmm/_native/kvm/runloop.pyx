@@ -69,8 +69,8 @@ cdef class VcpuLoop:
         vmm_store(&self.stop, 1)
         self.finish()
 
-    def start(self, str name):
-        """Start the thread; it runs the guest at once."""
+    def start(self, str name, bint held=False):
+        """Start the thread; it runs the guest at once or, ``held``, when resume() is called."""
         if self.thread.started:
             raise RuntimeError(f"{name}: already started")
         vmm_kick_install()
@@ -79,8 +79,8 @@ cdef class VcpuLoop:
         self.outcome = OUTCOME_CONTINUE
         self.failure = 0
         vmm_store(&self.stop, 0)
-        vmm_store(&self.pause_wanted, 0)
-        self.vcpu.run.immediate_exit = 0
+        vmm_store(&self.pause_wanted, held)
+        self.vcpu.run.immediate_exit = held
         cdef int rc = thread_start(&self.thread, self.thread_name, vcpu_main, <void *>self)
         if rc:
             self.finish()
@@ -268,6 +268,7 @@ cdef class VcpuLoop:
         cdef int outcome
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
+        vmm_store(&self.stood, 0)
         outcome, self.late = self.late, OUTCOME_CONTINUE
         if outcome != OUTCOME_CONTINUE:
             return outcome
@@ -289,6 +290,8 @@ cdef class VcpuLoop:
                 return OUTCOME_ERROR
             outcome = self.dispatch()
             trace_exit(&self.tracing, self.vcpu.run, &self.trail[(self.exits - 1) & (TRAIL - 1)])
+            if outcome == OUTCOME_STOP:
+                vmm_store(&self.stood, 1)
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:
@@ -303,7 +306,6 @@ cdef class VcpuLoop:
         # As if pause() had been called; whoever drives this vCPU hears of it and calls resume().
         self.complete()
         vmm_store(&self.pause_wanted, 1)
-        vmm_store(&self.stood, 1)
         vmm_notify(self.done_fd)
         self.park()
 
