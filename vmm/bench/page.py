@@ -34,10 +34,14 @@ def page(document: Document, pictures: Sequence[Picture], without: str = "") -> 
     if without:
         parts.append(f'<p class="failed">No pictures: {escape(without)}</p>')
     parts.append(f'<p class="legend">{escape(markdown.LEGEND)}</p>')
-    left = {picture.title: picture for picture in pictures}
     for block in blocks(document):
-        parts.append(_section(block, left.pop(markdown.heading(block), None)))
-    parts += [_image(picture) for picture in left.values()]
+        parts.append(_section(block))
+        name, metrics = block.measurement["name"], list(block.measurement["metrics"])
+        # Those of several figures come behind the last of them.
+        wanted = {block.metric, ""} if block.metric in metrics[-1:] else {block.metric}
+        parts += [
+            _image(one) for one in pictures if one.measurement == name and one.metric in wanted
+        ]
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -71,7 +75,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
-def _section(block: Block, picture: Picture | None) -> str:
+def _section(block: Block) -> str:
     parts = [
         f"<h2>{escape(markdown.heading(block))}</h2>",
         f'<p class="context">{escape(markdown.context(block))}</p>',
@@ -81,8 +85,6 @@ def _section(block: Block, picture: Picture | None) -> str:
         parts.append(_table(markdown.HEADS, markdown.rows(block), marked))
     for name, error in block.errors:
         parts.append(f'<p class="failed">{escape(name)} failed: {escape(error)}</p>')
-    if picture is not None:
-        parts.append(_image(picture))
     return "\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,25 +28,35 @@ STYLE = {
 
 @dataclass(frozen=True)
 class Picture:
-    """The same picture twice; ``name`` is fit for a file."""
+    """The same picture twice; ``name`` is fit for a file, ``metric`` empty for one of several."""
 
     name: str
     title: str
+    measurement: str
+    metric: str
     svg: bytes
     png: bytes
 
 
 def draw(document: Document) -> Iterator[Picture]:
-    """One for each metric with figures, one for each histogram. HostError without matplotlib."""
+    """One for each metric with figures, each histogram, each boot. HostError without matplotlib."""
     plot = _matplotlib()
     with plot.rc_context(STYLE):
         for block in blocks(document):
-            if block.figures:
-                yield _finish(plot, heading(block), _points(plot, block))
+            if block.figures and block.measurement["kind"] != "boot":
+                figure = _points(plot, block)
+                name = block.measurement["name"]
+                yield _finish(plot, heading(block), figure, name, block.metric)
         for measurement in document["measurements"]:
-            for name in _histograms(measurement):
-                title = f"{measurement['name']}: {name}, share of times above"
-                yield _finish(plot, title, _tails(plot, measurement, name, title))
+            name = measurement["name"]
+            if measurement["kind"] == "boot":
+                title = f"{name}: phases, ms from exec"
+                figure = _timeline(plot, measurement, title)
+                if figure is not None:
+                    yield _finish(plot, title, figure, name)
+            for what in _histograms(measurement):
+                title = f"{name}: {what}, share of times above"
+                yield _finish(plot, title, _tails(plot, measurement, what, title), name)
 
 
 def _matplotlib() -> Any:
@@ -61,13 +72,13 @@ def _matplotlib() -> Any:
     return pyplot
 
 
-def _finish(plot: Any, title: str, figure: Any) -> Picture:
+def _finish(plot: Any, title: str, figure: Any, measurement: str, metric: str = "") -> Picture:
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(png, format="png", dpi=120)
     plot.close(figure)
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:80]
-    return Picture(name, title, svg.getvalue(), png.getvalue())
+    return Picture(name, title, measurement, metric, svg.getvalue(), png.getvalue())
 
 
 def _points(plot: Any, block: Block) -> Any:
@@ -100,6 +111,37 @@ def _scale(axes: Any, block: Block) -> None:
         axes.xaxis.set_major_formatter("{x:g}")
     else:
         axes.set_xlim(left=0)
+
+
+def _timeline(plot: Any, measurement: Document, title: str) -> Any:
+    """Each contender's stamps on a line, by their medians; None where nobody came so far.
+
+    The VMM's own phases are times of their own, not stamps from exec: the tables have them.
+    """
+    rows = [row for row in measurement["rows"] if not row["twin"] and row.get("values")]
+    stamps = [name for name in measurement["metrics"] if not name.startswith("vmm ")]
+    if not rows or not stamps:
+        return None
+    figure, axes = plot.subplots(figsize=(WIDTH, 1.4 + ROW_HEIGHT * len(rows)))
+    for number, stamp in enumerate(stamps):
+        colour = COLOURS[number % len(COLOURS)]
+        for place, row in enumerate(rows):
+            values = row["values"].get(stamp)
+            if values:
+                label = stamp if place == 0 else None
+                middle = statistics.median(values)
+                axes.plot([min(values), max(values)], [place, place], color=colour, linewidth=6,
+                          alpha=0.35, solid_capstyle="butt")  # fmt: skip
+                axes.plot(middle, place, "|", color=colour, markersize=18, markeredgewidth=2.5,
+                          label=label)  # fmt: skip
+    axes.set_yticks(range(len(rows)), [row["contender"] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("ms")
+    axes.set_title(title)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(frameon=False, loc="outside lower center", ncols=4, markerscale=0.5)
+    return figure
 
 
 def _histograms(measurement: Document) -> list[str]:

@@ -20,7 +20,7 @@ SETTINGS = {
     "CONSOLE": "null", "LOG_FILEPATH": "{folder}/log",
 }  # fmt: skip
 # `start --timing` tells its own phases on stderr.
-TIMING = {"pattern": r"^(?P<name>[a-z].*?)\s+(?P<time>[\d.]+) ms,", "unit": "ms"}
+TIMING = {"pattern": r"^vllmd-hypervisor: (?P<name>.+?)\s+(?P<time>[\d.]+) ms,", "unit": "ms"}
 
 
 def definitions(folder: Path, kernel: str, initramfs: str) -> Path:

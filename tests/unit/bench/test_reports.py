@@ -164,6 +164,27 @@ def test_pictures_are_the_same_each_time_and_of_both_kinds():
         assert re.fullmatch(r"[a-z0-9-]+", one.name)
 
 
+def test_a_boot_is_one_picture_of_its_phases():
+    whole = three()
+    (boot,) = whole["measurements"]
+    boot["kind"] = "boot"
+    boot["metrics"] = {
+        name: {"unit": "ms", "better": "lower"} for name in ("kernel", "init", "vmm vm")
+    }
+    for number, one in enumerate(boot["rows"][:2]):
+        one["values"] = {
+            "kernel": [20.0, 21.0 + number],
+            "init": [90.0, 99.0],
+            "vmm vm": [3.0, 4.0],
+        }
+    (picture,) = pictures.draw(whole)
+    assert picture.title == "first: phases, ms from exec"
+    text = page.page(whole, [picture])
+    assert text.index("first: vmm vm") < text.index("<img")
+    boot["rows"] = [{**row("A", {}), "error": "no"}]
+    assert list(pictures.draw(whole)) == []
+
+
 def test_without_matplotlib_the_tables_are_there_and_say_so(tmp_path):
     path = saved(tmp_path, three())
     code = (
