@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-LEFT_SECONDS = 0.1
+# Longer than a thread ever waits for a processor between two lines of take().
+LEFT_SECONDS = 1.0
 
 
 class Turn:
