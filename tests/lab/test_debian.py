@@ -8,10 +8,8 @@ from tests.lab.guests.debian import DebianGuest
 
 SCENARIO = "tests.lab.scenarios"
 BIG_MIB = 5 * 1024
+SMALL_MIB = 32
 MATRIX = [(v, m, c) for v in (1, 2, 4) for m in (512, BIG_MIB) for c in ("hvc0", "ttyS0")]
-# More than one processor, and RAM above 4 GiB. The guests of firmware, which are looked at in the
-# same way, have one, and the serial port.
-SHORT = [(2, BIG_MIB, "hvc0")]
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +17,8 @@ def debian() -> DebianGuest:
     return DebianGuest()
 
 
-@pytest.mark.parametrize(
-    ("vcpus", "memory_mib", "console"),
-    [
-        pytest.param(
-            *row, marks=() if row in SHORT else pytest.mark.full, id="-".join(map(str, row))
-        )
-        for row in MATRIX
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("vcpus", "memory_mib", "console"), MATRIX)
 def test_reaches_multi_user(lab, debian, vcpus, memory_mib, console):
     lab.call(
         f"{SCENARIO}.debian:boots", kernel=str(debian.kernel), initramfs=str(debian.initramfs),
@@ -35,17 +26,20 @@ def test_reaches_multi_user(lab, debian, vcpus, memory_mib, console):
     )  # fmt: skip
 
 
-def test_stop_shuts_systemd_down(lab, debian):
+def test_boots_and_stop_shuts_systemd_down(lab, debian):
     told = lab.call(
         f"{SCENARIO}.debian:stopped_by_another_process", kernel=str(debian.kernel),
-        initramfs=str(debian.initramfs),
+        initramfs=str(debian.initramfs), vcpus=2, memory_mib=512,
     )  # fmt: skip
     print(told)
 
 
-@pytest.mark.parametrize(
-    "mib", [32, *[pytest.param(mib, marks=pytest.mark.full) for mib in (128, 1024)]]
-)
+def test_data_survives_a_reboot_of_a_small_guest(lab, job):
+    lab.call(f"{SCENARIO}.disks:small_data_survives", mib=SMALL_MIB, **job)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("mib", [32, 128, 1024])
 def test_data_survives_a_reboot(lab, debian, mib):
     lab.call(
         f"{SCENARIO}.disks:data_survives", timeout=880, kernel=str(debian.kernel),

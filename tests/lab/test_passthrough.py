@@ -111,3 +111,8 @@ def test_a_thousand_interrupts(lab, kind):
 
 def test_switches_between_the_line_and_messages(lab):
     lab.call(f"{SCENARIO}.edu:switches_between_kinds")
+
+
+@pytest.mark.full
+def test_the_line_beside_qemu(lab, job):
+    print(lab.call(f"{SCENARIO}.line:beside_qemu", timeout=1200, rounds=3, **job))

@@ -112,13 +112,13 @@ def is_clean(disk: str) -> bool:
     return bool(state == VALID_FS and not flags & NEEDS_RECOVERY and not orphan)
 
 
-def stopped_by_another_process(kernel: str, initramfs: str) -> None:
+def stopped_by_another_process(kernel: str, initramfs: str, vcpus: int, memory_mib: int) -> None:
     """`stop`: systemd shuts the guest down, its file system is clean, both exit with 0."""
     with guest_of(
-        kernel, initramfs, READY, "hvc0", CPU_COUNT=1, MEMORY_CONFIG="size=512M",
-        STOP_TIMEOUT_SECONDS=patience(90),
+        kernel, initramfs, INSPECT + READY, "hvc0", CPU_COUNT=vcpus,
+        MEMORY_CONFIG=f"size={memory_mib}M", STOP_TIMEOUT_SECONDS=patience(90),
     ) as guest:  # fmt: skip
-        guest.start().until("guest: ready")
+        check_machine(guest.start().until("guest: ready"), vcpus, memory_mib)
         expect(not is_clean(SYSTEM_DISK), "it is not mounted for writing")
         started = time.monotonic()
         code, told = guest.verb("stop", timeout=120)

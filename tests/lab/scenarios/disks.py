@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import subprocess
 from pathlib import Path
 
 from tests.lab.guests.guest_run import expect
 from tests.lab.scenarios.debian import facts, guest_of
+from tests.lab.scenarios.lifecycle import job_guest
 
 MIB = 1 << 20
 TRACING = Path("/sys/kernel/tracing")
@@ -33,6 +35,24 @@ echo "guest: config ro $(blockdev --getro /dev/vdc)"
 dd if=/dev/zero of=/dev/vdc bs=512 count=1 oflag=direct 2>&1 && echo "guest: config was written"
 systemctl poweroff
 """
+# The same by a small guest, which keeps the sum behind the data of its only disk.
+SMALL_DATA = """
+half={half}
+all=$((2 * half)); sum=$((2048 * all))
+was=$(dd if=/dev/vda bs=512 skip=$sum count=1 2>/dev/null | tr -d '\\000')
+if [ -z "$was" ]; then
+  dd if=/dev/urandom of=/dev/vda bs=1M count=$half oflag=direct iflag=fullblock 2>/dev/null
+  dd if=/dev/urandom of=/dev/vda bs=1M count=$half seek=$half conv=fsync 2>/dev/null
+  was=$(dd if=/dev/vda bs=1M count=$all 2>/dev/null | md5sum | cut -d' ' -f1)
+  printf %s $was | dd of=/dev/vda bs=512 seek=$sum conv=sync,fsync 2>/dev/null
+  echo "guest: written $was"
+  reboot -f
+  sleep 1000
+fi
+echo "guest: was $was"
+direct=$(dd if=/dev/vda bs=1M count=$all iflag=direct 2>/dev/null | md5sum | cut -d' ' -f1)
+echo "guest: direct $direct"
+"""
 FIO = """
 echo "guest: fio $(fio --name=verify --filename=/dev/vdb --rw=randwrite --bs=4k --size={size}M \\
   --numjobs=4 --offset_increment={size}M --iodepth=32 --ioengine=libaio --direct=1 \\
@@ -46,6 +66,23 @@ systemctl poweroff
 def md5(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def small_data_survives(kernel: str, initramfs: str, mib: int) -> None:
+    """As data_survives(), without a Debian."""
+    with job_guest(kernel, initramfs, SMALL_DATA.format(half=mib // 2)) as guest:
+        disk = guest.folder / "system.img"
+        os.truncate(disk, (mib + 1) * MIB)
+        with io_uring_events() as events:
+            code = guest.run(timeout=400)
+            flushes = events.read_text().count("FSYNC")
+        text = guest.text
+        expect(code == 0, f"{code}\n{text}")
+        with open(disk, "rb") as file:
+            on_host = hashlib.md5(file.read(mib * MIB)).hexdigest()
+        for name in ("written", "was", "direct"):
+            expect(facts(text, name) == [on_host], f"{name} is not {on_host}\n{text}")
+        expect(flushes > 0, "no flush of the guest reached the host's file")
 
 
 def data_survives(kernel: str, initramfs: str, mib: int) -> None:

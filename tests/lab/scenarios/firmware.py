@@ -81,7 +81,8 @@ echo "guest: instance $(cat /var/lib/cloud/data/instance-id)"
 echo "guest: hostname $(hostname)"
 echo "guest: user $(id -u tenant)"
 echo "guest: written $(cat /etc/written-by-cloud-init)"
-{POWER_OFF}"""
+echo "guest: efi $([ -d /sys/firmware/efi ] && echo yes || echo no)"
+{INSPECT}{POWER_OFF}"""
 
 
 def make_seed(path: Path, name: str) -> None:
@@ -98,18 +99,25 @@ def make_seed(path: Path, name: str) -> None:
     fill_fat(str(path), {"run": CLOUD.encode()})
 
 
-def cloud_init_obeys_its_seed(firmware: str, disk: str, names: list[str]) -> None:
-    """A boot applies the seed; another instance id makes cloud-init run again.
+def cloud_init_obeys_its_seed(
+    firmware: str, disk: str, names: list[str], vcpus: int, memory_mib: int, says: str
+) -> None:
+    """A boot by EFI applies the seed; another instance id makes cloud-init run again.
 
-    As the disk is the same for all tests of a lab, names are given once.
+    As the disk is the same for all tests of a lab, names are given once. ``says``: as above.
     """
-    with guest_of(firmware, disk, CPU_COUNT=2, MEMORY_CONFIG="size=1G,shared=on") as guest:
+    with guest_of(
+        firmware, disk, CPU_COUNT=vcpus, MEMORY_CONFIG=f"size={memory_mib}M,shared=on"
+    ) as guest:
         for name in names:
             make_seed(Path(guest.env["VLLMD_HYPERVISOR_CONFIG_IMAGE_FILEPATH"]), name)
             guest.output.unlink(missing_ok=True)
             code = guest.run(timeout=SECONDS)
             text = guest.text
             expect(code == 0, f"exit code {code}\n{text}")
+            expect(says in text.partition("guest: multi-user reached")[0], text)
+            expect(facts(text, "efi") == ["yes"], text)
+            check_machine(text, vcpus, memory_mib)
             expect(facts(text, "instance") == [name], text)
             expect(facts(text, "hostname") == [name], text)
             expect(facts(text, "user") == ["4321"], text)
