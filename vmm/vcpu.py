@@ -108,9 +108,9 @@ class Vcpu:
         patch(page)
         self.fd.set_lapic(page)
 
-    def start(self) -> None:
-        """Run the guest on a thread of its own."""
-        self.loop.start(f"vcpu{self.index}")
+    def start(self, held: bool = False) -> None:
+        """Run the guest on a thread of its own; ``held``, from let_go() on."""
+        self.loop.start(f"vcpu{self.index}", held)
 
     def kick(self) -> None:
         """Ask the thread to leave the guest for good."""

@@ -14,10 +14,12 @@ from tests.support.speed import patience
 
 GDB = shutil.which("gdb")
 PROMPT = rb"\(gdb\) $"
+# gdb's own 2 s are short for a guest of many threads on a busy machine.
+REPLY_SECONDS = 60
 # Python's variables would reach gdb's own interpreter.
 QUIET = [
     "-nx", "-q", "-ex", "set confirm off", "-ex", "set pagination off", "-ex", "set width 0",
-    "-ex", "set style enabled off",
+    "-ex", "set style enabled off", "-ex", f"set remotetimeout {REPLY_SECONDS}",
 ]  # fmt: skip
 
 
@@ -46,15 +48,16 @@ def heed_interrupts() -> None:
 class Gdb:
     """One that stays. A context manager; type() waits for the prompt."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, file: str = "") -> None:
         assert GDB is not None, "gdb is missing: apt-get install gdb"
         self.process = subprocess.Popen(
-            [GDB, *QUIET, "-ex", "set pagination off"], env=environment(), bufsize=0,
+            [GDB, *QUIET, *([file] if file else [])], env=environment(), bufsize=0,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True, preexec_fn=heed_interrupts,
         )  # fmt: skip
         self.expect()
         self.attached = self.type(f"target remote {address}")
+        assert "Remote debugging using" in self.attached, self.attached
 
     def send(self, line: str) -> None:
         assert self.process.stdin is not None

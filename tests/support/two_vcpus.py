@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+import vmm
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
 from vmm.layout import PM_TIMER_PORT
@@ -30,6 +31,15 @@ def wake_others(program: Program) -> Program:
     program.write(LAPIC_ICR, INIT_ALL_BUT_SELF)
     program.wait_ticks(PM_TIMER_PORT, 3580)
     return program.write(LAPIC_ICR, STARTUP_ALL_BUT_SELF | AP_CODE >> 12)
+
+
+def both_at(guest: vmm.Guest, address: int) -> None:
+    """Both vCPUs go on at ``address``, the second one in protected mode as well: it was woken."""
+    first, second = guest.cpus
+    kept = ("cr0", "cr3", "cr4", "efer", "cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt", "gdt")
+    second.sregs.update({name: first.sregs[name] for name in kept})
+    for cpu in guest.cpus:
+        cpu.regs.rip = address
 
 
 class RealMode:

@@ -9,37 +9,30 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from vmm._native.kvm.vcpustate import answer
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
 from vmm.debug.onebyte import is_one_byte
 from vmm.debug.points import HARDWARE, INT3, PAGE, PORT, STEP, Point
+from vmm.debug.sites import Sites
 from vmm.errors import HostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vmm.debug.cpu import Cpu
     from vmm.debug.pagewatch import PageWatch
-    from vmm.debug.patches import Patch, Patches
+    from vmm.debug.patches import Patches
     from vmm.debug.points import Action, Condition
+    from vmm.debug.sites import Site
 
 HARDWARE_MAX = 4
 DR6_HITS = 15
 DEBUG_EXIT = "debug"
 IO_EXIT = "io"
 BREAK_EXCEPTION = 3
-OUT = 0xE6
+OUT, OUT_BYTES = 0xE6, 2
 MMIO_EXIT = "mmio"
-
-
-class Site:
-    """One address that a software breakpoint, or several, stand at."""
-
-    def __init__(self, address: int, kind: str) -> None:
-        self.address = address
-        self.kind = kind
-        self.points: list[Point] = []
-        self.patch: Patch | None = None
 
 
 def _at_once(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -61,12 +54,11 @@ class Breakpoints:
         self._patches = patches
         self._stop_port = stop_port
         self._slots: list[Point] = []
-        self._sites: dict[int, Site] = {}
+        self._sites = Sites(patches, self._code_of)
         self._armed: list[object] = [None] * len(cpus)
         self._armed_slots: list[Point] = []
-        # Addresses whose patches have to be looked at, and the kinds that are in use.
-        self._todo: set[int] = set()
-        self._kinds: set[str] = set()
+        # vCPUs that go on as they are: with a #BP of the guest's own, or to hit something again.
+        self._untouched: set[int] = set()
 
     # --- making and removing ---
 
@@ -147,11 +139,11 @@ class Breakpoints:
         self._changed(point)
 
     def _site(self, address: int, label: str | None) -> Site:
-        site = self._sites.get(address)
-        if site is None:
-            site = Site(address, self._software_kind(address, label))
-            self._sites[address] = site
-        return site
+        site = self._sites.at(address)
+        return site or self._sites.make(address, self._software_kind(address, label))
+
+    def _code_of(self, kind: str) -> bytes:
+        return INT3_CODE if kind == INT3 else bytes([OUT, self._stop_port])
 
     def _software_kind(self, address: int, label: str | None) -> str:
         if ABILITIES.int3:
@@ -188,37 +180,32 @@ class Breakpoints:
         elif point in self._slots:
             self._slots.remove(point)
         else:
-            site = self._sites[point.address]
-            site.points.remove(point)
-            if not site.points:
-                if site.patch is not None:
-                    self._patches.remove(site.patch)
-                del self._sites[point.address]
+            self._sites.drop(point)
         self._changed(point)
 
     def _changed(self, point: Point) -> None:
-        self._todo.add(point.address)
+        self._sites.changed(point.address)
         # Watchpoints first, in the registers that they have in a single step as well.
         enabled = [slot for slot in self._slots if slot.enabled]
         self._armed_slots = sorted(enabled, key=lambda slot: not slot.is_watch)
 
     def forget(self) -> None:
-        """The vCPUs' debug settings are not known any more (a restored snapshot)."""
+        """Neither the vCPUs' debug settings nor the patches are known (a restored snapshot)."""
         self._armed = [None] * len(self._cpus)
+        self._untouched.clear()
+        self._sites.restored()
 
     # --- running ---
 
     def arm(self) -> None:
         """Before the guest runs: debug registers, and patches in its code."""
-        if self._todo:
-            self._todo = {address for address in self._todo if not self._patch(address)}
-            sites = self._sites.values()
-            self._kinds = {s.kind for s in sites if any(p.enabled for p in s.points)}
+        self._untouched.clear()
+        self._sites.bring_up(self._gpa)
         self._patches.put()
         self.set_debug(
             breakpoints=tuple([_slot(point) for point in self._armed_slots]),
-            software=INT3 in self._kinds,
-            step=STEP in self._kinds,
+            software=INT3 in self._sites.kinds,
+            step=STEP in self._sites.kinds,
         )
 
     def set_debug(self, cpus: Sequence[Cpu] | None = None, **debug: object) -> None:
@@ -231,23 +218,6 @@ class Breakpoints:
                 cpu.vcpu.fd.set_guest_debug(**debug)  # type: ignore[arg-type]
                 self._armed[cpu.index] = wanted
 
-    def _patch(self, address: int) -> bool:
-        """Bring a site's patch up to date; False when its page is not there yet."""
-        site = self._sites.get(address)
-        if site is None or site.kind == STEP:
-            return True
-        if not any(point.enabled for point in site.points):
-            if site.patch is not None:
-                self._patches.remove(site.patch)
-                site.patch = None
-        elif site.patch is None:
-            gpa = self._gpa(address)
-            if gpa is None or self._patches.at(gpa) is not None:
-                return False
-            code = INT3_CODE if site.kind == INT3 else bytes([OUT, self._stop_port])
-            site.patch = self._patches.add(gpa, code)
-        return True
-
     @property
     def any(self) -> bool:
         """True while there is one, of any kind."""
@@ -255,19 +225,22 @@ class Breakpoints:
 
     def standing_on(self, cpu: Cpu) -> bool:
         """An enabled point is where this vCPU goes on: it would stop there again at once."""
+        if cpu.index in self._untouched:
+            return False
         address = cpu.address
-        site = self._sites.get(address)
-        if site is not None and site.kind != STEP:
-            return site.patch is not None
+        if self._sites.under(address) is not None:
+            return True
         return any(p.address == address and p.enabled and not p.is_watch for p in self._slots)
 
     def arm_step(self, cpu: Cpu) -> None:
         """For a single step of this vCPU: out with the patch on which it stands."""
         watches = [_slot(point) for point in self._armed_slots if point.is_watch]
-        self.set_debug([cpu], step=True, block_irq=ABILITIES.block_irq, breakpoints=tuple(watches))
-        site = self._sites.get(cpu.address)
-        if site is not None and site.patch is not None:
-            self._patches.take_out(site.patch)
+        # Where the instruction faults, the step goes through a handler with our int3s in its code.
+        self.set_debug(
+            [cpu], step=True, block_irq=ABILITIES.block_irq, software=ABILITIES.int3,
+            breakpoints=tuple(watches),
+        )  # fmt: skip
+        self._sites.lift(cpu.address)
 
     def stepped(self, cpu: Cpu) -> bool:
         """It stopped because a single step is done."""
@@ -276,6 +249,7 @@ class Breakpoints:
         if reason != DEBUG_EXIT or exception == BREAK_EXCEPTION or dr6 & DR6_HITS:
             return False
         cpu.stopped_at(pc)
+        answer(cpu.vcpu.loop)
         return True
 
     def hits(self, cpu: Cpu) -> list[Point] | None:
@@ -284,35 +258,51 @@ class Breakpoints:
         An empty list: none of ours any more. None: the exit is nothing of ours at all. rip is at
         the breakpoint afterwards.
         """
-        reason, port = cpu.vcpu.loop.newest_exit()
-        if reason == DEBUG_EXIT:
-            return self._debug_hits(cpu)
-        if reason == MMIO_EXIT:
-            return self._pages.take_hits()
+        loop = cpu.vcpu.loop
+        reason, port = loop.newest_exit()
+        found: list[Point] | None = None
         if reason == IO_EXIT and port == self._stop_port:
-            address = cpu.address - 2
-            site = self._sites.get(address)
-            if site is None or site.patch is None:
-                return []
-            cpu.regs.rip = cpu.regs.rip - 2
-            return list(site.points)
-        return None
+            return self._port_hits(cpu)
+        if reason == DEBUG_EXIT:
+            found = self._debug_hits(cpu)
+        elif reason == MMIO_EXIT:
+            found = self._pages.take_hits()
+        answer(loop)
+        return found
+
+    def put_off(self, cpus: Iterable[Cpu]) -> None:
+        """What these have hit nobody was told of: it is hit again when the guest runs."""
+        self._untouched.update([cpu.index for cpu in cpus])
+
+    def settle(self, cpu: Cpu) -> None:
+        """Answer a stop that an exception came in between, so that the guest is intact."""
+        if cpu.vcpu.loop.stood and self.hits(cpu):
+            self.put_off([cpu])
+
+    def _port_hits(self, cpu: Cpu) -> list[Point]:
+        cpu.flush()
+        address = cpu.address - OUT_BYTES
+        found = self._sites.hits(address, cpu.translate)
+        answer(cpu.vcpu.loop, 0 if found is None else OUT_BYTES)
+        if found is not None:
+            cpu.stopped_at(address)
+        return found or []
 
     def _debug_hits(self, cpu: Cpu) -> list[Point]:
         pc, exception, dr6, _ = cpu.vcpu.loop.debug_exit()
         cpu.stopped_at(pc)
         if exception == BREAK_EXCEPTION:
-            site = self._sites.get(pc)
-            if site is None:
-                # The guest's own int3 is the guest's.
+            hits = self._sites.hits(pc, cpu.translate)
+            if hits is None:
+                # The guest's own int3 is the guest's. Not in a step: it would see the trap flag.
+                self._untouched.add(cpu.index)
                 cpu.vcpu.fd.set_guest_debug(inject_bp=True)
                 self._armed[cpu.index] = None
-                return []
-            return list(site.points)
+            return hits or []
         armed = self._armed_slots
         found = [point for n, point in enumerate(armed) if dr6 >> n & 1 and point.is_watch]
         found += [point for point in armed if not point.is_watch and point.address == pc]
-        site = self._sites.get(pc)
+        site = self._sites.at(pc)
         if site is not None and site.kind == STEP:
             found += site.points
         return found

@@ -65,6 +65,11 @@ class Alone:
             return Event(STOPPED, [self._vcpu])
         return Event(ENDED, [self._vcpu])
 
+    def still(self) -> None:
+        """It stands still with whole registers, whatever interrupted go()."""
+        if self._vcpu.loop.stood:
+            self._vcpu.loop.settle()
+
     def wake(self) -> None:
         """Make go() come back soon; any thread."""
         self._vcpu.loop.kick()
@@ -113,16 +118,15 @@ class Several:
             late = self._wait(deadline)
         finally:
             self._hold()
-        return self._event(late)
+        return self._event(late, self._vcpus if only is None else [only])
 
     def _let_go(self, only: Vcpu | None) -> None:
         if not self._started:
             self._started = True
-            # Held from the first instruction on, so that one of them can go alone.
+            # Held before the first instruction: one of them may have to go alone.
             for vcpu in self._vcpus:
-                vcpu.start()
-            if only is not None:
-                self._hold()
+                vcpu.start(held=True)
+            self._hold()
         # Another one first each time: who goes first may stop all again before others have begun.
         self._turn = (self._turn + 1) % len(self._vcpus)
         everyone = [*self._vcpus[self._turn :], *self._vcpus[: self._turn]]
@@ -161,14 +165,20 @@ class Several:
             else:
                 raise HostError(f"vCPU {vcpu.index} does not leave the guest", "see the kernel log")
 
-    def _event(self, late: bool) -> Event:
+    def _event(self, late: bool, ran: Sequence[Vcpu]) -> Event:
         ended = [vcpu for vcpu in self._vcpus if vcpu.loop.outcome != bus.CONTINUE]
         if ended:
             return Event(ENDED, ended)
-        stands = [vcpu for vcpu in self._vcpus if vcpu.loop.stands]
+        # Another one's stop was told already: it stands there since.
+        stands = [vcpu for vcpu in ran if vcpu.loop.stands]
         if stands:
             return Event(STOPPED, stands)
         return Event(TIMEOUT if late else WOKEN)
+
+    def still(self) -> None:
+        """All stand still, whatever interrupted go()."""
+        if self._started:
+            self._hold()
 
     def wake(self) -> None:
         """Make go() come back soon; any thread."""

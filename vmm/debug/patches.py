@@ -20,12 +20,13 @@ RENEWED_MAX = 256
 class Patch:
     """``code`` in place of what stands at ``gpa``; ``original`` while it is in."""
 
-    __slots__ = ("code", "gpa", "original")
+    __slots__ = ("code", "gpa", "original", "users")
 
     def __init__(self, gpa: int, code: bytes) -> None:
         self.gpa = gpa
         self.code = code
         self.original: bytes | None = None
+        self.users = 0
 
 
 class Patches:
@@ -39,16 +40,28 @@ class Patches:
         self._out: set[Patch] = set()
         self._seen = False
 
+    def fits(self, gpa: int, code: bytes) -> bool:
+        """It would overlap no other one; the same one may stand there."""
+        own = self.at(gpa)
+        if own is not None:
+            return own.code == code
+        return all(p.gpa + len(p.code) <= gpa for p in self._inside(gpa, len(code)))
+
     def add(self, gpa: int, code: bytes) -> Patch:
-        """A patch that goes in with the next put()."""
-        patch = Patch(gpa, code)
-        self._by_gpa[gpa] = patch
-        insort(self._places, gpa)
-        self._out.add(patch)
+        """A patch that goes in with the next put(); one of the same place is shared."""
+        patch = self.at(gpa)
+        if patch is None:
+            patch = self._by_gpa[gpa] = Patch(gpa, code)
+            insort(self._places, gpa)
+            self._out.add(patch)
+        patch.users += 1
         return patch
 
     def remove(self, patch: Patch) -> None:
-        """Take it out, for good."""
+        """Take it out, for good with the last one that uses it."""
+        patch.users -= 1
+        if patch.users:
+            return
         self.take_out(patch)
         self._out.discard(patch)
         del self._by_gpa[patch.gpa]
@@ -63,10 +76,11 @@ class Patches:
             for patch in self._by_gpa.values():
                 if patch.original is not None and self._is_overwritten(patch):
                     self.take_out(patch)
+        # In an order that Ctrl-C may come in between: done again, it is right.
         for patch in self._out:
-            original = self._memory.read(patch.gpa, len(patch.code))
+            if patch.original is None:
+                patch.original = self._memory.read(patch.gpa, len(patch.code))
             self._memory.write(patch.gpa, patch.code)
-            patch.original = original
         self._out.clear()
 
     def _is_overwritten(self, patch: Patch) -> bool:
@@ -74,7 +88,7 @@ class Patches:
 
     def take_out(self, patch: Patch) -> None:
         """One of them; what the guest wrote over it stays."""
-        original, patch.original = patch.original, None
+        original = patch.original
         self._out.add(patch)
         if original is None:
             return
@@ -84,6 +98,7 @@ class Patches:
         )
         if kept != now:
             self._memory.write(patch.gpa, kept)
+        patch.original = None
 
     def take_all_out(self) -> None:
         """Leave the guest's memory as the guest has it."""
@@ -92,10 +107,10 @@ class Patches:
                 self.take_out(patch)
 
     def forget(self) -> None:
-        """All of the guest's memory was replaced: none is in."""
-        for patch in self._by_gpa.values():
-            patch.original = None
-        self._in = False
+        """All of the guest's memory was replaced: there are none any more."""
+        self._by_gpa.clear()
+        self._places.clear()
+        self._out.clear()
 
     def show_memory(self) -> None:
         """Somebody looks without copying, from now on: stand_still() takes everything out."""

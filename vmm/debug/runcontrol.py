@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from contextlib import contextmanager, suppress
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vmm.debug import driver, stop
 from vmm.debug.call import Call
 from vmm.debug.stop import STOP, Stop
+from vmm.debug.turn import Turn
 from vmm.run.outcome import outcome_of
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class RunControl:
         self._asked: list[Stop] = []
         self._calls: deque[Call] = deque()
         self._errors: list[BaseException] = []
-        self._lock = threading.Lock()
-        self._thread = 0
+        self._turn = Turn()
         self._running = False
         # The vCPU whose exit a script answers just now, -1: none.
         self._standing = -1
@@ -74,11 +73,11 @@ class RunControl:
 
         ``ended``: it may have.
         """
-        if self._thread == threading.get_ident():
+        if self._turn.mine():
             raise RuntimeError("an action or a hook of this guest cannot let it run")
-        if not self._take():
-            raise RuntimeError("the guest runs on another thread: pause() it first")
         try:
+            if not self._turn.take():
+                raise RuntimeError("the guest runs on another thread: pause() it first")
             if self.outcome is not None and not ended:
                 raise RuntimeError(
                     f"the guest has ended ({self.outcome.kind}: {self.outcome.reason}); restore() "
@@ -86,23 +85,13 @@ class RunControl:
                 )
             yield
         finally:
-            self._give()
-
-    def _take(self) -> bool:
-        """Become the thread that drives, if there is none."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        self._thread = threading.get_ident()
-        return True
-
-    def _give(self) -> None:
-        self._thread = 0
-        self._lock.release()
+            if self._turn.mine():
+                self._turn.give()
 
     @contextmanager
     def standing(self) -> Iterator[None]:
         """For something that only needs the guest to stand still; inside an action as well."""
-        if self._thread == threading.get_ident():
+        if self._turn.mine():
             self.still()
             yield
             return
@@ -114,17 +103,17 @@ class RunControl:
 
         Any thread. By the thread that drives it is called at once.
         """
-        if self._thread == threading.get_ident():
+        if self._turn.mine():
             return function(*arguments)
         call = Call(function, arguments)
         self._calls.append(call)
         try:
             while not call.done.wait(0):
-                if self._take():
+                if self._turn.take():
                     try:
                         self._make_calls()
                     finally:
-                        self._give()
+                        self._turn.give()
                 else:
                     self.driver.wake()
                     call.done.wait(LOOK_SECONDS)
@@ -141,18 +130,18 @@ class RunControl:
     @property
     def busy(self) -> bool:
         """True while some thread drives."""
-        return self._lock.locked()
+        return self._turn.taken
 
     def still(self, index: int = -1) -> None:
         """RuntimeError when the guest runs, or another thread drives it.
 
         In a hook its own vCPU, number ``index``, stands still and the others do not.
         """
-        if self._standing >= 0 and self._thread == threading.get_ident():
+        if self._standing >= 0 and self._turn.mine():
             if index in (-1, self._standing):
                 return
             raise RuntimeError(f"vCPU {index} runs: in a hook only its own one stands still")
-        if self._running or (self.busy and self._thread != threading.get_ident()):
+        if self._running or (self.busy and not self._turn.mine()):
             raise RuntimeError("the guest is running: pause() it first")
 
     def ask(self, kind: str, reason: str = "", where: object = None, cpu: int = 0) -> None:
@@ -207,7 +196,11 @@ class RunControl:
                 if found is not None:
                     return self._stopped(found)
         except KeyboardInterrupt:
+            self._settle()
             return self._stopped(Stop(stop.INTERRUPTED, reason="Ctrl-C"))
+        except BaseException:
+            self._settle()
+            raise
         finally:
             self._until = None
             self._patches.stand_still()
@@ -229,7 +222,11 @@ class RunControl:
                     return self._stopped(found)
             return self._stopped(Stop(stop.STEP, cpu.index))
         except KeyboardInterrupt:
+            self._settle()
             return self._stopped(Stop(stop.INTERRUPTED, cpu.index, reason="Ctrl-C"))
+        except BaseException:
+            self._settle()
+            raise
         finally:
             self._until = None
             self._patches.stand_still()
@@ -287,6 +284,18 @@ class RunControl:
     def _only_stepped(self, cpu: Cpu, event: driver.Event) -> bool:
         return event.vcpus == [cpu.vcpu] and self._points.stepped(cpu)
 
+    def _settle(self) -> None:
+        """The guest stands still, intact, wherever an exception came; Ctrl-C may come again."""
+        while True:
+            try:
+                self.driver.still()
+                for cpu in self._cpus:
+                    cpu.flush()
+                    self._points.settle(cpu)
+                return
+            except KeyboardInterrupt:
+                continue
+
     def _pending(self) -> Stop | None:
         """What was asked for meanwhile."""
         self._make_calls()
@@ -304,18 +313,30 @@ class RunControl:
             return self._ended(event)
         if event.kind == driver.TIMEOUT:
             return Stop(stop.TIMEOUT)
-        hits = [self._hit(self._cpus[vcpu.index]) for vcpu in event.vcpus]
-        found = [hit for hit in hits if hit is not None]
+        found = self._hits([self._cpus[vcpu.index] for vcpu in event.vcpus])
         self.also = found[1:]
         asked = self._asked or self._errors
         if not found and event.kind == driver.STOPPED and not asked:
             self._leave_points(None)
         return found[0] if found else None
 
-    def _hit(self, cpu: Cpu) -> Stop | None:
+    def _hits(self, cpus: Sequence[Cpu]) -> list[Stop]:
+        """Runs the actions of what these have hit; all are answered before the first action."""
+        met = [(cpu, self._points.hits(cpu)) for cpu in cpus]
+        found: list[Stop] = []
+        try:
+            while met:
+                told = self._hit(*met.pop(0))
+                found += [told] if told is not None else []
+        finally:
+            # One of them raises: the others' turn is in the next run.
+            self._points.put_off([cpu for cpu, points in met if points])
+        return found
+
+    def _hit(self, cpu: Cpu, points: Sequence[Point] | None) -> Stop | None:
         """Runs the actions of what this vCPU has hit."""
         found: Stop | None = None
-        for point in self._points.hits(cpu) or ():
+        for point in points or ():
             if point.holds(cpu) and self._act(point, cpu) is STOP:
                 kind = stop.WATCH if point.is_watch else stop.BREAKPOINT
                 found = found or Stop(kind, cpu.index, reason=repr(point), where=point)

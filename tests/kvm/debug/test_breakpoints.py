@@ -7,11 +7,12 @@ import time
 import pytest
 
 import vmm
+from tests.support.checked_code import WORK
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.guest_asm import Program
 from tests.support.speed import patience
 from tests.support.tiny_guest import tiny_guest
-from tests.support.two_vcpus import AP_CODE, wake_others
+from tests.support.two_vcpus import both_at
 from vmm.debug import breakpoints
 from vmm.debug.abilities import ABILITIES
 from vmm.errors import HostError
@@ -20,16 +21,6 @@ from vmm.errors import HostError
 COUNT = bytes.fromhex("b800000000 83c001 ebfb")
 LOOP = LOAD_GPA + 5
 JUMP = LOAD_GPA + 8
-
-
-@pytest.fixture(params=["hardware", "port", "step"])
-def kind(request, monkeypatch):
-    if not getattr(ABILITIES, request.param):
-        pytest.skip(f"this KVM does not do {request.param} breakpoints")
-    if request.param == "step":
-        monkeypatch.setitem(ABILITIES.__dict__, "port", False)
-        monkeypatch.setitem(ABILITIES.__dict__, "int3", False)
-    return request.param
 
 
 def test_each_hit_is_before_the_instruction(tmp_path, kind):
@@ -134,24 +125,47 @@ def test_code_that_the_guest_rewrites_is_the_guests(tmp_path):
         assert guest.memory.read(target, 8) == bytes.fromhex("ffc0ffc0ffc0ebfe")
 
 
-def test_two_vcpus_hit_one_at_once(tmp_path, kind):
-    program = wake_others(Program())
-    program.code += b"\xe9" + (AP_CODE + 0x100 - LOAD_GPA - len(program.code) - 5).to_bytes(
-        4, "little", signed=True
-    )
-    with tiny_guest(tmp_path, bytes(program.code), cpu_count=2) as guest:
-        # Both come to the same code: the second one in real mode, where it means the same.
-        guest.memory.write(AP_CODE, b"\xe9\xfd\x00")
-        guest.memory.write(AP_CODE + 0x100, bytes.fromhex("eb00 eb fc"))
-        seen = []
+def test_two_vcpus_hit_one_at_once(two, kind):
+    two.memory.write(WORK, bytes.fromhex("eb00 eb fc"))
+    both_at(two, WORK)
+    seen = []
 
-        @guest.breakpoint(AP_CODE + 0x100, hardware=kind == "hardware")
-        def hit(cpu):
-            seen.append(cpu.index)
-            return vmm.STOP if {0, 1} <= set(seen) and len(seen) > 20 else None
+    @two.breakpoint(WORK, hardware=kind == "hardware")
+    def hit(cpu):
+        seen.append(cpu.index)
+        return vmm.STOP if {0, 1} <= set(seen) and len(seen) > 20 else None
 
-        assert guest.run(seconds=patience(30)).kind == "breakpoint"
-        assert hit.hits == len(seen)
+    assert two.run(seconds=patience(30)).kind == "breakpoint"
+    assert hit.hits == len(seen)
+
+
+def test_another_ones_mode(two):
+    """The second vCPU comes to the same code in real mode, where it means the same."""
+    two.memory.write(WORK, bytes.fromhex("eb00 eb fc"))
+    for cpu in two.cpus:
+        cpu.regs.rip = WORK - cpu.sregs.cs["base"]
+    seen = []
+    two.breakpoint(WORK, lambda cpu: seen.append(cpu.index), hardware=True)
+    two.run(until=WORK + 2, seconds=patience(30))
+    deadline = time.monotonic() + patience(30)
+    while {0, 1} != set(seen) and time.monotonic() < deadline:
+        two.run(seconds=0.01)
+    assert set(seen) == {0, 1}
+
+
+def test_they_stay_after_a_restore(tmp_path, software):
+    with tiny_guest(tmp_path, COUNT) as guest:
+        base = guest.snapshot()
+        point = guest.breakpoint(LOOP, hardware=False)
+        for _ in range(3):
+            for rax in range(3):
+                assert guest.run(seconds=patience(10)).where is point
+                assert guest.cpus[0].regs.rax == rax
+            guest.restore(base)
+            assert guest.memory.read(LOAD_GPA, len(COUNT)) == COUNT
+        point.remove()
+        assert guest.run(seconds=0.05).kind == "timeout"
+        assert bytes(guest.memory.numpy(LOAD_GPA, len(COUNT))) == COUNT
 
 
 def test_ten_thousand_software_breakpoints(tmp_path):
@@ -216,6 +230,20 @@ def test_the_guests_own_write_to_that_port_is_no_hit(tmp_path):
         assert guest.run(seconds=patience(10)).where is point
         assert guest.run(seconds=patience(10)).kind == "ended"
         assert point.hits == 1
+
+
+def stop_port(guest: vmm.Guest) -> int:
+    return next(at for at, _, name in guest.machine.pio.ranges() if name == "breakpoint port")
+
+
+def test_one_over_the_guests_own_write_to_that_port(tmp_path):
+    with tiny_guest(tmp_path, COUNT) as guest:
+        code = b"\xe6" + bytes([stop_port(guest)]) + b"\xff\xc0\xeb\xfa"
+        guest.memory.write(LOAD_GPA, code)
+        point = guest.breakpoint(LOAD_GPA, hardware=False)
+        for rax in range(3):
+            assert guest.run(seconds=patience(10)).where is point
+            assert guest.cpus[0].regs.rax == rax
 
 
 def test_a_disabled_one_under_the_feet(tmp_path, kind):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ import vmm
 from tests.support.elf_builder import LOAD_GPA
 from tests.support.gdb import Gdb, batch
 from tests.support.guest_asm import Program
+from tests.support.long_mode import TABLES, long_mode
 from tests.support.speed import patience
 from tests.support.tiny_guest import tiny_guest
 from tests.support.two_vcpus import AP_CODE, wake_others
@@ -35,25 +35,15 @@ FUNCTION = LOAD_GPA + 10
 # The second vCPU, in real mode: a jump to a segment at 0, then: inc ax; jmp back
 FLAT = AP_CODE + 5
 COUNT_IN_REAL_MODE = bytes.fromhex("ea05800000 40 ebfd")
-TABLES = 0x300000
-STACK = 0x1F0000
+
+# What gdb knows of registers, without what `monitor` has made of them.
+FORGET = "maintenance flush register-cache"
 
 
 @pytest.fixture
 def guest(tmp_path):
     with tiny_guest(tmp_path, COUNT) as made:
         yield made
-
-
-def long_mode(guest) -> None:
-    """64-bit code, the first 4 MiB mapped at their own place."""
-    guest.memory.write(TABLES, struct.pack("<Q", TABLES + 0x1003))
-    guest.memory.write(TABLES + 0x1000, struct.pack("<Q", TABLES + 0x2003))
-    guest.memory.write(TABLES + 0x2000, struct.pack("<2Q", 0x83, 0x200083))
-    sregs = guest.cpus[0].sregs
-    sregs.cr3, sregs.cr4, sregs.efer, sregs.cr0 = TABLES, 0x20, 0x500, 0x80000001
-    sregs.cs = {**sregs.cs, "l": 1, "db": 0}
-    guest.cpus[0].regs.rsp = STACK
 
 
 def wait_for(what, seconds: float = 20) -> None:
@@ -85,7 +75,9 @@ def test_breakpoint_step_registers_and_memory(guest):
     assert guest.memory.read(0x200000, 4) == bytes.fromhex("78563412")
 
 
-@pytest.mark.skipif(not ABILITIES.port, reason="this KVM does not do port breakpoints")
+@pytest.mark.skipif(
+    not (ABILITIES.port or ABILITIES.int3), reason="this KVM does no software breakpoints"
+)
 def test_software_breakpoints_are_never_seen(guest):
     with guest.gdb("127.0.0.1:0") as server:
         text = batch(
@@ -110,7 +102,7 @@ def test_next_over_a_call_finish_and_cr3_in_long_mode(tmp_path):
                 f"break *{FUNCTION:#x}", "continue", "p/x *(long*)$rsp", "bt 1",
                 "monitor translate 0x1234", "monitor translate 0x40000000",
                 "monitor msr 0xc0000080",
-                "monitor cr3", "monitor msr 0xc0000102 0x1000", "flushregs", "p/x $k_gs_base",
+                "monitor cr3", "monitor msr 0xc0000102 0x1000", FORGET, "p/x $k_gs_base",
                 "monitor msr 0x12345678", "monitor reset", "monitor nonsense", "monitor phys on",
                 "x/1xg 0x300000", "monitor phys off", "x/1xg 0x40000000", "monitor info regs",
             )  # fmt: skip
@@ -128,6 +120,30 @@ def test_next_over_a_call_finish_and_cr3_in_long_mode(tmp_path):
     assert "0x0000000000301023" in text
     assert "Cannot access memory at address 0x40000000" in text
     assert "gdt base=" in text
+
+
+def test_cr3_and_an_msr_are_written(tmp_path):
+    """By `monitor` and as registers of gdb's: addresses are those of the new page tables."""
+    other = TABLES + 0x8000
+    with tiny_guest(tmp_path, CALL) as guest:
+        long_mode(guest)
+        guest.memory.write(other, guest.memory.read(TABLES, 8))
+        with guest.gdb("127.0.0.1:0") as server:
+            text = batch(
+                server.address, f"monitor cr3 {other:#x}", FORGET, "p/x $cr3",
+                f"set *(long *){other:#x} = 0", f"monitor translate {LOAD_GPA:#x}",
+                f"monitor cr3 {TABLES:#x}", f"monitor translate {LOAD_GPA:#x}",
+                FORGET, f"set $cr3 = {other:#x}", f"monitor translate {LOAD_GPA:#x}",
+                f"set $cr3 = {TABLES:#x}", "monitor msr 0x176 0x1234", "monitor msr 0x176",
+                "nexti", "p/x $pc", "detach",
+            )  # fmt: skip
+            wait_for(lambda: guest.running)
+            guest.pause()
+    found = re.findall(r"^\$\d+ = (.*)$", text, re.MULTILINE)
+    assert found == [hex(other), hex(LOAD_GPA + 5)], text
+    told = re.findall(f"{LOAD_GPA:#x} is (.*)$", text, re.MULTILINE)
+    assert told == ["not mapped", f"at gpa {LOAD_GPA:#x}", "not mapped"], text
+    assert text.count("msr 0x176 0x1234") == 2, text
 
 
 def test_detach_and_attach_again(guest):

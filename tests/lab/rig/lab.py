@@ -67,6 +67,7 @@ mount -t tmpfs -o size=90% tmpfs /overlay
 mkdir -p /overlay/upper /overlay/work
 mount -t overlay -o lowerdir=/lower,upperdir=/overlay/upper,workdir=/overlay/work lab /new
 for d in proc sys dev; do mount --move /$d /new/$d; done
+ip link set lo up
 mkdir -p /new/dev/shm /new/dev/pts
 mount -t tmpfs -o size=90% tmpfs /new/dev/shm
 mount -t devpts devpts /new/dev/pts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,12 +14,19 @@ from tests.support.speed import patience
 from vmm.debug.abilities import ABILITIES
 
 WORK = Path("/tmp")
-NAMES = ("do_sys_openat2", "linux_banner", "jiffies_64")
+NAMES = ("do_sys_openat2", "linux_banner", "jiffies_64", "init_uts_ns")
+CSTAR = 0xC0000083
+# include/uapi/linux/utsname.h
+UTS = """
+struct new_utsname {
+    char sysname[65], nodename[65], release[65], version[65], machine[65], domainname[65];
+} made_for_its_type;
+"""
 CMDLINE = "console=ttyS0 quiet panic=-1 nokaslr"
 # It opens files from time to time, and says that it lives.
-JOB = """
+JOB = f"""
 echo 0 >/proc/sys/kernel/kptr_restrict
-grep -E ' (do_sys_openat2|linux_banner|jiffies_64)$' /proc/kallsyms | sed 's/^/guest: symbol /'
+grep -E ' ({"|".join(NAMES)})$' /proc/kallsyms | sed 's/^/guest: symbol /'
 echo "guest: ready"
 n=0
 while :; do n=$((n+1)); cat /proc/version >/dev/null; echo "guest: round $n"; sleep 0.2; done
@@ -61,15 +69,38 @@ def linux_under_gdb(kernel: str, initramfs: str) -> None:
         expect(set(addresses) == set(NAMES), guest.serial.text)
         guest.start()
         with guest.gdb("127.0.0.1:0") as server:
-            with Gdb(server.address) as gdb:
-                visit = Visit(gdb)
-                seen_as_it_is(visit, addresses)
-                stops_at(visit, "hbreak", addresses["do_sys_openat2"])
-                stops_at(visit, "break", addresses["do_sys_openat2"])
-                watches(visit, addresses["jiffies_64"])
-                goes_on_and_is_interrupted(visit, guest)
-                visit.type("detach")
+            first_visit(guest, server.address, addresses)
             lives(guest)
+            second_visit(guest, server.address, addresses)
+
+
+def first_visit(guest: vmm.Guest, server: str, addresses: dict[str, int]) -> None:
+    """Looks, breaks, steps and watches; leaves a breakpoint behind, which goes with gdb."""
+    with Gdb(server) as gdb:
+        visit = Visit(gdb)
+        seen_as_it_is(visit, addresses)
+        stops_at(visit, "hbreak", addresses["do_sys_openat2"])
+        stops_at(visit, "break", addresses["do_sys_openat2"])
+        over_a_call(visit, addresses["do_sys_openat2"])
+        watches(visit, addresses["jiffies_64"])
+        goes_on_and_is_interrupted(visit, guest)
+        visit.type(f"break *{addresses['do_sys_openat2']:#x}")
+        visit.type("detach")
+
+
+def second_visit(guest: vmm.Guest, server: str, addresses: dict[str, int]) -> None:
+    """Attached again: a struct by DWARF, system registers written, and the end of the guest."""
+    with Gdb(server) as gdb:
+        visit = Visit(gdb)
+        a_struct(visit, addresses["init_uts_ns"])
+        written_and_put_back(visit)
+        goes_on_and_is_interrupted(visit, guest)
+        visit.type("kill")
+        deadline = time.monotonic() + patience(30)
+        while guest.outcome is None:
+            expect(time.monotonic() < deadline, "it was not killed")
+            time.sleep(0.05)
+        expect(guest.outcome.reason == "killed by the debugger", guest.outcome.reason)
 
 
 def seen_as_it_is(visit: Visit, addresses: dict[str, int]) -> None:
@@ -101,6 +132,51 @@ def stops_at(visit: Visit, how: str, address: int) -> None:
     expect(address < pc < address + 64, hex(pc))
     told = visit.type(f"thbreak *{back:#x}") + visit.type("continue")
     expect(visit.value("$pc") == back, told)
+
+
+def over_a_call(visit: Visit, function: int) -> None:
+    """`nexti` at the first call of the function comes back behind it."""
+    listed = visit.type(f"x/60i {function:#x}")
+    rows = re.findall(r"(0x[0-9a-f]+):\s+(\S+)", listed)
+    calls = [n for n, (_, word) in enumerate(rows) if word.startswith("call")]
+    expect(calls, listed)
+    at, behind = [int(rows[calls[0] + n][0], 16) for n in (0, 1)]
+    told = visit.type(f"thbreak *{at:#x}") + visit.type("continue")
+    expect(visit.value("$pc") == at, told)
+    stack = visit.value("$rsp")
+    told = visit.type("nexti")
+    expect((visit.value("$pc"), visit.value("$rsp")) == (behind, stack), told)
+    told = visit.type("stepi")
+    expect(visit.value("$pc") != behind, told)
+
+
+def a_struct(visit: Visit, address: int) -> None:
+    """Printed by the types of a file with DWARF, as by those of a vmlinux."""
+    source = WORK / "uts.c"
+    source.write_text(UTS)
+    types = source.with_suffix(".o")
+    subprocess.run(["gcc", "-g", "-c", "-o", types, source], check=True)
+    visit.type(f"add-symbol-file {types} 0x1000")
+    told = visit.type(f"print *(struct new_utsname *) {address:#x}")
+    expect(re.search('sysname = "Linux", .*release = "[0-9]+[.]', told.replace("\\000", "")), told)
+
+
+def written_and_put_back(visit: Visit) -> None:
+    """cr3 as a register of gdb's, an MSR by `monitor`."""
+    cr3 = visit.value("$cr3")
+    visit.type(f"set $cr3 = {cr3 ^ 0x1000:#x}")
+    told = visit.type("monitor cr3")
+    expect(f"cr3 {cr3 ^ 0x1000:#x}" in told, told)
+    told = visit.type(f"monitor cr3 {cr3:#x}")
+    expect(f"cr3 {cr3:#x}" in told, told)
+    before = visit.type(f"monitor msr {CSTAR:#x}")
+    kept = re.search(r"msr 0xc0000083 (0x[0-9a-f]+)", before)
+    expect(kept, before)
+    told = visit.type(f"monitor msr {CSTAR:#x} 0xffffffff81234560")
+    expect("msr 0xc0000083 0xffffffff81234560" in told, told)
+    assert kept is not None
+    told = visit.type(f"monitor msr {CSTAR:#x} {kept[1]}")
+    expect(f"msr 0xc0000083 {kept[1]}" in told, told)
 
 
 def watches(visit: Visit, address: int) -> None:

@@ -29,7 +29,7 @@ cdef class VcpuLoop:
     cdef int stop                # set by kick(): leave the loop at the next chance
     cdef int pause_wanted        # set by pause(), cleared by resume()
     cdef int parked              # the thread is held
-    cdef int stood               # the exit that holds it wants an answer (OUTCOME_STOP), else 0
+    cdef public int stood        # the newest exit wants an answer (OUTCOME_STOP), else 0
     cdef public int late                # what complete() met: the outcome of the next run
     cdef bint here               # run_here(): whoever called it hears of every interruption
     cdef int resume_fd           # eventfd that ends the holding

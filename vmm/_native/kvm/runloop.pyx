@@ -67,8 +67,8 @@ cdef class VcpuLoop:
         vmm_store(&self.stop, 1)
         self.finish()
 
-    def start(self, str name):
-        """Start the thread; it runs the guest at once."""
+    def start(self, str name, bint held=False):
+        """Start the thread; it runs the guest at once or, ``held``, when resume() is called."""
         if self.thread.started:
             raise RuntimeError(f"{name}: already started")
         vmm_kick_install()
@@ -77,8 +77,8 @@ cdef class VcpuLoop:
         self.outcome = OUTCOME_CONTINUE
         self.failure = 0
         vmm_store(&self.stop, 0)
-        vmm_store(&self.pause_wanted, 0)
-        self.vcpu.run.immediate_exit = 0
+        vmm_store(&self.pause_wanted, held)
+        self.vcpu.run.immediate_exit = held
         cdef int rc = thread_start(&self.thread, self.thread_name, vcpu_main, <void *>self)
         if rc:
             self.finish()
@@ -273,6 +273,7 @@ cdef class VcpuLoop:
         cdef int outcome
         cdef int rc
         vmm_store(&self.tid, vmm_gettid())
+        vmm_store(&self.stood, 0)
         outcome, self.late = self.late, OUTCOME_CONTINUE
         if outcome != OUTCOME_CONTINUE:
             return outcome
@@ -294,6 +295,8 @@ cdef class VcpuLoop:
                 return OUTCOME_ERROR
             outcome = self.dispatch()
             trace_exit(&self.tracing, self.vcpu.run, &self.trail[(self.exits - 1) & (TRAIL - 1)])
+            if outcome == OUTCOME_STOP:
+                vmm_store(&self.stood, 1)
             if outcome == OUTCOME_STOP and not self.here:
                 self.stand()
             elif outcome != OUTCOME_CONTINUE:
@@ -308,7 +311,6 @@ cdef class VcpuLoop:
         # As if pause() had been called; whoever drives this vCPU hears of it and calls resume().
         self.complete()
         vmm_store(&self.pause_wanted, 1)
-        vmm_store(&self.stood, 1)
         vmm_notify(self.done_fd)
         self.park()
 
@@ -323,10 +325,8 @@ cdef class VcpuLoop:
             return self.port_exit(record)
         if reason == <uint32_t>KVM_EXIT_MMIO:
             return self.mmio_exit(record)
-        record.address = 0
-        record.data = 0
-        record.size = 0
-        record.is_write = 0
+        record.address = record.data = 0
+        record.size = record.is_write = 0
         if reason == <uint32_t>KVM_EXIT_SHUTDOWN:
             return OUTCOME_RESET
         if reason == <uint32_t>KVM_EXIT_INTR or reason == <uint32_t>KVM_EXIT_IRQ_WINDOW_OPEN:

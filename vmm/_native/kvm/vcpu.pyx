@@ -288,8 +288,6 @@ cdef class VcpuFd(OwnedFd):
             debug.control |= KVM_GUESTDBG_SINGLESTEP
         if software:
             debug.control |= KVM_GUESTDBG_USE_SW_BP
-        if software:
-            debug.control |= KVM_GUESTDBG_USE_SW_BP
         if block_irq:
             debug.control |= KVM_GUESTDBG_BLOCKIRQ
         if inject_bp:
