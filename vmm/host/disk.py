@@ -152,7 +152,7 @@ class Disk:
             "lock": "shared" if self.read_only else "exclusive",
             "direct": self.alignment is not None,
             "limits": {
-                key: {"size": rate.size, "refill_ms": rate.refill_ms, "once": rate.once}
+                key: {"amount": rate.size, "refill_ms": rate.refill_ms, "once": rate.once}
                 for key, rate in self.rates.items()
             },
         }
