@@ -5,6 +5,10 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+
+import pytest
 
 from tests.support.binary import ROOT
 from tests.support.command import Command
@@ -14,6 +18,10 @@ PREPARE = ROOT / "packaging/binary/prepare.py"
 # Imports what the snapshot has, then runs `start` and tells the modules that came later.
 SCRIPT = """
 import sys
+import tempfile
+from pathlib import Path
+
+import pytest
 sys.path[:0] = {path!r}
 {imports}
 before = set(sys.modules)
@@ -44,10 +52,17 @@ def later(command: Command) -> list[str]:
     return done.stderr.rpartition("later:")[2].split()
 
 
-def test_a_start_imports_nothing(tmp_path):
-    command = Command(tmp_path)
+@pytest.fixture
+def folder():
+    """Short: the control socket's path has an instance's whole name in it."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_a_start_imports_nothing(folder):
+    command = Command(folder)
     assert later(command), "the first start of a kernel reads its ELF headers, for all that follow"
     assert later(command) == []
     # Its own name, made from the image's, and a log in a file.
-    command.set(NAME="", LOG_FILEPATH=tmp_path / "log")
+    command.set(NAME="", LOG_FILEPATH=folder / "log")
     assert later(command) == []

@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vmm._native.kvm.vcpustate import answer
 from vmm.debug.abilities import ABILITIES, LENGTHS, ON_ACCESS, ON_EXECUTION, ON_WRITE
 from vmm.debug.abilities import INT3 as INT3_CODE
 from vmm.debug.gates import Gates
@@ -272,7 +271,7 @@ class Breakpoints(Shown):
         if reason != DEBUG_EXIT or exception == BREAK_EXCEPTION or dr6 & DR6_HITS:
             return False
         cpu.stopped_at(pc)
-        answer(cpu.vcpu.loop)
+        cpu.vcpu.loop.answer()
         return True
 
     def hits(self, cpu: Cpu) -> list[Point] | None:
@@ -290,7 +289,7 @@ class Breakpoints(Shown):
             found = self._debug_hits(cpu)
         elif reason == MMIO_EXIT:
             found = self._pages.take_hits()
-        answer(loop)
+        loop.answer()
         return found
 
     def put_off(self, cpus: Iterable[Cpu]) -> None:
@@ -306,7 +305,7 @@ class Breakpoints(Shown):
         cpu.flush()
         address = cpu.address - OUT_BYTES
         found = self._sites.hits(address, cpu.translate)
-        answer(cpu.vcpu.loop, 0 if found is None else OUT_BYTES)
+        cpu.vcpu.loop.answer(0 if found is None else OUT_BYTES)
         if found is not None:
             cpu.stopped_at(address)
         return found or []

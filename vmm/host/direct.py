@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 
 from vmm._native.host.posix import dio_alignment
+from vmm._native.memory.guestmem import GuestMemory
 from vmm.errors import HostError
 
 # Of the buffer that the workers have for what is not aligned (vmm/_native/disk/direct.pxd): half.
@@ -63,7 +63,16 @@ def alignment(path: str, fd: int) -> tuple[int, int]:
 
 def probe(path: str, fd: int) -> tuple[int, int]:
     """As the kernel does not tell: the smallest alignments with which a read goes well."""
-    with mmap.mmap(-1, 2 * BLOCK_MAX) as buffer, memoryview(buffer) as view:
+    # Memory that begins at a page; the static executable has no mmap module.
+    buffer = GuestMemory([(0, 2 * BLOCK_MAX)], thp=False)
+    try:
+        return _smallest(path, fd, buffer.view(0, 2 * BLOCK_MAX))
+    finally:
+        buffer.close()
+
+
+def _smallest(path: str, fd: int, room: memoryview) -> tuple[int, int]:
+    with room as view:
         file = SECTOR
         while not _reads(fd, view[:file]):
             file *= 2

@@ -179,10 +179,10 @@ def test_a_descriptor_that_could_end_who_maps_it_is_not_used(liar, make: Callabl
 @pytest.mark.parametrize("own", [True, False])
 def test_memory_without_seals_is_mapped_when_it_is_our_own_users(liar, monkeypatch, own):
     fd = memfd(1 << 20, sealed=False)
-    if not own:
-        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     try:
         connected = liar(line({**GREETING, "shared": True}), fds=(fd,))
+        if not own:
+            monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         found = memory_of(connected, Facts(connected))
         assert isinstance(found, FileMemory if own else AskedMemory)
     finally:

@@ -25,6 +25,7 @@ from vmm._native.kvm.signals cimport (
 from vmm._native.kvm.tracering cimport change_ring, run_vcpu, trace_exit
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
+from vmm._native.host.fd cimport check
 from vmm._native.host.thread cimport thread_join, thread_start
 
 from vmm._native.host.fd import IoctlError
@@ -212,6 +213,16 @@ cdef class VcpuLoop:
         if self.late == OUTCOME_CONTINUE:
             self.vcpu.run.exit_reason = KVM_EXIT_INTR       # for settle(): it is complete
         vmm_swap_byte(&self.vcpu.run.immediate_exit, COMPLETE, 0)
+
+    def answer(self, unsigned int back=0):
+        """A STOP is dealt with: in the same moment, for signal handlers that raise, rip goes
+        ``back`` so many bytes."""
+        cdef kvm_regs regs
+        if back:
+            check(ioctl(self.vcpu.fd, KVM_GET_REGS, &regs), b"KVM_GET_REGS")
+            regs.rip -= back
+            check(ioctl(self.vcpu.fd, KVM_SET_REGS, &regs), b"KVM_SET_REGS")
+        self.stood = 0
 
     def renew(self):
         """Forget how the guest ended, and kicks from before; nothing runs."""

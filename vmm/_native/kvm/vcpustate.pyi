@@ -1,7 +1,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vmm._native.kvm.runloop import VcpuLoop
 from vmm._native.kvm.vcpu import CpuidEntry, VcpuFd
 
 HYPERV_MSRS: range
@@ -9,7 +8,6 @@ MAY_BE_LEFT_OUT: dict[int, str]
 
 def settle(vcpu: VcpuFd) -> bool: ...
 def linear_rip(vcpu: VcpuFd) -> int: ...
-def answer(loop: VcpuLoop, back: int = 0) -> None: ...
 
 class VcpuState:
     xsave_size: int

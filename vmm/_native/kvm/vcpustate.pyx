@@ -152,18 +152,6 @@ def linear_rip(VcpuFd vcpu):
     return <uint64_t>(regs.rip + (0 if sregs2.cs.l else sregs2.cs.base))
 
 
-def answer(loop, unsigned int back=0):
-    """A VcpuLoop's STOP is dealt with: in the same moment, for signal handlers that raise, rip goes
-    ``back`` so many bytes."""
-    cdef VcpuFd vcpu = loop.vcpu
-    cdef kvm_regs regs
-    if back:
-        check(ioctl(vcpu.fd, KVM_GET_REGS, &regs), b"KVM_GET_REGS")
-        regs.rip -= back
-        check(ioctl(vcpu.fd, KVM_SET_REGS, &regs), b"KVM_SET_REGS")
-    loop.stood = 0
-
-
 cdef class VcpuState:
     """One vCPU's registers, LAPIC, events, MSRs, FPU, CPUID and TSC frequency, as KVM has them."""
 
