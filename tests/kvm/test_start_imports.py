@@ -18,10 +18,6 @@ PREPARE = ROOT / "packaging/binary/prepare.py"
 # Imports what the snapshot has, then runs `start` and tells the modules that came later.
 SCRIPT = """
 import sys
-import tempfile
-from pathlib import Path
-
-import pytest
 sys.path[:0] = {path!r}
 {imports}
 before = set(sys.modules)
