@@ -29,7 +29,7 @@ def test_reaches_multi_user(lab, debian, vcpus, memory_mib, console):
 def test_boots_and_stop_shuts_systemd_down(lab, debian):
     told = lab.call(
         f"{SCENARIO}.debian:stopped_by_another_process", kernel=str(debian.kernel),
-        initramfs=str(debian.initramfs), vcpus=2, memory_mib=512,
+        initramfs=str(debian.initramfs), vcpus=1, memory_mib=512,
     )  # fmt: skip
     print(told)
 
