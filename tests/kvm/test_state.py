@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from tests.kvm.test_exhaustion import low_bars
 from tests.kvm.test_msix import requested
 from tests.support.guest_asm import Program
 from tests.support.hostile_state import hostile
+from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine
 from tests.support.two_vcpus import activate
 from vmm._native.kvm.bus import CONTINUE
@@ -328,6 +330,10 @@ def test_a_stopped_machine_has_no_threads_of_devices_left(folder):
         devices.quiesce()
         assert "disk0-q0" not in threads()
         devices.go_on()
+        # It names itself once it has a processor.
+        deadline = time.monotonic() + patience(10)
+        while "disk0-q0" not in threads() and time.monotonic() < deadline:
+            time.sleep(0.001)
         assert "disk0-q0" in threads()
         assert tiny.machine.vcpus[0].loop.outcome != CONTINUE
 

@@ -15,10 +15,11 @@ from tests.lab.rig.vcpus import Vcpus
 LOCKED = "vCPU 0: running\n  code at rip: 8b 03 84 c0 75 f8 eb c1\n"
 AT_PAUSE = LOCKED.replace("rip: ", "rip: f3 90 ")
 OTHER_REGISTER = LOCKED.replace("8b 03", "8b 07")
+SEQUENCE = LOCKED.replace("8b 03 84 c0 75 f8", "8b 1d 43 b1 e7 02 f6 c3 01 75 f3")
 IDLE = "vCPU 0: halted\n  code at rip: eb 07 0f 00\n"
 
 
-@pytest.mark.parametrize("report", [LOCKED, AT_PAUSE, OTHER_REGISTER])
+@pytest.mark.parametrize("report", [LOCKED, AT_PAUSE, OTHER_REGISTER, SEQUENCE])
 def test_one_processor_that_waits_for_a_lock(report):
     assert waits_for_itself([report])
     assert waits_for_itself(f"the guest makes no progress: for 20 s no output\n{report}")

@@ -26,8 +26,11 @@ FAULTS_PER_SECOND = 1000
 ENTRY_FAULT = "RIP: 0010:entry_SYSCALL_64+0x0/"
 # What the report of a guest without progress shows where Linux waits for a lock's holder
 # (native_queued_spin_lock_slowpath): pause; mov (%rbx),%eax; test %al,%al; jne. Which register
-# has the lock's address is the compiler's choice.
-LOCK_WAIT = re.compile(r"code at rip: (f3 90 )?8b 0[0-367] 84 c0 75 f8")
+# has the lock's address is the compiler's choice. Or for the writer of a sequence counter
+# (read_seqcount_begin()), whom nothing may interrupt: mov seq(%rip),%ebx; test $1,%bl; jne.
+LOCK_WAIT = re.compile(
+    r"code at rip: (f3 90 )?(8b 0[0-367] 84 c0 75 f8|8b 1d( \w\w){4} f6 c3 01 75 f[13])"
+)
 TRIPLE_FAULT = "the guest triple-faulted"
 TOLD = "lab: the emulator lost a guest"
 # How often a guest that is silent is asked where it stands, and how many answers have to agree.
