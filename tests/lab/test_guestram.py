@@ -16,7 +16,7 @@ BACKPORTS = "bookworm-backports"
     ("suite", "kaslr"),
     [
         (None, True),
-        (BACKPORTS, True),
+        pytest.param(BACKPORTS, True, marks=pytest.mark.full),
         pytest.param(None, False, marks=pytest.mark.full),
         pytest.param(BACKPORTS, False, marks=pytest.mark.full),
     ],
