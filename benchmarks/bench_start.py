@@ -15,12 +15,12 @@ from typing import Any
 from benchmarks.peers import Vmm, all_vmms
 from tests.support.elf_builder import build_elf
 from tests.support.guest_asm import Program
+from vmm.bench.procfs import memory_kib
 
 SERIAL = 0x3F8
 LSR_READS = 100_000
 FIRST, SECOND = b"<", b">"
 WAIT_SECONDS = 20
-RAM_MIN_KIB = 64 * 1024
 KEYS = ("start_ms", "start_min_ms", "lsr_read_us", "pss_mib")
 # Figures by their keys, or "error" with the reason.
 Row = dict[str, Any]
@@ -61,7 +61,7 @@ class Run:
             try:
                 first = self._until(process, FIRST)
                 second = self._until(process, SECOND)
-                self.pss_kib = pss_without_ram(process.pid)
+                self.pss_kib = memory_kib(process.pid)["pss"]
             finally:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
@@ -96,17 +96,6 @@ def end_of(process: subprocess.Popen[bytes]) -> str:
     except subprocess.TimeoutExpired:
         return "closed its output"
     return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-
-
-def pss_without_ram(pid: int) -> int:
-    """KiB of proportional set size, without the mappings as large as guest RAM."""
-    total = size = 0
-    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
-        if line.startswith("Size:"):
-            size = int(line.split()[1])
-        elif line.startswith("Pss:") and size < RAM_MIN_KIB:
-            total += int(line.split()[1])
-    return total
 
 
 def measure(peers: dict[str, str], rounds: int, mib: int, vcpus: int) -> Table:

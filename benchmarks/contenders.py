@@ -128,10 +128,9 @@ class Stub:
             "registers": client.registers,
         }  # fmt: skip
         try:
-            if what == "step":
-                return timed(lambda: [client.step() for _ in range(count)], count)
-            # Away from where the steps have left it.
-            client.come_to(LOAD_GPA)
+            if what != "step":
+                # Away from where the steps have left it.
+                client.come_to(LOAD_GPA)
             return timed(lambda: [one[what]() for _ in range(count)], count)
         except (GdbError, OSError) as error:
             raise ContenderError(self._reason(error)) from error

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from vmm.debug.gdb.packets import encode
+
 SECONDS = 30.0
 
 
@@ -33,8 +35,7 @@ class GdbClient:
 
     def ask(self, packet: str) -> str:
         """The answer to one packet."""
-        body = packet.encode()
-        self._socket.sendall(b"$%b#%02x" % (body, sum(body) & 0xFF))
+        self._socket.sendall(encode(packet.encode()))
         while (end := self._unread.find(b"#")) < 0 or len(self._unread) < end + 3:
             try:
                 some = self._socket.recv(1 << 16)

@@ -8,23 +8,18 @@ import platform
 import subprocess
 from pathlib import Path
 
+from vmm.bench.facts import KVM_MODULES, cpu_model
+
 
 def host_facts() -> dict[str, str]:
     """CPU, kernel, KVM module, revision: what a figure is worth nothing without."""
-    model = ""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(": ")[2]
-            break
-    modules = [
-        name for name in ("kvm_intel", "kvm_amd", "kvm_pvm") if Path("/sys/module", name).exists()
-    ]
+    modules = [name for name in KVM_MODULES if Path("/sys/module", name).exists()]
     revision = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
     return {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "cpu": f"{model} x {os.cpu_count()}",
+        "cpu": f"{cpu_model()} x {os.cpu_count()}",
         "kernel": platform.release(),
         "kvm": " ".join(modules) or "unknown",
         "python": platform.python_version(),

@@ -84,8 +84,7 @@ def build_machine(
     """
     machine = Machine(config, progress, vfio_kernel)
     try:
-        _build(machine, disks, console, serial, cache_directory, more)
-        machine.memory.write(layout.SMBIOS_GPA, build_smbios(strings=oem_strings))
+        _build(machine, disks, console, serial, cache_directory, more, oem_strings)
     except BaseException:
         machine.close()
         raise
@@ -99,6 +98,7 @@ def _build(
     serial: HostConsole,
     cache_directory: str | None,
     more: Callable[[Machine], None] | None,
+    oem_strings: Sequence[str],
 ) -> None:
     config = machine.config
     kernel_fd, plan = open_plan(config.kernel_path, cache_directory)
@@ -123,7 +123,7 @@ def _build(
             plan, kernel_fd, config.kernel_path, machine.memory, config.initramfs_path,
             config.cmdline,
         )  # fmt: skip
-        describe_platform(machine, apic_ids)
+        describe_platform(machine, apic_ids, oem_strings)
         configure_vcpus(machine, topology, ENTRY_REGS[plan.kind](plan.entry))
         machine.mark("loaded")
     finally:
@@ -225,12 +225,13 @@ def attach_passthrough(machine: Machine) -> None:
     machine.passthrough.attach(found, kernel, config.gpudirect_clique, first_slot, machine.progress)
 
 
-def describe_platform(machine: Machine, apic_ids: list[int]) -> None:
-    """ACPI, last because it lists what exists; and the boot GDT and IDT."""
+def describe_platform(machine: Machine, apic_ids: list[int], oem_strings: Sequence[str]) -> None:
+    """ACPI and SMBIOS, last because they list what exists; and the boot GDT and IDT."""
     memory = machine.memory
     window64 = layout.mmio64_window(memory.regions, machine.phys_bits)
     ged_gpa = layout.ged_gpa(machine.phys_bits)
     memory.write(layout.RSDP_GPA, build_acpi(AcpiSpec(apic_ids, window64, ged_gpa)))
+    memory.write(layout.SMBIOS_GPA, build_smbios(strings=oem_strings))
     memory.write(layout.VMGENID_GPA, os.urandom(layout.VMGENID_SIZE))
     memory.write(layout.BOOT_GDT_GPA, regs.gdt_bytes())
     memory.write(layout.BOOT_IDT_GPA, regs.idt_bytes())

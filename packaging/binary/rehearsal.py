@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from vmm.bench.guests import pvh_elf
+
 PAGE = 4096
 KVM = "/dev/kvm"
 # So many ranges fit into the executable (snapshot.h).
@@ -25,26 +27,15 @@ POLL_SECONDS, RESTED_POLLS = 0.005, 10
 PRESENT, OF_FILE = 1 << 63, 1 << 61
 # Writes a byte to the serial port, and halts for ever (x86, 32 bits).
 CODE = bytes.fromhex("66baf803 b02b ee f4 ebfd")
-ENTRY = 0x100000
 
 
 class RehearsalError(Exception):
     """A start of the new executable did not do what it should; the text says what it said."""
 
 
-def guest() -> bytes:
-    """An ELF64 file with a PVH entry: a segment of code, and a note that tells where it begins."""
-    note = struct.pack("<III4sI", 4, 4, 18, b"Xen\0", ENTRY)
-    ident = b"\x7fELF\2\1\1".ljust(16, b"\0")
-    head = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, ENTRY, 64, 0, 0, 64, 56, 2, 64, 0, 0)
-    load = struct.pack("<IIQQQQQQ", 1, 5, PAGE, ENTRY, ENTRY, len(CODE), len(CODE), PAGE)
-    told = struct.pack("<IIQQQQQQ", 4, 4, 0x200, 0, 0, len(note), len(note), 4)
-    return (head + load + told).ljust(0x200, b"\0") + note.ljust(PAGE - 0x200, b"\0") + CODE
-
-
 def environment(folder: Path) -> dict[str, str]:
     """Settings of a start as a service's: two images, a log, the serial port to be seen."""
-    (folder / "guest.elf").write_bytes(guest())
+    (folder / "guest.elf").write_bytes(pvh_elf(CODE))
     for image in ("system.img", "config.img"):
         (folder / image).write_bytes(bytes(1 << 20))
     values = {

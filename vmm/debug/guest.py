@@ -88,12 +88,13 @@ class Guest(Hooking, Snapshotting, Outside):
         self._devices = devices
         self._caller = Caller()
         try:
-            check_roles(config)
+            if snapshot is None:
+                check_roles(config)
+                check_host(config)
             self.console = self._open_console("console", kept)
             self.serial = self._open_console("serial", kept)
             self.machine: Machine
             if snapshot is None:
-                check_host(config)
                 self._disks = open_overlays(config.system_images, config.config_images)
                 self.machine = build_machine(
                     config, self._disks, self.console, self.serial,

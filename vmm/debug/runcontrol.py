@@ -185,27 +185,7 @@ class RunControl:
 
         And from time to time with ``looks``; else whoever knows of a change calls driver.wake().
         """
-        self._until = until
-        self.also = []
-        try:
-            self._leave_points(deadline)
-            while True:
-                found = self._pending() or self._answer(
-                    self._go(self._slice(deadline) if looks else deadline, only)
-                )
-                if found is not None and found.kind == stop.TIMEOUT and not late(deadline):
-                    continue
-                if found is not None:
-                    return self._stopped(found)
-        except KeyboardInterrupt:
-            self._settle()
-            return self._stopped(Stop(stop.INTERRUPTED, reason="Ctrl-C"))
-        except BaseException:
-            self._settle()
-            raise
-        finally:
-            self._until = None
-            self._patches.stand_still()
+        return self._guarded(until, 0, lambda: self._run(deadline, only, looks))
 
     def step(
         self,
@@ -215,23 +195,41 @@ class RunControl:
         among: bool = False,
     ) -> Stop:
         """``count`` instructions of one vCPU; the others stand still, or run with ``among``."""
+        return self._guarded(until, cpu.index, lambda: self._steps(cpu, count, among))
+
+    def _guarded(
+        self, until: Callable[[], bool] | None, index: int, work: Callable[[], Stop]
+    ) -> Stop:
+        """What ``work`` ends with; whatever comes in between leaves the guest intact."""
         self._until = until
         self.also = []
         try:
-            for _ in range(count):
-                found = self._pending() or self._step(cpu, None, among)
-                if found is not None:
-                    return self._stopped(found)
-            return self._stopped(Stop(stop.STEP, cpu.index))
+            return self._stopped(work())
         except KeyboardInterrupt:
             self._settle()
-            return self._stopped(Stop(stop.INTERRUPTED, cpu.index, reason="Ctrl-C"))
+            return self._stopped(Stop(stop.INTERRUPTED, index, reason="Ctrl-C"))
         except BaseException:
             self._settle()
             raise
         finally:
             self._until = None
             self._patches.stand_still()
+
+    def _run(self, deadline: float | None, only: Cpu | None, looks: bool) -> Stop:
+        self._leave_points(deadline)
+        while True:
+            found = self._pending() or self._answer(
+                self._go(self._slice(deadline) if looks else deadline, only)
+            )
+            if found is not None and (found.kind != stop.TIMEOUT or late(deadline)):
+                return found
+
+    def _steps(self, cpu: Cpu, count: int, among: bool) -> Stop:
+        for _ in range(count):
+            found = self._pending() or self._step(cpu, None, among)
+            if found is not None:
+                return found
+        return Stop(stop.STEP, cpu.index)
 
     def _go(
         self, deadline: float | None, only: Cpu | None = None, steps: bool = False

@@ -13,16 +13,7 @@ from __future__ import annotations
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any
 
-from vmm._native.kvm.tracering import (
-    CAP_SYNC_REGS,
-    IOCTL_RIP,
-    NO_RIP,
-    RECORD_SIZE,
-    SYNC_GENERAL_REGS,
-    SYNC_RIP,
-    TraceRing,
-    tsc_now,
-)
+from vmm._native.kvm.tracering import NO_RIP, RECORD_SIZE, TraceRing, rip_mode, tsc_now
 from vmm.debug.exitnames import ExitNames
 
 if TYPE_CHECKING:
@@ -100,8 +91,7 @@ class Trace:
         return [TraceRing(size, mode) for _ in self._loops]
 
     def _rip_mode(self) -> int:
-        offered = self._machine.vm.fd.check_extension(CAP_SYNC_REGS)
-        return SYNC_RIP if offered & SYNC_GENERAL_REGS else IOCTL_RIP
+        return rip_mode(self._machine.vm.fd)
 
     def _switch(self, rings: Sequence[Any]) -> None:
         """Let exits go into these rings; none: nowhere."""

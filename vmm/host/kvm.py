@@ -41,9 +41,7 @@ def open_kvm() -> Kvm:
         ) from error
     try:
         version = kvm.get_api_version()
-        values = kvm.check_extensions(REQUIRED_CAPS)
-        pairs = zip(REQUIRED_CAPS.values(), values, strict=True)
-        missing = [name for name, value in pairs if not value]
+        missing = [name for cap, name in REQUIRED_CAPS.items() if not kvm.check_extension(cap)]
     except OSError as error:
         kvm.close()
         raise HostError(

@@ -8,20 +8,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
-    from vmm.machine import Machine
-    from vmm.run.attach.door import Attachments
+    from vmm.run.attach import door
     from vmm.run.control import Keep
-    from vmm.run.eventloop import EventLoop
-    from vmm.settings.config import Config
 
-    class Run(Protocol):
+    class Run(door.Run, Protocol):
         """What is needed of the run that is asked."""
-
-        attached: Attachments | None
-        config: Config
-        loop: EventLoop
-        machine: Machine | None
-        state: str
 
         def request_stop(self, reason: str, now: bool = False) -> None:
             """Ask the guest to shut down."""

@@ -133,18 +133,24 @@ def test_a_full_disk_leaves_nothing_and_lets_the_guest_go(tmp_path):
             assert goes_on(attached)
 
 
+def dump_begun(command: Command, folder: Path) -> subprocess.Popen[bytes]:
+    """The verb at work: its file is there, under the name of the time before it is whole."""
+    dumping = subprocess.Popen(
+        [COMMAND, "dump", "vm", str(folder / "core")], env=command.env,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    deadline = time.monotonic() + patience(60)
+    while not list(folder.glob("core.*.new")):
+        assert dumping.poll() is None, dumping.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return dumping
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_ended_in_the_middle_it_lets_the_guest_go(tmp_path, number):
     with running(tmp_path, MEMORY_CONFIG=LARGE) as (command, _):
-        dumping = subprocess.Popen(
-            [COMMAND, "dump", "vm", str(tmp_path / "core")], env=command.env,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        deadline = time.monotonic() + patience(60)
-        while not list(tmp_path.glob("core.*.new")):
-            assert dumping.poll() is None, dumping.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        dumping = dump_begun(command, tmp_path)
         with vmm.attach("vm", environment=command.env) as attached:
             dumping.send_signal(number)
             dumping.communicate(timeout=patience(20))
@@ -156,14 +162,7 @@ def test_ended_in_the_middle_it_lets_the_guest_go(tmp_path, number):
 
 def test_a_guest_that_is_stopped_meanwhile_leaves_no_dump(tmp_path):
     with running(tmp_path, MEMORY_CONFIG=LARGE) as (command, process):
-        dumping = subprocess.Popen(
-            [COMMAND, "dump", "vm", str(tmp_path / "core")], env=command.env,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        deadline = time.monotonic() + patience(60)
-        while not list(tmp_path.glob("core.*.new")):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        dumping = dump_begun(command, tmp_path)
         process.send_signal(signal.SIGTERM)
         text = dumping.communicate(timeout=patience(60))[0].decode()
         assert dumping.returncode == 38, text

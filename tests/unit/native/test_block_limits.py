@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
@@ -14,7 +13,6 @@ from tests.unit.native.test_block_worker import (
     GET_ID,
     IN,
     OK,
-    SECTORS,
     STATUS_GPA,
     Rig,
 )
@@ -27,13 +25,6 @@ SECOND = 1000
 @pytest.fixture(params=[*ENGINES, overlay_engine], ids=lambda e: e.engine)
 def engine(request):
     return request.param
-
-
-@pytest.fixture
-def image(tmp_path):
-    path = tmp_path / "disk.img"
-    path.write_bytes(os.urandom(SECTORS * 512))
-    return path
 
 
 def limited(engine, path, requests=None, bytes_=None, *, limits=None, event_idx=True) -> Rig:

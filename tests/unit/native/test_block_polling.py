@@ -27,13 +27,6 @@ def engine(request):
     return request.param
 
 
-@pytest.fixture
-def image(tmp_path):
-    path = tmp_path / "disk.img"
-    path.write_bytes(os.urandom(SECTORS * 512))
-    return path
-
-
 def thread_named(name: str) -> Path:
     for task in Path("/proc/self/task").iterdir():
         if (task / "comm").read_text().strip() == name:

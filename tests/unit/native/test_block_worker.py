@@ -101,13 +101,6 @@ def engine(request):
 
 
 @pytest.fixture
-def image(tmp_path):
-    path = tmp_path / "disk.img"
-    path.write_bytes(os.urandom(SECTORS * 512))
-    return path
-
-
-@pytest.fixture
 def rig(engine, image):
     rig = Rig(engine, image)
     yield rig

@@ -47,13 +47,6 @@ def overlay_engine(queue, fd, *handles):
 overlay_engine.engine = "overlay"
 
 
-@pytest.fixture
-def image(tmp_path):
-    path = tmp_path / "disk.img"
-    path.write_bytes(os.urandom(SECTORS * 512))
-    return path
-
-
 @pytest.fixture(params=[*ENGINES, overlay_engine], ids=lambda e: e.engine)
 def engine(request):
     return request.param

@@ -7,6 +7,7 @@ import io
 import pytest
 
 from tests.support.packaging_tools import load
+from vmm.bench.guests import ENTRY, pvh_elf
 from vmm.boot.elf import plan_elf
 
 rehearsal = load("binary/rehearsal")
@@ -43,8 +44,8 @@ def test_the_table_has_as_many_places():
 
 
 def test_the_guest_is_a_kernel():
-    data = rehearsal.guest()
+    data = pvh_elf(rehearsal.CODE)
     plan = plan_elf(io.BytesIO(data), "guest", len(data))
-    assert plan.entry == rehearsal.ENTRY
+    assert plan.entry == ENTRY
     (segment,) = plan.segments
-    assert (segment.gpa, segment.memory_size) == (rehearsal.ENTRY, len(rehearsal.CODE))
+    assert (segment.gpa, segment.memory_size) == (ENTRY, len(rehearsal.CODE))

@@ -6,21 +6,15 @@ token in it, and takes what it costs then, below nothing if need be: the next wa
 
 from libc.stdint cimport uint64_t
 
+from vmm._native.host.clock cimport vmm_now_ns
+
 cdef extern from *:
     """
     #include <pthread.h>
-    #include <stdint.h>
-    #include <time.h>
     typedef pthread_mutex_t vmm_pace_lock;
-    static uint64_t vmm_now_ns(void) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-    }
     """
     ctypedef struct vmm_pace_lock:
         pass
-    uint64_t vmm_now_ns() nogil
     int pthread_mutex_init(vmm_pace_lock *lock, void *attributes) nogil
     int pthread_mutex_lock(vmm_pace_lock *lock) nogil
     int pthread_mutex_unlock(vmm_pace_lock *lock) nogil

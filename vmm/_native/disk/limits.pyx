@@ -1,7 +1,8 @@
 """The limits of a disk, which its workers keep. Imported only where there are any."""
 
 from vmm._native.disk.blkpump cimport BlkWorker
-from vmm._native.disk.limits cimport Bucket, pthread_mutex_init, vmm_now_ns
+from vmm._native.disk.limits cimport Bucket, pthread_mutex_init
+from vmm._native.host.clock cimport vmm_now_ns
 
 
 cdef class Limits:

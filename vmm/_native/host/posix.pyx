@@ -162,23 +162,25 @@ def dio_alignment(int fd):
     return memory, file
 
 
-cdef dict KEPT = {}
+cdef enum:
+    ADDRESS_BITS = 0x80000008
+cdef tuple address_bits = None
 
 
 def host_cpuid(unsigned int leaf, unsigned int subleaf=0):
     """(eax, ebx, ecx, edx) of the CPUID instruction on the calling thread's CPU.
 
-    The two that tell the width of addresses, the same on all CPUs, are asked for once: in a
-    virtual machine each costs an exit, 20 us and more.
+    The leaf that tells the width of addresses, the same on all CPUs, is asked for once: in a
+    virtual machine that costs an exit, 20 us and more.
     """
+    global address_bits
     cdef unsigned int registers[4]
-    cdef bint is_kept = leaf == 0x80000000U or leaf == 0x80000008U
-    if is_kept and (leaf, subleaf) in KEPT:
-        return KEPT[leaf, subleaf]
+    if leaf == <unsigned int>ADDRESS_BITS and address_bits is not None:
+        return address_bits
     vmm_cpuid(leaf, subleaf, registers)
     found = (registers[0], registers[1], registers[2], registers[3])
-    if is_kept:
-        KEPT[leaf, subleaf] = found
+    if leaf == <unsigned int>ADDRESS_BITS:
+        address_bits = found
     return found
 
 

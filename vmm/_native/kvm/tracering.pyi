@@ -1,13 +1,13 @@
 from typing import Any
 
+from vmm._native.kvm.vm import VmFd
+
 RECORD_SIZE: int
 SIZE_MAX: int
 NO_RIP: int
 SYNC_RIP: int
 IOCTL_RIP: int
 FAILED: int
-CAP_SYNC_REGS: int
-SYNC_GENERAL_REGS: int
 
 class TraceRing:
     written: int
@@ -18,4 +18,5 @@ class TraceRing:
     def read_into(self, target: Any) -> int: ...
     def put(self, records: Any) -> None: ...
 
+def rip_mode(vm: VmFd) -> int: ...
 def tsc_now() -> tuple[int, int]: ...

@@ -23,11 +23,16 @@ NO_RIP = RIP_NONE
 SYNC_RIP = RIP_SYNC
 IOCTL_RIP = RIP_IOCTL
 FAILED = RUN_FAILED
-CAP_SYNC_REGS = KVM_CAP_SYNC_REGS
-SYNC_GENERAL_REGS = KVM_SYNC_X86_REGS
 
 cdef enum:
     CLOCK_TRIES = 8
+
+
+def rip_mode(vm):
+    """How rip comes into the records of a VmFd's vCPUs: by what KVM leaves behind, else by a call
+    at each exit."""
+    offered = vm.check_extension(KVM_CAP_SYNC_REGS)
+    return SYNC_RIP if offered & KVM_SYNC_X86_REGS else IOCTL_RIP
 
 
 cdef class TraceRing:

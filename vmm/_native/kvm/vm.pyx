@@ -44,10 +44,6 @@ cdef class Kvm(OwnedFd):
         """0 when the capability is absent, else its value."""
         return check(ioctl(self.fd, KVM_CHECK_EXTENSION, capability), b"KVM_CHECK_EXTENSION")
 
-    def check_extensions(self, capabilities):
-        """check_extension() of each, as a list."""
-        return [self.check_extension(capability) for capability in capabilities]
-
     def get_vcpu_mmap_size(self):
         """Bytes to map of a vCPU's fd."""
         return check(ioctl(self.fd, KVM_GET_VCPU_MMAP_SIZE, 0), b"KVM_GET_VCPU_MMAP_SIZE")

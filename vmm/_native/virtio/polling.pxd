@@ -7,18 +7,12 @@
 
 from libc.stdint cimport uint32_t, uint64_t
 
+from vmm._native.host.clock cimport vmm_now_ns
+
 cdef extern from *:
     """
-    #include <stdint.h>
-    #include <time.h>
-    static uint64_t vmm_poll_now(void) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-    }
     static void vmm_relax(void) { __builtin_ia32_pause(); }
     """
-    uint64_t vmm_poll_now() nogil
     void vmm_relax() nogil
 
 cdef enum:
@@ -45,14 +39,14 @@ cdef inline bint poll_begin(Poller *poller, PollRun *run) noexcept nogil:
         poller.rest -= 1
         return False
     poller.tries += 1
-    run.began = run.seen = vmm_poll_now()
+    run.began = run.seen = vmm_now_ns()
     run.taken = False
     return True
 
 cdef inline bint poll_goes_on(PollRun *run) noexcept nogil:
     cdef uint64_t now
     vmm_relax()
-    now = vmm_poll_now()
+    now = vmm_now_ns()
     run.taken = now - run.seen > POLL_GAP_NS
     run.seen = now
     return not run.taken and now - run.began < POLL_NS

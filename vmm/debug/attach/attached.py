@@ -70,9 +70,7 @@ class Attached(Outside):
         self._trace: AttachedTrace | None = None
         try:
             self._facts = facts = Facts(link)
-            self._ram = memory_of(link, facts, MappedMemory)
-            if write and facts.shared:
-                self._ram.writable = True
+            self._ram = memory_of(link, facts, partial(MappedMemory, writable=write))
             self.memory = AttachedRam(self._ram)
             self._symbols = KernelSymbols(facts.kernel, self.memory, lambda: self.cpus[0])
             held = partial(getattr, self, "_held")

@@ -19,9 +19,9 @@ class MappedMemory(FileMemory):
     What was mapped stays while a view of it is used, also when the guest is long gone.
     """
 
-    def __init__(self, link: Link, regions: list[tuple[int, int]]) -> None:
+    def __init__(self, link: Link, regions: list[tuple[int, int]], writable: bool = False) -> None:
         super().__init__(link, regions)
-        self.writable = False
+        self.writable = writable
         self._maps: dict[int, mmap.mmap] = {}
 
     def view(self, gpa: int, length: int) -> memoryview:

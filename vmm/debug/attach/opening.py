@@ -18,6 +18,8 @@ from vmm.settings.config import CPU_MAX
 from vmm.settings.memory import SIZE_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.run.folder import Folder
 
 REGIONS_MAX = 8
@@ -94,7 +96,7 @@ def _regions(link: Link, told: Any) -> list[tuple[int, int]]:
     return found
 
 
-def memory_of(link: Link, facts: Facts, kind: type[FileMemory] = FileMemory) -> Any:
+def memory_of(link: Link, facts: Facts, kind: Callable[..., FileMemory] = FileMemory) -> Any:
     """Its RAM: by a ``kind`` over the descriptor that came, else by requests."""
     if facts.shared and can_be_mapped(link, facts):
         return kind(link, facts.regions)

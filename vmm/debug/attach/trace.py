@@ -12,7 +12,7 @@ from vmm.errors import VmmError
 from vmm.run.attach.wire import READ_MAX
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vmm.debug.attach.link import Link
     from vmm.machine import Machine
@@ -124,21 +124,19 @@ class RemoteMachine:
         return self._ranges("ports")
 
     def _ranges(self, which: str) -> list[tuple[int, int, str]]:
+        return sorted((row[0], row[1], row[2]) for row in self._rows(which, int, int, str))
+
+    def _rows(self, which: str, *types: type) -> Iterator[list[Any]]:
         rows = self._told.get(which)
-        found = []
         for row in rows if isinstance(rows, list) and len(rows) <= RANGES_MAX else [None]:
-            if not isinstance(row, list) or [type(part) for part in row] != [int, int, str]:
+            if not isinstance(row, list) or [type(part) for part in row] != [*types]:
                 raise self._link.nonsense(f"{which}={str(row)[:40]}")
-            found.append((row[0], row[1], row[2]))
-        return sorted(found)
+            yield row
 
     @property
     def virtio(self) -> list[Any]:
         """The virtio functions: name, and number of the BAR."""
-        rows = self._told.get("virtio")
-        found = []
-        for row in rows if isinstance(rows, list) and len(rows) <= RANGES_MAX else [None]:
-            if not isinstance(row, list) or [type(part) for part in row] != [str, int]:
-                raise self._link.nonsense(f"virtio={str(row)[:40]}")
-            found.append(SimpleNamespace(name=row[0], bar=SimpleNamespace(index=row[1])))
-        return found
+        return [
+            SimpleNamespace(name=name, bar=SimpleNamespace(index=index))
+            for name, index in self._rows("virtio", str, int)
+        ]

@@ -11,7 +11,7 @@ import os
 
 from vmm.errors import HostError
 from vmm.run.attach import trace
-from vmm.run.attach.wire import MSRS_MAX, READ_MAX
+from vmm.run.attach.wire import MSRS_MAX, READ_MAX, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,14 +60,6 @@ def answer(session: Asker, request: dict[str, Any], data: bytes) -> Answer:
     if wanted is None:
         raise ValueError(f"unknown command {str(command)[:20]!r}; known: {', '.join(COMMANDS)}")
     return wanted(session, request, data)
-
-
-def number(request: dict[str, Any], name: str, low: int, high: int) -> int:
-    """An integer of a request, from ``low`` to ``high``."""
-    value = request.get(name)
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"{name}={str(value)[:40]}: an integer from {low} to {high} is needed")
-    return value
 
 
 def _vcpu(session: Asker, request: dict[str, Any]) -> Vcpu:

@@ -5,17 +5,9 @@ What finds no room is counted, never lost silently. Control thread only.
 
 from __future__ import annotations
 
-from vmm._native.kvm.tracering import (
-    CAP_SYNC_REGS,
-    IOCTL_RIP,
-    NO_RIP,
-    RECORD_SIZE,
-    SYNC_GENERAL_REGS,
-    SYNC_RIP,
-    TraceRing,
-)
+from vmm._native.kvm.tracering import NO_RIP, RECORD_SIZE, TraceRing, rip_mode
 from vmm.errors import BusyError
-from vmm.run.attach.wire import READ_MAX, TRACE_BYTES_MAX
+from vmm.run.attach.wire import READ_MAX, TRACE_BYTES_MAX, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,32 +27,22 @@ def start(session: Asker, request: dict[str, Any], data: bytes) -> Answer:
     owner = session.owner
     if owner.tracer not in (None, session):
         raise BusyError(f"{owner.tracer.name} traces this guest", "one at a time can")
-    rings = [TraceRing(size, _rip_mode(session, request.get("rip") is True)) for _ in vcpus]
+    mode = rip_mode(session.machine.vm.fd) if request.get("rip") is True else NO_RIP
+    rings = [TraceRing(size, mode) for _ in vcpus]
     owner.tracer, session.rings = session, rings
     for vcpu, ring in zip(vcpus, rings, strict=True):
         vcpu.loop.set_trace(ring)
     return {}, b""
 
 
-def _rip_mode(session: Asker, rip: bool) -> int:
-    if not rip:
-        return NO_RIP
-    offered = session.machine.vm.fd.check_extension(CAP_SYNC_REGS)
-    return SYNC_RIP if offered & SYNC_GENERAL_REGS else IOCTL_RIP
-
-
 def take(session: Asker, request: dict[str, Any], data: bytes) -> Answer:
     """The oldest records of one vCPU, of at most ``length`` bytes."""
     rings = _rings(session)
-    cpu, length = request.get("cpu"), request.get("length")
-    if type(cpu) is not int or not 0 <= cpu < len(rings):
-        raise ValueError(f"cpu={str(cpu)[:20]}: an integer from 0 to {len(rings) - 1} is needed")
-    if type(length) is not int or not 0 < length <= READ_MAX:
-        raise ValueError(f"length={str(length)[:20]}: an integer from 1 to {READ_MAX} is needed")
-    size = min(rings[cpu].waiting, length // RECORD_SIZE) * RECORD_SIZE
-    records = bytearray(size)
+    ring = rings[number(request, "cpu", 0, len(rings) - 1)]
+    length = number(request, "length", 1, READ_MAX)
+    records = bytearray(min(ring.waiting, length // RECORD_SIZE) * RECORD_SIZE)
     if records:
-        rings[cpu].read_into(records)
+        ring.read_into(records)
     return {}, bytes(records)
 
 

@@ -31,3 +31,11 @@ def message(told: dict[str, Any], data: bytes = b"") -> bytes:
     if data:
         told = {**told, "bytes": len(data)}
     return jsontext.dumps(told).encode() + b"\n" + data
+
+
+def number(request: dict[str, Any], name: str, low: int, high: int) -> int:
+    """An integer of a request, from ``low`` to ``high``; ValueError."""
+    value = request.get(name)
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name}={str(value)[:40]}: an integer from {low} to {high} is needed")
+    return value
