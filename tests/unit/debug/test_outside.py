@@ -89,7 +89,11 @@ def test_it_is_a_kernel_and_its_memory_the_guests_own(guest):
 
 @pytest.mark.parametrize(
     "guest",
-    [LINUX[: LINUX.index(b"SYMBOL")], LINUX.replace(b"PAGESIZE=4096", b"PAGESIZE=4097"), b"OSRELEASE=" + b"A" * 3000],
+    [
+        LINUX[: LINUX.index(b"SYMBOL")],
+        LINUX.replace(b"PAGESIZE=4096", b"PAGESIZE=4097"),
+        b"OSRELEASE=" + b"A" * 3000,
+    ],
     indirect=True,
 )
 def test_a_note_that_the_guest_made_up_is_an_exception_at_most(guest):
