@@ -266,11 +266,9 @@ class IrqRouter:
                     self._connect(vector, message)
                 except OSError as error:
                     self._disconnect(vector)
-                    refused.append((address, data, error))
-        for address, data, error in refused:
-            log.warning(
-                f"an MSI vector stays masked: address {address:#x}, data {data:#x}: {error}"
-            )
+                    refused.append((address, data, str(error)))
+        for address, data, why in refused:
+            log.warning(f"an MSI vector stays masked: address {address:#x}, data {data:#x}: {why}")
 
     def _have_all(self, messages: list[Message]) -> None:
         """One table for all of them; where that is refused, each gets its own, by _connect()."""
