@@ -21,6 +21,7 @@ from vmm import layout
 from vmm._native.console.uart import Uart
 from vmm._native.host.posix import host_cpuid
 from vmm._native.kvm.bus import Bus
+from vmm._native.kvm.vcpu import pack_cpuid
 from vmm._native.ports.pmtimer import PmTimer
 from vmm._native.ports.postport import PostPort
 from vmm.acpi.spec import AcpiSpec
@@ -247,8 +248,9 @@ def configure_vcpus(machine: Machine, topology: cpuid.Topology, entry: dict[str,
         topology=topology,
     )
     msrs = msr.boot_msrs()
-    for vcpu in machine.vcpus:
-        vcpu.configure(cpuid.vcpu_cpuid(common, vcpu.index, topology), msrs)
+    tables = cpuid.vcpu_tables(common, topology, pack_cpuid)
+    for vcpu, table in zip(machine.vcpus, tables, strict=True):
+        vcpu.configure(table, msrs)
     machine.vcpus[0].set_entry(entry, regs.boot_sregs(), (regs.FCW_DEFAULT, regs.MXCSR_DEFAULT))
     machine.vcpus[0].patch_lapic(lapic.set_lint)
 

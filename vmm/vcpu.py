@@ -21,7 +21,7 @@ if TYPE_CHECKING:
             """One of them."""
 
     from vmm._native.kvm.bus import Bus
-    from vmm._native.kvm.vcpu import CpuidEntry, VcpuFd
+    from vmm._native.kvm.vcpu import VcpuFd
     from vmm._native.memory.guestmem import GuestMemory
 
 GENERAL = (
@@ -73,8 +73,8 @@ class Vcpu:
         self._lock = _thread.allocate_lock()
         self._held = False
 
-    def configure(self, cpuid: Sequence[CpuidEntry], msrs: Sequence[tuple[int, int]]) -> None:
-        """CPUID first (MSRs depend on it), then MSRs."""
+    def configure(self, cpuid: bytes, msrs: Sequence[tuple[int, int]]) -> None:
+        """CPUID first (packed; MSRs depend on it), then MSRs."""
         self.fd.set_cpuid2(cpuid)
         done = self.fd.set_msrs(msrs)
         if done != len(msrs):

@@ -6,6 +6,8 @@ Documentation/virt/kvm/x86/cpuid.rst. The edits are those of Cloud Hypervisor's 
 
 from __future__ import annotations
 
+import struct
+
 from vmm.layout import PHYS_BITS_MAX
 from vmm.light.record import Record
 
@@ -30,6 +32,9 @@ AMD_VENDORS = (b"AuthenticAMD", b"HygonGenuine")
 TOPOLOGY_LEAVES = (0xB, 0x1F)
 ADDRESS_BITS_LEAF = 0x80000008
 EXTENDED_APIC_ID = 0x8000001E
+APIC_ID_LEAVES = (1, *TOPOLOGY_LEAVES, EXTENDED_APIC_ID)
+# struct kvm_cpuid2: two words, then ten for each entry, of which the fourth is eax.
+ENTRIES_AT, ENTRY_BYTES, EAX_AT = 8, 40, 12
 
 
 def guest_phys_bits(host_cpuid: Callable[[int], tuple[int, int, int, int]]) -> int:
@@ -193,6 +198,26 @@ def vcpu_cpuid(common: list[CpuidEntry], index: int, topology: Topology) -> list
         if entry[0] == 1 or entry[0] == EXTENDED_APIC_ID:
             entries[at] = _with_apic_id(entry, apic_id, topology)
     return entries + _extended_topology(topology, apic_id, is_amd(common))
+
+
+def vcpu_tables(
+    common: list[CpuidEntry], topology: Topology, pack: Callable[[list[CpuidEntry]], bytes]
+) -> list[bytes]:
+    """pack(vcpu_cpuid()) of every vCPU: packed once, the others differ in a few words."""
+    first = vcpu_cpuid(common, 0, topology)
+    places = [at for at, entry in enumerate(first) if entry[0] in APIC_ID_LEAVES]
+    own = [first[at] for at in places if first[at][0] not in TOPOLOGY_LEAVES]
+    amd = is_amd(common)
+    table = bytearray(pack(first))
+    tables = [bytes(table)]
+    for index in range(1, topology.count):
+        apic_id = topology.apic_id(index)
+        entries = [_with_apic_id(entry, apic_id, topology) for entry in own]
+        entries += _extended_topology(topology, apic_id, amd)
+        for at, entry in zip(places, entries, strict=True):
+            struct.pack_into("<4I", table, ENTRIES_AT + ENTRY_BYTES * at + EAX_AT, *entry[3:])
+        tables.append(bytes(table))
+    return tables
 
 
 def _with_apic_id(entry: CpuidEntry, apic_id: int, topology: Topology) -> CpuidEntry:
