@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.light.printable import brief
 from vmm.light.record import Record
 from vmm.settings.parse import (
     BadValue,
@@ -113,19 +114,19 @@ def _key(part: str) -> str | None:
 def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
     """The last image with one more word about it."""
     if not images:
-        raise BadValue(f"{key}={value} belongs behind a path; a path of that form needs quotes")
+        raise BadValue(f"{key}={brief(value)} belongs behind a path; a path of that form needs quotes")
     if key not in KEYS:
         near = nearest(key, list(KEYS))
         raise BadValue(f"unknown key {key!r}{near}; a path of that form needs double quotes")
     if getattr(images[-1], key) is not None:
-        raise BadValue(f"{key} is given twice for {images[-1]}")
+        raise BadValue(f"{key} is given twice for {brief(str(images[-1]))}")
     return images[-1].replace(**{key: KEYS[key](value)})
 
 
 def check_format(value: str) -> str:
     """The only one there is."""
     if value not in FORMATS:
-        raise BadValue(f"format={value}: raw is the only one; qemu-img convert -O raw makes it")
+        raise BadValue(f"format={brief(value)}: raw is the only one; qemu-img convert -O raw makes it")
     return value
 
 
@@ -133,7 +134,7 @@ def check_serial(value: str) -> str:
     """What fits into the guest's 20 bytes, and into udev's names."""
     if not 1 <= len(value) <= SERIAL_MAX or not all("!" <= char <= "~" for char in value):
         raise BadValue(
-            f"serial={value}: 1 to {SERIAL_MAX} printable ASCII characters without blanks"
+            f"serial={brief(value)}: 1 to {SERIAL_MAX} printable ASCII characters without blanks"
         )
     return value
 
@@ -167,9 +168,9 @@ def _rate(key: str, value: str) -> Rate:
             parse_size(once) if plus else 0,
         )
     except BadValue as error:
-        raise BadValue(f"{key}={value}: {error}; the form is SIZE[/MS][+ONCE]") from None
+        raise BadValue(f"{key}={brief(value)}: {error}; the form is SIZE[/MS][+ONCE]") from None
     if not 0 < rate.size <= RATE_MAX or rate.once > RATE_MAX:
-        raise BadValue(f"{key}={value}: 1 to {RATE_MAX} is possible; leave it out for no limit")
+        raise BadValue(f"{key}={brief(value)}: 1 to {RATE_MAX} is possible; leave it out for no limit")
     return rate
 
 

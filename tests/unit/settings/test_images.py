@@ -87,3 +87,15 @@ def test_any_text_is_a_list_or_refused(text):
         return
     assert images
     assert all(image.path for image in images)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["iops=\x1b", "/a,iops=5\x1b", "/a,iops=0\x1b", "/a,format=\x1b", "/a,serial=\x1b",
+     "/\x1b,format=raw,format=raw", "/a,bandwidth=" + "9" * 400],
+)  # fmt: skip
+def test_a_refusal_can_be_shown_on_a_terminal(text):
+    with pytest.raises(BadValue) as caught:
+        parse_images(text)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
