@@ -190,9 +190,10 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
     """Console in slot 1, disks from slot 2 in their order, then the random number generator."""
     memory = machine.memory
     machine.console = Console("console", memory, console.port, console.size())
-    queues = min(machine.config.cpu_count, layout.DISK_QUEUES_MAX)
     devices: list[VirtioDevice] = [machine.console]
-    devices += [Block(f"disk{n}", memory, disk, queues) for n, disk in enumerate(disks)]
+    for number, disk in enumerate(disks):
+        queues = layout.disk_queues(machine.config.cpu_count, disk.queues)
+        devices.append(Block(f"disk{number}", memory, disk, queues))
     devices.append(Rng("rng", memory))
     if len(devices) >= layout.PCI_SLOTS:
         raise HostError(

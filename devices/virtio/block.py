@@ -207,4 +207,5 @@ class Block(VirtioDevice):
                 totals[key] = totals.get(key, 0) + value
         engine = workers[0].engine if workers else None
         serial = self.disk.serial.decode("ascii")
-        return {"disk": self.disk.path, "serial": serial, "engine": engine, **totals}
+        facts = {"disk": self.disk.path, "serial": serial, "queues": len(self.queue_sizes)}
+        return {**facts, "engine": engine, **totals}

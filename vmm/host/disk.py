@@ -53,6 +53,8 @@ class Disk:
     # What all queues together keep to, and how it was said.
     limits: Limits | None = None
     rates: Mapping[str, Rate] = {}
+    # How many request queues at most; None: as layout.disk_queues() finds right.
+    queues: int | None = None
 
     def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path
@@ -96,6 +98,7 @@ class Disk:
         """As open(), with all that is said of the image."""
         disk = cls.open(image.path, read_only, image.serial)
         try:
+            disk.queues = image.queues
             disk.limit(image)
             if image.direct:
                 disk.go_direct()
