@@ -181,9 +181,12 @@ def attach_pci(machine: Machine) -> None:
     machine.bar_windows = windows
     machine.pci = PciRoot(machine.mmio, windows.memory, machine.pio, windows.ports)
     machine.pio.attach(
-        layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE, machine.pci.ports, "PCI configuration"
+        layout.PCI_CONFIG_PORT,
+        layout.PCI_CONFIG_SIZE,
+        machine.pci.ports.target,
+        "PCI configuration",
     )
-    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam, "ECAM")
+    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam.target, "ECAM")
 
 
 def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole) -> None:
