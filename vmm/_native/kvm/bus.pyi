@@ -17,6 +17,7 @@ class Bus:
     name: str
     error: BaseException | None
     changes: int
+    ring_offset: int
     def __init__(
         self, name: str, on_error: Callable[[object, str, BaseException], None] | None = None
     ) -> None: ...
