@@ -182,18 +182,22 @@ def attach_pci(machine: Machine) -> None:
     machine.bar_windows = windows
     machine.pci = PciRoot(machine.mmio, windows.memory, machine.pio, windows.ports)
     machine.pio.attach(
-        layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE, machine.pci.ports, "PCI configuration"
+        layout.PCI_CONFIG_PORT,
+        layout.PCI_CONFIG_SIZE,
+        machine.pci.ports.target,
+        "PCI configuration",
     )
-    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam, "ECAM")
+    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam.target, "ECAM")
 
 
 def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole) -> None:
     """Console in slot 1, disks from slot 2 in their order, then the random number generator."""
     memory = machine.memory
     machine.console = Console("console", memory, console.port, console.size())
-    queues = min(machine.config.cpu_count, layout.DISK_QUEUES_MAX)
     devices: list[VirtioDevice] = [machine.console]
-    devices += [Block(f"disk{n}", memory, disk, queues) for n, disk in enumerate(disks)]
+    for number, disk in enumerate(disks):
+        queues = layout.disk_queues(machine.config.cpu_count, disk.queues)
+        devices.append(Block(f"disk{number}", memory, disk, queues))
     devices.append(Rng("rng", memory))
     if len(devices) >= layout.PCI_SLOTS:
         raise HostError(

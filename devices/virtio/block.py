@@ -209,10 +209,6 @@ class Block(VirtioDevice):
                 totals[key] = totals.get(key, 0) + value
         engine = workers[0].engine if workers else None
         serial = self.disk.serial.decode("ascii")
-        return {
-            "disk": self.disk.path,
-            "serial": serial,
-            "engine": engine,
-            **totals,
-            "flush_failed": bool(self.disk.flushed and self.disk.flushed.failed),
-        }
+        facts = {"disk": self.disk.path, "serial": serial, "queues": len(self.queue_sizes)}
+        failed = bool(self.disk.flushed and self.disk.flushed.failed)
+        return {**facts, "engine": engine, **totals, "flush_failed": failed}

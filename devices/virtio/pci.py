@@ -12,7 +12,7 @@ from _thread import allocate_lock
 
 from devices.pci.bar import Bar
 from devices.pci.config_space import ConfigSpace
-from devices.pci.function import PciFunction
+from devices.pci.function import BAR_DWORDS, PciFunction
 from devices.pci.msix import CONTROL, Msix
 from devices.virtio.common_config import (
     DRIVER_OK,
@@ -107,6 +107,7 @@ class VirtioPciFunction(PciFunction):
             vendor(CFG_DEVICE, DEVICE, self.device.config_size)
         vendor(CFG_NOTIFY, NOTIFY, NOTIFY_SIZE, struct.pack("<I", NOTIFY_MULTIPLIER))
         self._window = vendor(CFG_PCI, 0, 0, bytes(4))
+        self.asked_dwords = BAR_DWORDS | 1 << (self._window + 16 >> 2)
         # The driver chooses bar, offset and length of the window.
         config.allow(self._window + 4, 0xFF, 1)
         config.allow(self._window + 8, (1 << 64) - 1, 8)

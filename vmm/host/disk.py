@@ -56,6 +56,8 @@ class Disk:
     rates: Mapping[str, Rate] = {}
     # Whether a flush has failed: one for all who write here, a rebooted guest included.
     flushed: Flushed | None = None
+    # How many request queues at most; None: as layout.disk_queues() finds right.
+    queues: int | None = None
 
     def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path
@@ -99,6 +101,7 @@ class Disk:
         """As open(), with all that is said of the image."""
         disk = cls.open(image.path, read_only, image.serial)
         try:
+            disk.queues = image.queues
             disk.limit(image)
             if image.direct:
                 disk.go_direct()

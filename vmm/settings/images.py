@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.layout import DISK_QUEUES_MAX
 from vmm.light.printable import brief
 from vmm.light.record import Record
 from vmm.settings.parse import (
@@ -28,7 +29,7 @@ REFILL_MS_MAX = 3_600_000
 KEY_CHARACTERS = "abcdefghijklmnopqrstuvwxyz_"
 IMAGES_FORM = (
     "paths, comma separated (double quotes protect a comma), behind each where wanted format=raw, "
-    "serial=TEXT, direct=on, iops=RATE, bandwidth=RATE (RATE: SIZE[/MS][+ONCE])"
+    "serial=TEXT, direct=on, queues=NUMBER, iops=RATE, bandwidth=RATE (RATE: SIZE[/MS][+ONCE])"
 )
 
 
@@ -49,16 +50,18 @@ class ImageSpec(Record):
 
     ``format`` is raw when it was said, so that the content does not matter, else None; ``serial``
     is what the guest shall see, None for one made from the file. ``direct``: past the host's page
-    cache; None is as off. ``iops``, ``bandwidth``: limits of requests and of bytes.
+    cache; None is as off. ``iops``, ``bandwidth``: limits of requests and of bytes. ``queues``:
+    request queues at most, None for layout.DISK_QUEUES.
     """
 
-    __slots__ = ("bandwidth", "direct", "format", "iops", "path", "serial")
+    __slots__ = ("bandwidth", "direct", "format", "iops", "path", "queues", "serial")
     path: str
     format: str | None
     serial: str | None
     direct: bool | None
     iops: Rate | None
     bandwidth: Rate | None
+    queues: int | None
 
     def __init__(
         self,
@@ -68,9 +71,11 @@ class ImageSpec(Record):
         direct: bool | None = None,
         iops: Rate | None = None,
         bandwidth: Rate | None = None,
+        queues: int | None = None,
     ) -> None:
         self._set(
-            path=path, format=format, serial=serial, direct=direct, iops=iops, bandwidth=bandwidth
+            path=path, format=format, serial=serial, direct=direct, iops=iops,
+            bandwidth=bandwidth, queues=queues,
         )  # fmt: skip
 
     def __fspath__(self) -> str:
@@ -147,6 +152,14 @@ def check_direct(value: str) -> bool:
         raise BadValue(f"direct={error}") from None
 
 
+def check_queues(value: str) -> int:
+    """Each is a thread of ours, an interrupt and a doorbell."""
+    try:
+        return parse_integer(value, 1, DISK_QUEUES_MAX)
+    except BadValue as error:
+        raise BadValue(f"queues={error}") from None
+
+
 def check_iops(value: str) -> Rate:
     """Requests, of whatever kind and size."""
     return _rate("iops", value)
@@ -178,6 +191,7 @@ KEYS: dict[str, Callable[[str], object]] = {
     "format": check_format,
     "serial": check_serial,
     "direct": check_direct,
+    "queues": check_queues,
     "iops": check_iops,
     "bandwidth": check_bandwidth,
 }
