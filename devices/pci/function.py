@@ -42,7 +42,7 @@ class PciFunction:
     which may be taken under the bus's and never the other way round.
     """
 
-    # Of the first 256 bytes: the dwords for which config_read() is called, one bit each; the others
+    # Of the first 256 bytes: the dwords for which config_read() is called, one bit each. All others
     # are read where ``config`` keeps them, without Python. None: it is called for all of them, as
     # it must be in a class whose config_read() tells something else there.
     asked_dwords: int | None = BAR_DWORDS

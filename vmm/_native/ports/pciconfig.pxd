@@ -8,8 +8,8 @@ cdef enum:
     SLOTS = 32
 
 cdef class ConfigTable:
-    cdef const uint8_t *plain[SLOTS]   # what stands in the first 256 bytes; NULL: Python is asked
-    cdef uint64_t asked[SLOTS]         # of these 64 dwords, those that Python is asked for
+    cdef const uint8_t *plain[SLOTS]   # configuration space, 4 KiB; NULL: Python is asked
+    cdef uint64_t asked[SLOTS]         # of the first 64 dwords, those that Python is asked for
     cdef uint32_t present              # slots with a function
     cdef list kept                     # the bytearrays, which may not change their size
 

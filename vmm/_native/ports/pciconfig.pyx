@@ -16,7 +16,8 @@ cdef extern from "Python.h":
     char *PyByteArray_AS_STRING(object) noexcept
 
 cdef enum:
-    PLAIN_SIZE = 256
+    SPACE_SIZE = 4096       # of a function; what lives is in the first 256 bytes of it
+    HEADER_SIZE = 256
     DATA = 4                # offset of the data ports from 0xcf8
     ADDRESS_MASK = 0xfc
 
@@ -40,12 +41,12 @@ cdef class ConfigTable:
         if slot >= SLOTS:
             raise ValueError(f"slot {slot}: 0 to {SLOTS - 1} is possible")
         if data is not None:
-            if not isinstance(data, bytearray) or len(data) < PLAIN_SIZE:
-                raise ValueError(f"a bytearray of at least {PLAIN_SIZE} bytes is needed")
+            if not isinstance(data, bytearray) or len(data) < SPACE_SIZE:
+                raise ValueError(f"a bytearray of at least {SPACE_SIZE} bytes is needed")
             # A view keeps the bytes where they are.
             self.kept.append(memoryview(data))
             self.asked[slot] = asked
-            # SAFETY: the view above lives as long as the table; 256 bytes are there.
+            # SAFETY: the view above lives as long as the table; all 4096 bytes are there.
             self.plain[slot] = <const uint8_t *>PyByteArray_AS_STRING(data)
         self.present |= 1u << slot
 
@@ -56,12 +57,12 @@ cdef inline bint served(ConfigTable table, uint32_t bus, uint32_t slot, uint32_t
     """Whether the access is dealt with; ``data`` is all ones before a read."""
     if bus or function or not table.present >> slot & 1:
         return True
-    if is_write or table.plain[slot] == NULL or register + size > PLAIN_SIZE:
+    if is_write or table.plain[slot] == NULL or (register & 3) + size > 4:
         return False
-    if (register & 3) + size > 4 or table.asked[slot] >> (register >> 2) & 1:
+    if register < HEADER_SIZE and table.asked[slot] >> (register >> 2) & 1:
         return False
-    # SAFETY: add() has seen 256 bytes there, and register + size is not beyond them. A vCPU that
-    # writes them meanwhile races as it would with real hardware.
+    # SAFETY: add() has seen 4096 bytes there; `register` has 12 bits, and the access stays inside
+    # its dword. A vCPU that writes them meanwhile races as it would with real hardware.
     memcpy(data, table.plain[slot] + register, size)
     return True
 
