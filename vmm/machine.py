@@ -150,9 +150,16 @@ def create_vm(machine: Machine, apic_ids: list[int], memory: GuestMemory | None 
         machine.memory = allocate(config.memory, machine.progress)
     machine.vm.map_memory(machine.memory)
     machine.vm.create_irqchip(apic_ids)
+    if config.placement is not None:
+        from vmm.host import placement
+
+        placement.enable_exits(kvm, machine.vm.fd, config.placement)
     machine.vm.create_vcpus(apic_ids)
     for fd in machine.vm.vcpu_fds:
         machine.vcpus.append(Vcpu(fd, machine.pio, machine.mmio, machine.outcome_fd))
+    if config.placement is not None:
+        for vcpu in machine.vcpus:
+            vcpu.processors = placement.vcpu_processors(config.placement, vcpu.index)
 
 
 def attach_platform(machine: Machine, serial: HostConsole) -> None:
@@ -251,6 +258,8 @@ def configure_vcpus(machine: Machine, topology: cpuid.Topology, entry: dict[str,
         tsc_khz=machine.vcpus[0].fd.get_tsc_khz(),
         topology=topology,
     )
+    if machine.config.placement is not None:
+        common = cpuid.placed(common, host_cpuid, machine.config.placement)
     msrs = msr.boot_msrs()
     tables = cpuid.vcpu_tables(common, topology, pack_cpuid)
     for vcpu, table in zip(machine.vcpus, tables, strict=True):
@@ -273,6 +282,10 @@ class Machine:
         progress: Progress = no_progress,
         vfio_kernel: VfioKernel | None = None,
     ) -> None:
+        if config.placement is not None:
+            from vmm.host.placement import placed
+
+            config = placed(config)
         self.config = config
         self.progress = progress
         self.vfio_kernel = vfio_kernel
@@ -326,6 +339,7 @@ class Machine:
         """Facts for `status`: memory, vCPUs, disks and devices, exits, phases of the start."""
         return {
             "memory": memory_status(self.config.memory, self.memory),
+            "placement": self.config.placement and self.config.placement.status(),
             "vcpus": [vcpu.status() for vcpu in self.vcpus],
             "devices": [f.status() for f in self.functions()],
             "exits": self.exits(),

@@ -119,7 +119,8 @@ def _key(part: str) -> str | None:
 def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
     """The last image with one more word about it."""
     if not images:
-        raise BadValue(f"{key}={brief(value)} belongs behind a path; a path of that form needs quotes")
+        told = f"{key}={brief(value)}"
+        raise BadValue(f"{told} belongs behind a path; a path of that form needs quotes")
     if key not in KEYS:
         near = nearest(key, list(KEYS))
         raise BadValue(f"unknown key {key!r}{near}; a path of that form needs double quotes")
@@ -131,7 +132,8 @@ def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
 def check_format(value: str) -> str:
     """The only one there is."""
     if value not in FORMATS:
-        raise BadValue(f"format={brief(value)}: raw is the only one; qemu-img convert -O raw makes it")
+        told = f"format={brief(value)}"
+        raise BadValue(f"{told}: raw is the only one; qemu-img convert -O raw makes it")
     return value
 
 

@@ -16,12 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm._native.kvm.vcpu import CpuidEntry
+    from vmm.settings.placement import Placement
 
 SIGNIFICANT_INDEX = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 HYPERVISOR_BASE = 0x40000000
 HYPERVISOR_FEATURES = 0x40000001
 HYPERVISOR_TIMING = 0x40000010
 MSI_EXT_DEST_ID = 1 << 15
+HINTS_REALTIME = 1
+MWAIT_LEAF = 5
+MONITOR_MWAIT = 1 << 3
 LAPIC_BUS_KHZ = 1_000_000
 INVARIANT_TSC = 1 << 8
 AMX_LEAVES = (0x1D, 0x1E)
@@ -188,6 +192,27 @@ def _share(eax: int, topology: Topology) -> int:
         # Levels 1 and 2 belong to one core.
         most = 1 << topology.thread_width
     return eax & ~(0xFFF << 14) | (min(sharing, most, 0x1000) - 1) << 14
+
+
+def placed(
+    common: list[CpuidEntry],
+    host: Callable[[int, int], tuple[int, int, int, int]],
+    placement: Placement,
+) -> list[CpuidEntry]:
+    """The same, and what a guest is told that has processors of its own.
+
+    Source: Documentation/virt/kvm/x86/cpuid.rst (KVM_HINTS_REALTIME); SDM 2A, CPUID, leaf 5.
+    """
+    entries = []
+    for function, index, flags, eax, ebx, ecx, edx in common:
+        if function == HYPERVISOR_FEATURES and placement.realtime:
+            edx |= HINTS_REALTIME
+        if "mwait" in placement.exits and function == 1:
+            ecx |= MONITOR_MWAIT
+        if "mwait" in placement.exits and function == MWAIT_LEAF:
+            eax, ebx, ecx, edx = host(function, 0)
+        entries.append((function, index, flags, eax, ebx, ecx, edx))
+    return entries
 
 
 def vcpu_cpuid(common: list[CpuidEntry], index: int, topology: Topology) -> list[CpuidEntry]:
