@@ -13,6 +13,7 @@ import select
 from _thread import allocate_lock
 
 from vmm.layout import GSI_MAX, IOAPIC_PINS, MSI_GSI_FIRST
+from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -57,7 +58,11 @@ class IrqLine:
         self._router = router
         self.gsi = gsi
         self.fd = _eventfd()
-        router.vm.irqfd(self.fd, gsi)
+        try:
+            router.vm.irqfd(self.fd, gsi)
+        except OSError:
+            self.close()
+            raise
 
     def pulse(self) -> None:
         """Raise the interrupt once."""
@@ -168,9 +173,11 @@ class MsiVector:
     def close(self) -> None:
         """Disconnect, give the GSI back, close the eventfd."""
         if self.fd >= 0:
-            self._router.release(self)
-            os.close(self.fd)
-            self.fd = -1
+            try:
+                self._router.release(self)
+            finally:
+                os.close(self.fd)  # KVM drops its end then, if it has not
+                self.fd = -1
 
 
 def pending(vectors: Sequence[MsiVector]) -> list[int]:
@@ -225,8 +232,11 @@ class IrqRouter:
 
     def msi_vectors(self, count: int) -> list[MsiVector]:
         """``count`` masked vectors; a GSI is taken only when one is first unmasked."""
-        vectors = [MsiVector(self) for _ in range(count)]
-        self._owned += vectors
+        vectors: list[MsiVector] = []
+        for _ in range(count):
+            vectors.append(MsiVector(self))
+            # At once: the next may find no descriptor.
+            self._owned.append(vectors[-1])
         return vectors
 
     def route(self, vector: MsiVector, address: int, data: int) -> None:
@@ -302,6 +312,5 @@ class IrqRouter:
 
     def close(self) -> None:
         """Close every line and vector handed out; the VM fd must still be open."""
-        for owned in self._owned:
-            owned.close()
-        self._owned.clear()
+        owned, self._owned = self._owned, []
+        close_all([each.close for each in owned])
