@@ -50,13 +50,18 @@ def block_number(block: bytes) -> int:
 
 
 def lost(image: bytes, last: int) -> list[int]:
-    """Acknowledged records of the image that are not there, with ``last`` as the last of them.
+    """Acknowledged records of the image that are not there, with ``last`` as the last one known.
 
-    One may have been under way, to the block of a record that is BLOCKS older.
+    The guest may have been ahead of what it had said. A block has its record or one that is
+    younger; what was under way, a batch behind the youngest, may be torn.
     """
+    numbers = [block_number(image[at : at + BLOCK]) for at in range(0, BLOCKS * BLOCK, BLOCK)]
+    youngest = max(numbers)
     missing = []
-    for number in range(max(1, last + BATCH - BLOCKS + 1), last + 1):
-        at = number % BLOCKS * BLOCK
-        if block_number(image[at : at + BLOCK]) != number:
+    for number in range(max(1, last - BLOCKS + 1), last + 1):
+        found = numbers[number % BLOCKS]
+        under_way = [n for n in range(youngest - BATCH + 1, youngest + BATCH + 1) if n > last]
+        torn = not found and number % BLOCKS in [n % BLOCKS for n in under_way]
+        if not torn and (found < number or found % BLOCKS != number % BLOCKS):
             missing.append(number)
     return missing
