@@ -16,7 +16,7 @@ BINARY := dist/vllmd-hypervisor
 BUNDLED := $(VENV)/.bundled
 MODULES := $(shell find vmm devices -name '*.py')
 
-.PHONY: demo test test-full lint bench docs build binary install uninstall deb clean
+.PHONY: demo test test-full soak lint bench docs build binary install uninstall deb clean
 
 build: $(STAMP) $(BUNDLED)
 
@@ -84,6 +84,12 @@ test-full: build binary
 	@$(PACKAGES) test full
 	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 \
 	    $(BIN)/python -m pytest $(WORKERS) --durations=20 $(PYTEST_ARGS)
+
+# A guest that reboots, writes, verifies and talks for HOURS: memory, descriptors and threads flat.
+HOURS ?= 6
+soak: build
+	mkdir -p build
+	nice -n 10 $(BIN)/python -m tests.support.soak --hours $(HOURS) --samples build/soak.jsonl
 
 lint: build
 	$(BIN)/ruff check .

@@ -214,9 +214,9 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
     for slot, device in enumerate(devices, 1):
         vectors = machine.vm.irq.msi_vectors(len(device.queue_sizes) + 1)
         function = VirtioPciFunction(device, vectors, machine.vm.doorbells)
+        machine.virtio.append(function)
         machine.bar_windows.place_emulated(function.bar)
         machine.pci.add(slot, function)
-        machine.virtio.append(function)
         function.enable()
 
 

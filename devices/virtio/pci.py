@@ -79,7 +79,7 @@ class VirtioPciFunction(PciFunction):
         )  # fmt: skip
         self.common.name = device.name
         self._doorbells = doorbells
-        self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in device.queue_sizes]
+        self._kick_fds: list[int] = []
         self._belled: list[tuple[int, int]] = []
         self._bell_base: int | None = None
         self.active = False
@@ -92,6 +92,15 @@ class VirtioPciFunction(PciFunction):
         self._msix_offset = 0
         self._add_capabilities()
         device.config_changed = self.config_interrupt
+        self._open_kicks()
+
+    def _open_kicks(self) -> None:
+        try:
+            for _ in self.device.queue_sizes:
+                self._kick_fds.append(os.eventfd(0, os.EFD_CLOEXEC))
+        except OSError:
+            self._close_kicks()
+            raise
 
     def _add_capabilities(self) -> None:
         config = self.config
