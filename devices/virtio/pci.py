@@ -29,6 +29,8 @@ from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.virtio.device import VirtioDevice
     from vmm.irq import MsiVector
     from vmm.vm import Doorbells
@@ -83,6 +85,8 @@ class VirtioPciFunction(PciFunction):
         self._belled: list[tuple[int, int]] = []
         self._bell_base: int | None = None
         self.active = False
+        # How the driver's set-up is done: by another thread, where a vCPU's may not.
+        self.carry_out: Callable[[Callable[[], None]], None] = _at_once
         # Writes to configuration space.
         self._changes = 0
         self._lock = allocate_lock()
@@ -220,9 +224,9 @@ class VirtioPciFunction(PciFunction):
 
     def _status_changed(self, status: int) -> None:
         if status == 0:
-            self._reset()
+            self.carry_out(self._reset)
         elif status & DRIVER_OK and status & FEATURES_OK:
-            self._activate()
+            self.carry_out(self._activate)
 
     def _activate(self) -> None:
         try:
@@ -369,6 +373,10 @@ class VirtioPciFunction(PciFunction):
         for fd in self._kick_fds:
             os.close(fd)
         self._kick_fds = []
+
+
+def _at_once(job: Callable[[], None]) -> None:
+    job()
 
 
 def _drain(fd: int) -> None:

@@ -185,12 +185,15 @@ def run_instance(
     """Everything from the settings to the exit code."""
     config = Config.from_env(environment)
     phases.mark("settings")
+    from vmm.confine.lockdown import Lockdown
     from vmm.host.preflight import check_host, check_roles
     from vmm.log.sinks import open_sinks
     from vmm.run.instance import Instance, name_of
     from vmm.run.lifecycle import Lifecycle
 
     phases.mark("imports")
+    lockdown = Lockdown(config, notifier.abstract)
+    lockdown.arm()
     check_roles(config)
     journal_stream = environment.get("JOURNAL_STREAM", "")
     hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
@@ -212,6 +215,7 @@ def run_instance(
     ran = False
     try:
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
+        life.lockdown = lockdown
         life.oem_strings = strings
         if timing:
             life.on_running = lambda machine: print_timing(phases, machine.phases)

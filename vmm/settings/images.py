@@ -185,7 +185,9 @@ def _rate(key: str, value: str) -> Rate:
     except BadValue as error:
         raise BadValue(f"{key}={brief(value)}: {error}; the form is SIZE[/MS][+ONCE]") from None
     if not 0 < rate.size <= RATE_MAX or rate.once > RATE_MAX:
-        raise BadValue(f"{key}={brief(value)}: 1 to {RATE_MAX} is possible; leave it out for no limit")
+        raise BadValue(
+            f"{key}={brief(value)}: 1 to {RATE_MAX} is possible; leave it out for no limit"
+        )
     return rate
 
 

@@ -20,6 +20,7 @@ from vmm._native.disk.request cimport (
     skip_done,
 )
 from vmm._native.disk.syscalls cimport *
+from vmm._native.host.confine cimport KIND_DISK
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.polling cimport PollRun, poll_begin, poll_end, poll_goes_on
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
@@ -55,6 +56,7 @@ cdef class BlkWorker(Worker):
     def __cinit__(self, VirtQueue queue not None, int fd, uint64_t sectors, bint read_only,
                   bint block_device, bytes serial not None, int kick_fd, int call_fd,
                   int config_call_fd):
+        self.kind = KIND_DISK
         self.queue = queue
         self.fd = fd
         self.sectors = sectors
