@@ -250,9 +250,11 @@ def run_verb(argv: list[str]) -> int:
         say(usage.help_text(asked.name))
         return 0
     if asked.verb == "--version":
-        from vmm.command.about import describe
+        from vmm.command.about import describe, describe_parts
 
         say(f"{PROGRAM} {describe()}")
+        if asked.flags:
+            say(describe_parts())
         return 0
     if asked.verb == "seed":
         return seed(asked.files)
