@@ -269,6 +269,11 @@ def run_verb(argv: list[str]) -> int:
             return dry_run(environment, as_json)
         return start("--timing" in asked.flags, environment)
     if asked.verb == "env":
+        if "--unit" in asked.flags:
+            from vmm.command.unit import unit_properties
+
+            say("\n".join(unit_properties(environment)))
+            return 0
         return show_settings(environment, as_json)
     if asked.verb == "check":
         return check(environment, as_json)

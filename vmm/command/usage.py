@@ -95,7 +95,11 @@ VERBS = (
         options=(Option("--all", "of all that do not run"),),
     ),
     Verb("check", "tell what a start lacks, and what cures it", options=(JSON,)),
-    Verb("env", "show every setting, and where it came from", options=(JSON,)),
+    Verb(
+        "env",
+        "show every setting, and where it came from",
+        options=(JSON, Option("--unit", "print what a systemd unit may give to the VM")),
+    ),
     Verb(
         "seed",
         "make a cidata image for cloud-init",
