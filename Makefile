@@ -1,4 +1,4 @@
-# Verbs: demo, test, test-full, lint, bench, docs, binary, install, uninstall, deb. Each sets up what it needs on a Debian 12 machine.
+# Verbs: demo, test, test-full, lint, bench, docs, binary, install, uninstall, deb, sbom. Each sets up what it needs on a Debian 12 machine.
 # demo FIRMWARE=1: a whole Debian disk that a firmware boots, with a cloud-init seed.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +16,7 @@ BINARY := dist/vllmd-hypervisor
 BUNDLED := $(VENV)/.bundled
 MODULES := $(shell find vmm devices -name '*.py')
 
-.PHONY: demo test test-full soak lint bench docs build binary install uninstall deb clean
+.PHONY: demo test test-full soak lint bench docs build binary install uninstall deb sbom clean
 
 build: $(STAMP) $(BUNDLED)
 
@@ -33,7 +33,7 @@ $(BUNDLED): $(STAMP) $(MODULES) packaging/bundle.py
 
 binary: $(BINARY)
 
-$(BINARY): $(STAMP) $(MODULES) $(shell find packaging/binary -name "*.[pc]*") packaging/commit.py
+$(BINARY): $(STAMP) $(MODULES) $(shell find packaging/binary -name "*.[pc]*") packaging/commit.py packaging/hardening.py packaging/parts.py
 	@$(PACKAGES) binary
 	@echo "building the static executable (about a minute)"
 	@$(STATIC_PYTHON) -I packaging/binary/build.py --output $@ \
@@ -67,6 +67,13 @@ deb: binary $(DOCUMENTS)
 	@$(PACKAGES) deb
 	packaging/debian/build.sh
 	lintian --fail-on error dist/vllmd-hypervisor_*.deb
+
+# What is inside executable and wheel, as CycloneDX: dist/*.cdx.json.
+sbom: build binary
+	$(BIN)/python -m pip --quiet --disable-pip-version-check wheel --no-deps --no-build-isolation \
+	    --wheel-dir dist .
+	$(BIN)/python packaging/sbom.py $(BINARY) build/binary/parts.json $(BINARY).cdx.json
+	for wheel in dist/*.whl; do $(BIN)/python packaging/sbom.py $$wheel - $$wheel.cdx.json; done
 
 demo: build
 	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)

@@ -261,9 +261,11 @@ def run_verb(argv: list[str]) -> int:
         say(usage.help_text(asked.name))
         return 0
     if asked.verb == "--version":
-        from vmm.command.about import describe
+        from vmm.command.about import describe, describe_parts
 
         say(f"{PROGRAM} {describe()}")
+        if asked.flags:
+            say(describe_parts())
         return 0
     if asked.verb == "seed":
         return seed(asked.files)
@@ -278,6 +280,11 @@ def run_verb(argv: list[str]) -> int:
             return dry_run(environment, as_json)
         return start("--timing" in asked.flags, environment)
     if asked.verb == "env":
+        if "--unit" in asked.flags:
+            from vmm.command.unit import unit_properties
+
+            say("\n".join(unit_properties(environment)))
+            return 0
         return show_settings(environment, as_json)
     if asked.verb == "check":
         return check(environment, as_json)
