@@ -114,7 +114,9 @@ def _key(part: str) -> str | None:
 def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
     """The last image with one more word about it."""
     if not images:
-        raise BadValue(f"{key}={brief(value)} belongs behind a path; a path of that form needs quotes")
+        raise BadValue(
+            f"{key}={brief(value)} belongs behind a path; a path of that form needs quotes"
+        )
     if key not in KEYS:
         near = nearest(key, list(KEYS))
         raise BadValue(f"unknown key {key!r}{near}; a path of that form needs double quotes")
@@ -126,7 +128,9 @@ def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
 def check_format(value: str) -> str:
     """The only one there is."""
     if value not in FORMATS:
-        raise BadValue(f"format={brief(value)}: raw is the only one; qemu-img convert -O raw makes it")
+        raise BadValue(
+            f"format={brief(value)}: raw is the only one; qemu-img convert -O raw makes it"
+        )
     return value
 
 
@@ -170,7 +174,9 @@ def _rate(key: str, value: str) -> Rate:
     except BadValue as error:
         raise BadValue(f"{key}={brief(value)}: {error}; the form is SIZE[/MS][+ONCE]") from None
     if not 0 < rate.size <= RATE_MAX or rate.once > RATE_MAX:
-        raise BadValue(f"{key}={brief(value)}: 1 to {RATE_MAX} is possible; leave it out for no limit")
+        raise BadValue(
+            f"{key}={brief(value)}: 1 to {RATE_MAX} is possible; leave it out for no limit"
+        )
     return rate
 
 
