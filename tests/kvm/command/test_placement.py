@@ -104,8 +104,9 @@ def test_a_node_is_that_of_vcpus_and_ram(tmp_path):
 def test_what_is_refused_is_refused_alike(tmp_path, placement, told, code):
     command = Command(tmp_path, CPU_PLACEMENT=placement)
     for verb in (["check"], ["start", "--dry-run"], ["start"]):
-        assert command.run(*verb)[0] == code, verb
-        assert told in command.run(*verb)[1]
+        found, text = command.run(*verb)
+        assert found == code, text
+        assert told in text
 
 
 def test_a_processor_that_is_not_ours_is_refused(tmp_path):
