@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import distribution
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -19,12 +20,15 @@ sys.path.insert(0, str(ROOT / "packaging"))
 
 import bundle  # noqa: E402
 import commit  # noqa: E402
+import hardening  # noqa: E402
 import inner  # noqa: E402
+import parts  # noqa: E402
 
 NATIVE = Path("vmm/_native")
 # Modules that need liburing; without its header the build says so and leaves them out.
 NEED_LIBURING = {"uring"}
 COMPILE_ARGS = ["-O2", "-g1", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function"]
+COMPILE_ARGS += hardening.COMPILE
 
 
 def have_liburing() -> bool:
@@ -63,6 +67,7 @@ def extensions() -> list[Extension]:
                 include_dirs=[str(NATIVE / "linux")],
                 libraries=libraries,
                 extra_compile_args=COMPILE_ARGS,
+                extra_link_args=hardening.LINK,
             )
         )
     return found
@@ -98,6 +103,11 @@ class BuildExt(build_ext):
         super().finalize_options()
 
 
+def generator() -> parts.Part:
+    """Cython, parts of which are in each native module."""
+    return parts.python_part(distribution("Cython"))
+
+
 def is_native_of_ours(path: Path) -> bool:
     """A native module, below a build's folder, whose source is still there."""
     source = ROOT / path.parent / f"{path.name.partition('.')[0]}.pyx"
@@ -122,6 +132,7 @@ class BuildPy(build_py):
                 old.unlink()
         super().run()
         commit.write(ROOT, target)
+        (target / parts.MODULE).write_text(parts.source_of([generator()]))
         inner.rewrite_tree(target)
         bundle.write(target, editable=False)
 

@@ -10,8 +10,8 @@ FUNCTION = "_" + PROGRAM.replace("-", "_")
 INSTANCES = f"""\
 {FUNCTION}_instances() {{
     local base=${{XDG_RUNTIME_DIR:-/run}} lock
-    for base in "$base/{PROGRAM}" /run/vllmd/{PROGRAM}; do
-        [ -d "$base" ] && find "$base" -mindepth 2 -maxdepth 2 -name lock 2>/dev/null
+    for base in "$base/{PROGRAM}" /run/vllmd; do
+        [ -d "$base" ] && find "$base" -maxdepth 4 -path "*/{PROGRAM}/*/lock" 2>/dev/null
     done | while read -r lock; do
         lock=${{lock%/lock}}
         echo "${{lock##*/}}"
@@ -119,7 +119,7 @@ def fish() -> str:
     lines = [f"# fish completion for {PROGRAM}", f"function {FUNCTION}_instances"]
     lines.append("    set -l base /run")
     lines.append("    set -q XDG_RUNTIME_DIR; and set base $XDG_RUNTIME_DIR")
-    lines.append(f"    for lock in $base/{PROGRAM}/*/lock /run/vllmd/{PROGRAM}/*/lock")
+    lines.append(f"    for lock in $base/{PROGRAM}/*/lock /run/vllmd/*/{PROGRAM}/*/lock")
     lines += ["        basename (dirname $lock)", "    end", "end", f"{head} -f"]
     for verb in usage.VERBS:
         lines.append(f"{head} -n __fish_use_subcommand -a {verb.name} -d {_fish(verb.meaning)}")

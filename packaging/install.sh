@@ -32,7 +32,8 @@ put_config() {
 put_unit() {
     put 644 "$1" "$2"
     [[ $verb == uninstall ]] || sed -i -E \
-        "s#^(Exec[A-Za-z]+=[-@:+!]*)(/usr/bin/)?$name#\1$prefix/bin/$name#" "$destination$2"
+        -e "s#^(Exec[A-Za-z]+=[-@:+!]*)(/usr/bin/)?$name#\1$prefix/bin/$name#" \
+        -e "s#\(($name env)#($prefix/bin/\1#" "$destination$2"
 }
 
 put 755 dist/$name "$prefix/bin/$name"
@@ -56,5 +57,5 @@ done
 put 644 packaging/systemd/vllmd.sysusers "$prefix/lib/sysusers.d/vllmd.conf"
 if [[ $verb == uninstall ]]; then
     rmdir --ignore-fail-on-non-empty "$destination$prefix/share/doc/$name" 2>/dev/null || true
-    echo "left: /etc/vllmd, /var/lib/vllmd and /var/log/vllmd, and the user vllmd"
+    echo "left: /etc/vllmd, /var/lib/vllmd and /var/log/vllmd, and the users vllmd and vllmd-NAME"
 fi

@@ -47,13 +47,13 @@ FILES = (
     (f"$XDG_RUNTIME_DIR/{PROGRAM}/NAME/", "An instance: lock (whose owner runs it), control (the "
      "socket that stop, status and dump ask) and state.json (how it ended)."),
     (f"/run/{PROGRAM}/NAME/", "The same for root without XDG_RUNTIME_DIR."),
-    (f"/run/vllmd/{PROGRAM}/NAME/", "The same for instances of the system's service."),
+    (f"/run/vllmd/NAME/{PROGRAM}/NAME/", "The same for instances of the system's service."),
     ("/etc/vllmd/hypervisor-NAME.env", "Settings of the system's service, one NAME=VALUE a line."),
     ("~/.config/vllmd/hypervisor-NAME.env", "Settings of a user's service."),
     ("$CREDENTIALS_DIRECTORY/guest.*", "Credentials for the guest (systemd.exec(5)), which it "
      "finds in SMBIOS under the rest of their names."),
-    ("/var/lib/vllmd/", "Kernels and images of the system's service."),
-    ("/var/log/vllmd/*.log", "Log files that logrotate takes care of."),
+    ("/var/lib/vllmd/", "Kernels of the system's service; images in its folder NAME."),
+    ("/var/log/vllmd/NAME/*.log", "Log files that logrotate takes care of."),
     ("/dev/kvm", "Must be readable and writable, as it is for the group kvm."),
     ("/dev/vfio/", "Devices that are passed through."),
 )  # fmt: skip
@@ -90,7 +90,7 @@ export {PREFIX}SERIAL=tty {PREFIX}CONSOLE=null
     ("As a service, with settings in /etc/vllmd/hypervisor-llama.env:",
      f"""\
 systemctl enable --now {PROGRAM}@llama
-XDG_RUNTIME_DIR=/run/vllmd {PROGRAM} status llama"""),
+{PROGRAM} status llama"""),
     ("A GPU goes to a guest, with all functions of its card:",
      f"""\
 systemctl enable --now vllmd-bind@0000:01:00.0 vllmd-bind@0000:01:00.1

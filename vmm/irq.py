@@ -16,6 +16,7 @@ from _thread import allocate_lock
 
 from vmm._native.kvm.vm import GsiRoutes
 from vmm.layout import GSI_MAX, IOAPIC_PINS, MSI_GSI_FIRST
+from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -68,7 +69,11 @@ class IrqLine:
         self._router = router
         self.gsi = gsi
         self.fd = _eventfd()
-        router.vm.irqfd(self.fd, gsi)
+        try:
+            router.vm.irqfd(self.fd, gsi)
+        except OSError:
+            self.close()
+            raise
 
     def pulse(self) -> None:
         """Raise the interrupt once."""
@@ -179,9 +184,11 @@ class MsiVector:
     def close(self) -> None:
         """Disconnect, close the eventfd."""
         if self.fd >= 0:
-            self.mask()
-            os.close(self.fd)
-            self.fd = -1
+            try:
+                self.mask()
+            finally:
+                os.close(self.fd)  # KVM drops its end then, if it has not
+                self.fd = -1
 
 
 def unmask_all(entries: Sequence[tuple[MsiVector, int, int]]) -> None:
@@ -246,8 +253,11 @@ class IrqRouter:
 
     def msi_vectors(self, count: int) -> list[MsiVector]:
         """``count`` masked vectors."""
-        vectors = [MsiVector(self) for _ in range(count)]
-        self._owned += vectors
+        vectors: list[MsiVector] = []
+        for _ in range(count):
+            vectors.append(MsiVector(self))
+            # At once: the next may find no descriptor.
+            self._owned.append(vectors[-1])
         return vectors
 
     def route(self, entries: Sequence[tuple[MsiVector, int, int]]) -> None:
@@ -364,6 +374,5 @@ class IrqRouter:
 
     def close(self) -> None:
         """Close every line and vector handed out; the VM fd must still be open."""
-        for owned in self._owned:
-            owned.close()
-        self._owned.clear()
+        owned, self._owned = self._owned, []
+        close_all([each.close for each in owned])

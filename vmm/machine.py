@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
     from vmm.irq import IrqLine
+    from vmm.kept import Kept
     from vmm.memory import Progress
     from vmm.settings.config import Config
 
@@ -74,6 +75,7 @@ def build_machine(
     vfio_kernel: VfioKernel | None = None,
     more: Callable[[Machine], None] | None = None,
     oem_strings: Sequence[str] = (),
+    kept: Kept | None = None,
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
@@ -81,9 +83,10 @@ def build_machine(
     outlive the machine, so that a guest's reboot can use them again. ``progress`` hears of the
     steps that take long with much RAM. ``vfio_kernel`` opens VFIO's files; None: the kernel's own.
     ``more`` adds devices of somebody else's, behind ours. ``oem_strings`` are the guest's to read
-    in SMBIOS.
+    in SMBIOS. ``kept``: at a reboot, what is used in place of files that cannot be opened again.
     """
     machine = Machine(config, progress, vfio_kernel)
+    machine.kept = kept
     try:
         _build(machine, disks, console, serial, cache_directory, more, oem_strings)
     except BaseException:
@@ -102,7 +105,9 @@ def _build(
     oem_strings: Sequence[str],
 ) -> None:
     config = machine.config
-    kernel_fd, plan = open_plan(config.kernel_path, cache_directory)
+    kept = machine.kept
+    opened = -1 if kept is None else kept.kernel
+    kernel_fd, plan = open_plan(config.kernel_path, cache_directory, opened)
     try:
         check_payload(
             plan, config.kernel_path, config.cmdline, config.initramfs_path, config.memory.size
@@ -122,7 +127,7 @@ def _build(
             more(machine)
         load_guest(
             plan, kernel_fd, config.kernel_path, machine.memory, config.initramfs_path,
-            config.cmdline,
+            config.cmdline, -1 if kept is None else kept.initramfs,
         )  # fmt: skip
         describe_platform(machine, apic_ids, oem_strings)
         configure_vcpus(machine, topology, ENTRY_REGS[plan.kind](plan.entry))
@@ -147,7 +152,7 @@ def create_vm(machine: Machine, apic_ids: list[int], memory: GuestMemory | None 
         kvm.close()
         raise
     if memory is None:
-        machine.memory = allocate(config.memory, machine.progress)
+        machine.memory = allocate(config.memory, machine.progress, machine.kept)
     machine.vm.map_memory(machine.memory)
     machine.vm.create_irqchip(apic_ids)
     if config.placement is not None:
@@ -189,18 +194,22 @@ def attach_pci(machine: Machine) -> None:
     machine.bar_windows = windows
     machine.pci = PciRoot(machine.mmio, windows.memory, machine.pio, windows.ports)
     machine.pio.attach(
-        layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE, machine.pci.ports, "PCI configuration"
+        layout.PCI_CONFIG_PORT,
+        layout.PCI_CONFIG_SIZE,
+        machine.pci.ports.target,
+        "PCI configuration",
     )
-    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam, "ECAM")
+    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam.target, "ECAM")
 
 
 def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole) -> None:
     """Console in slot 1, disks from slot 2 in their order, then the random number generator."""
     memory = machine.memory
     machine.console = Console("console", memory, console.port, console.size())
-    queues = min(machine.config.cpu_count, layout.DISK_QUEUES_MAX)
     devices: list[VirtioDevice] = [machine.console]
-    devices += [Block(f"disk{n}", memory, disk, queues) for n, disk in enumerate(disks)]
+    for number, disk in enumerate(disks):
+        queues = layout.disk_queues(machine.config.cpu_count, disk.queues)
+        devices.append(Block(f"disk{number}", memory, disk, queues))
     devices.append(Rng("rng", memory))
     if len(devices) >= layout.PCI_SLOTS:
         raise HostError(
@@ -210,9 +219,9 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
     for slot, device in enumerate(devices, 1):
         vectors = machine.vm.irq.msi_vectors(len(device.queue_sizes) + 1)
         function = VirtioPciFunction(device, vectors, machine.vm.doorbells)
+        machine.virtio.append(function)
         machine.bar_windows.place_emulated(function.bar)
         machine.pci.add(slot, function)
-        machine.virtio.append(function)
         function.enable()
 
 
@@ -285,6 +294,7 @@ class Machine:
         self.config = config
         self.progress = progress
         self.vfio_kernel = vfio_kernel
+        self.kept: Kept | None = None
         self.outcome_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.pio = Bus("ports", on_bus_error)
         self.mmio = Bus("MMIO", on_bus_error)

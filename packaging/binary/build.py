@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import json
 import os
 import struct
 import subprocess
@@ -22,19 +23,21 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(ROOT)]
 
 from collect import Collector, Missing, Module, marshalled  # noqa: E402
 from commit import commit  # noqa: E402
-from modules import BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, ROOTS  # noqa: E402
+from hardening import COMPILE, LINK  # noqa: E402
+from modules import BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, LINKED, ROOTS  # noqa: E402
+from parts import MODULE, Part, PartError, inputs, of_debian, of_python, source_of  # noqa: E402
 from rehearsal import RANGES_MAX, RehearsalError, pages_written, ranges  # noqa: E402
 
 PREPARE = "_vmm_prepare"
 OWN = {"vmm", "devices"}
 C_FLAGS = [
     "-O2", "-g0", "-fno-strict-aliasing", "-fno-pie", "-ffunction-sections", "-fdata-sections",
-    "-Wall", "-Wno-unused-function", "-DNDEBUG", "-DCYTHON_CLINE_IN_TRACEBACK=0",
+    "-Wall", "-Wno-unused-function", "-DNDEBUG", "-DCYTHON_CLINE_IN_TRACEBACK=0", *COMPILE,
 ]  # fmt: skip
 LINK_FLAGS = [
     "-static", "-no-pie", "-s", f"-Wl,-T,{HERE / 'snapshot.ld'}",
     "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=free", "-Wl,--gc-sections",
-    "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,relro",
+    "-Wl,--build-id=none", *LINK,
 ]  # fmt: skip
 # The static library calls these, which need the C library's shared parts; no code of ours gets
 # there (user names, host names, dlopen).
@@ -76,16 +79,39 @@ def native_sources() -> dict[str, Path]:
     return found
 
 
-def collect(elftools: Path, natives: set[str], work: Path) -> list[Module]:
+def parts_of(library: Path, packages: Path) -> list[Part]:
+    """Others' code that is to be in the binary; check_parts() looks whether it is."""
+    found = {library.resolve(), Path(os.__file__).resolve()}
+    for name in LINKED:
+        path = Path(run([os.environ.get("CC", "gcc"), f"-print-file-name={name}"]).strip())
+        if not path.is_absolute():
+            raise BuildError(f"{name} is missing: packaging/debian-packages.sh binary")
+        found.add(path.resolve())
+    of_pip = [of_python(name, packages) for name in ("Cython", "pyelftools")]
+    return sorted([*of_debian(found), *of_pip])
+
+
+def check_parts(map_file: Path, library: Path, told: list[Part], work: Path) -> None:
+    """BuildError when the linker took something of a package that is not told of."""
+    linked = inputs(map_file.read_text())
+    others = {path for path in linked if not path.is_relative_to(work)}
+    strange = sorted(set(of_debian(others | {library.resolve()})) - set(told))
+    if strange:
+        raise BuildError(f"modules.py does not list what is linked in: {strange}")
+
+
+def collect(elftools: Path, natives: set[str], work: Path, parts: list[Part]) -> list[Module]:
     """Every Python module of the binary, sorted by name."""
     places = [ROOT, Path(sysconfig.get_path("stdlib")), elftools.parent]
     finder = Collector(places, natives | set(BUILTIN) | set(CORE), LEFT_OUT, OWN)
     for name in ROOTS:
         finder.add(name, "modules.py")
     (work / "vmm").mkdir(exist_ok=True)
-    written = work / "vmm/_commit.py"
-    written.write_text(f"COMMIT = {commit(ROOT)!r}\n")
-    finder.modules["vmm._commit"] = Module("vmm._commit", written, work)
+    texts = {"vmm/_commit.py": f"COMMIT = {commit(ROOT)!r}\n", MODULE: source_of(parts)}
+    for path, text in texts.items():
+        (work / path).write_text(text)
+        name = path.removesuffix(".py").replace("/", ".")
+        finder.modules[name] = Module(name, work / path, work)
     finder.modules[PREPARE] = Module(PREPARE, HERE / "prepare.py", HERE)
     unused = sorted(set(LEFT_OUT) - finder.skipped)
     if unused:
@@ -140,7 +166,8 @@ def compile_all(work: Path, sources: dict[Path, str]) -> list[Path]:
     def build(source: Path) -> Path:
         module = sources[source]
         target = work / f"{module or source.stem}.o"
-        newest = max(path.stat().st_mtime for path in (source, HERE / "build.py"))
+        makers = (source, HERE / "build.py", HERE.parent / "hardening.py")
+        newest = max(path.stat().st_mtime for path in makers)
         if module and target.exists() and target.stat().st_mtime > newest:
             return target
         flags = [*C_FLAGS, f"-ffile-prefix-map={ROOT}=.", *include]
@@ -156,7 +183,7 @@ def compile_all(work: Path, sources: dict[Path, str]) -> list[Path]:
 def link(objects: list[Path], library: Path, output: Path) -> None:
     """The executable, with no snapshot yet."""
     command = [os.environ.get("CC", "gcc"), *LINK_FLAGS, "-o", str(output), *map(str, objects)]
-    command += [str(library), "-luring", "-lz", "-lm", "-lpthread"]
+    command += [str(library), "-luring", "-lz", "-lm", "-lpthread", f"-Wl,-Map={output}.map"]
     run(command)
 
 
@@ -219,7 +246,8 @@ def main() -> int:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         library = static_library()
         natives = native_sources()
-        modules = collect(options.elftools, set(natives), options.work)
+        parts = parts_of(library, options.elftools.parent)
+        modules = collect(options.elftools, set(natives), options.work, parts)
         sources = write_tables(options.work.resolve(), modules, natives)
         own = [HERE / name for name in ("launcher.c", "snapshot.c", "heap.c")]
         plain = dict.fromkeys([*own, *sources], "")
@@ -227,8 +255,10 @@ def main() -> int:
         objects = compile_all(options.work, {**plain, **modules_of})
         linked = options.work / "linked"
         link(objects, library, linked)
+        check_parts(linked.with_suffix(".map"), library, parts, options.work.resolve())
+        (options.work / "parts.json").write_text(json.dumps(parts))
         told = add_snapshot(linked, options.work / "snapshot.bin", options.output)
-    except (BuildError, Missing, RehearsalError) as error:
+    except (BuildError, Missing, PartError, RehearsalError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1
     size = options.output.stat().st_size

@@ -35,11 +35,15 @@ CORE = (
     "_frozen_importlib", "_frozen_importlib_external", "zipimport",
 )  # fmt: skip
 
+# Others' code that the linker takes from this machine, by the names that the compiler knows it by.
+LINKED = ("crt1.o", "libgcc.a", "libc.a", "libm.a", "liburing.a", "libz.a")
+
 _WINDOWS = "for Windows"
 # Module -> why it is not needed. Everything below it is left out with it.
 LEFT_OUT = {
     "nt": _WINDOWS,
     "winreg": _WINDOWS,
     "os.path": "os itself makes it",
+    "importlib.metadata": "what pip installed; the executable has a list of its own",
     "numpy": "the face of guest memory for scripts, which have a Python of their own",
 }

@@ -72,6 +72,10 @@ def test_a_vmm_that_hangs_is_killed_by_us(host):
     host.call(f"{SCENARIO}:hung_vmm_is_killed_by_us")
 
 
+def test_two_instances_are_strangers_to_each_other(host):
+    host.call("tests.lab.scenarios.strangers:two_instances")
+
+
 @pytest.mark.parametrize("kind", both("user"))
 def test_restarted_after_its_death(host, kind):
     host.call(f"{SCENARIO}:restarted_after_its_death", kind=kind)

@@ -25,6 +25,7 @@ SYSTEMD = ROOT / "packaging/systemd"
 UNITS = Path("/etc/systemd")
 INSTALLED = Path("/usr/local/bin/vllmd-hypervisor")
 USER = "alice"
+IMAGES = Path("/var/lib/vllmd")
 SYSTEM_IMAGE_BYTES = 1 << 20
 # A Python environment in a home or in /tmp, which the sandbox hides. A single file needs none.
 DROP_IN = f"""[Service]
@@ -69,7 +70,8 @@ def install() -> None:
     for kind in ("user", "system"):
         shutil.copy(SYSTEMD / "vllmd.slice", UNITS / kind)
         shutil.copy(SYSTEMD / kind / "vllmd-hypervisor@.service", UNITS / kind)
-    shutil.copy(SYSTEMD / "system/vllmd-bind@.service", UNITS / "system")
+    for name in ("bind", "prepare"):
+        shutil.copy(SYSTEMD / f"system/vllmd-{name}@.service", UNITS / "system")
     (UNITS / "user/simple@.service").write_text(SIMPLE_UNIT)
     drop_in("system", "vllmd-hypervisor@", "lab", DROP_IN)
     INSTALLED.symlink_to(COMMAND)
@@ -150,9 +152,11 @@ class Service:
         self.kind = kind
         self.name = name
         self.unit = f"{unit}@{name}.service"
-        account = pwd.getpwnam(USER if kind == "user" else "vllmd")
+        if kind == "system":
+            run("systemctl", "start", f"vllmd-prepare@{name}")
+        account = pwd.getpwnam(USER if kind == "user" else f"vllmd-{name}")
         self.ids = (account.pw_uid, account.pw_gid)
-        home = Path(account.pw_dir)
+        home = Path(account.pw_dir) if kind == "user" else IMAGES
         self.folder = home / name
         self.env_file = Path(f"/etc/vllmd/hypervisor-{name}.env")
         if kind == "user":
@@ -181,7 +185,7 @@ class Service:
             values["INITRAMFS_FILEPATH"] = self._copy(str(values["INITRAMFS_FILEPATH"]))
         lines = [f"VLLMD_HYPERVISOR_{name}={value}" for name, value in values.items() if value]
         self.env_file.write_text("\n".join(lines) + "\n")
-        run("chown", "-R", f"{self.ids[0]}:{self.ids[1]}", str(self.folder.parent))
+        run("chown", "-R", f"{self.ids[0]}:{self.ids[1]}", str(self.folder))
         if self.kind == "user":
             run("chown", "-R", f"{self.ids[0]}", str(self.env_file.parents[1]))
         return self
@@ -190,6 +194,7 @@ class Service:
         kept = self.folder.parent / Path(path).name
         if not kept.exists():
             shutil.copy(path, kept)
+            kept.chmod(0o644)
         return kept
 
     def ctl(self, *arguments: str, check: bool = True) -> str:

@@ -125,7 +125,7 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         initramfs, cmdline = values.get("initramfs_path"), values.get("cmdline")
         stages.append(files.kernel(values["kernel_path"], initramfs, cmdline, ram))
     if "cpu_count" in values:
-        stages.append([resources.descriptors(host, values["cpu_count"], len(system) + len(config))])
+        stages.append([resources.descriptors(host, values["cpu_count"], [*system, *config])])
     stages.append(kvm.kvm(host, values.get("cpu_count"), values.get("placement")))
     if "memory" in values and not _has_problem(stages[3], "memory"):
         stages.append(resources.guest_ram(values["memory"], host))

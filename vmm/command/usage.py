@@ -95,7 +95,11 @@ VERBS = (
         options=(Option("--all", "of all that do not run"),),
     ),
     Verb("check", "tell what a start lacks, and what cures it", options=(JSON,)),
-    Verb("env", "show every setting, and where it came from", options=(JSON,)),
+    Verb(
+        "env",
+        "show every setting, and where it came from",
+        options=(JSON, Option("--unit", "print what a systemd unit may give to the VM")),
+    ),
     Verb(
         "seed",
         "make a cidata image for cloud-init",
@@ -106,13 +110,15 @@ ENV_FILE = "--env-file"
 GENERAL = (
     Option(ENV_FILE, "more settings, from FILE; the environment wins", "FILE"),
     Option("--help", "show this, or with a verb what it takes"),
-    Option("--version", "show the version, and what it was built with"),
+    Option("--version", "show the version; --verbose: what is inside"),
 )
+VERBOSE = "--verbose"
 EXIT_CODES = (
     ("0", "the guest powered itself off; status: running; stop: as told"),
     ("1", "the VMM failed"),
     ("2", "bad settings, or a kernel that cannot be booted"),
     ("3, 4", "not running; not known"),
+    ("31", "a thread left its bounds"),
     ("33", "the guest crashed"),
     ("34", "a device failed"),
     ("35", "the guest panicked"),
@@ -157,7 +163,7 @@ def parse(arguments: list[str]) -> Request:
         if arguments[0] in ("-h", "--help", "help"):
             return Request("--help")
         if arguments[0] == "--version":
-            return Request("--version")
+            return Request("--version", flags=_verbose(arguments[1:]))
         raise UsageError(f"{quote(arguments[0])} is no verb; there are: {_names()}")
     known = [option.flag for option in verb.options]
     flags: list[str] = []
@@ -179,6 +185,13 @@ def parse(arguments: list[str]) -> Request:
     if len(words) < len([each for each in verb.files if each[0] != "["]):
         raise UsageError(f"{verb.name} needs more words; it takes: {verb.form()}")
     return Request(verb.name, name, tuple(flags), tuple(words), tuple(env_files))
+
+
+def _verbose(words: list[str]) -> tuple[str, ...]:
+    """What may follow --version."""
+    if words not in ([], [VERBOSE]):
+        raise UsageError(f"--version knows no {brief(words[-1])}; it takes: [{VERBOSE}]")
+    return tuple(words)
 
 
 def _take_env_files(arguments: list[str]) -> tuple[list[str], list[str]]:

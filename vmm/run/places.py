@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 RUN = "/run"
-# RuntimeDirectory= of the system unit.
+# The system unit's folder in it, with one for each instance, which has a user of its own.
 SERVICE = "vllmd"
 # Of a place of others no more names are looked at, and of all no more told.
 NAMES_MAX = 1000
@@ -51,7 +51,7 @@ class Places:
         except HostError:
             self.own = ""  # there is no such place, so nothing is in it
         seen: set[tuple[int, int]] = set()
-        for place in _places(self.own, run):
+        for place in _places(self.own, run, self.hidden):
             try:
                 found = os.stat(place, follow_symlinks=False)
                 if (found.st_dev, found.st_ino) not in seen:
@@ -137,9 +137,12 @@ def _has_lock(at: int, name: str) -> bool:
     return True
 
 
-def _places(own: str, run: str) -> list[str]:
-    """Folders of instances, whether they exist or not, in the order in which they are asked."""
-    bases = [run, f"{run}/{SERVICE}"]
+def _places(own: str, run: str, hidden: list[str]) -> list[str]:
+    """Folders of instances, whether they exist or not, in the order in which they are asked.
+
+    Adds to ``hidden`` what may not be listed.
+    """
+    bases = [run, f"{run}/{SERVICE}", *_services(f"{run}/{SERVICE}", hidden)]
     if os.geteuid() == 0:
         try:
             bases += [f"{run}/user/{uid}" for uid in sorted(os.listdir(f"{run}/user"))]
@@ -148,3 +151,19 @@ def _places(own: str, run: str) -> list[str]:
     else:
         bases.append(f"{run}/user/{os.geteuid()}")
     return ([own] if own else []) + [f"{base}/{FOLDER}" for base in bases]
+
+
+def _services(base: str, hidden: list[str]) -> list[str]:
+    """The service's folders, one for each instance; none where others than root make them.
+
+    Each belongs to a user of its own, who cannot put a link in its place.
+    """
+    try:
+        if os.stat(base, follow_symlinks=False).st_uid not in (0, os.geteuid()):
+            return []
+        return [f"{base}/{name}" for name in sorted(os.listdir(base))[:NAMES_MAX] if name != FOLDER]
+    except PermissionError:
+        hidden.append(base)
+    except OSError:
+        pass  # the service has never run here
+    return []

@@ -53,6 +53,7 @@ PLACEMENT_FORM = (
     "comma separated"
 )
 CLIQUE_WORDS = ("auto", "off")
+SECCOMP_WORDS = ("on", "log", "off")
 # The capability has four bits for it.
 CLIQUE_MAX = 15
 
@@ -118,6 +119,20 @@ def _parse_placement(text: str) -> Placement:
     return parse_placement(text)
 
 
+def _parse_seccomp(text: str) -> str:
+    word = text.strip().lower()
+    if word not in SECCOMP_WORDS:
+        raise BadValue(f"{quote(text)} is neither on, log nor off")
+    return word
+
+
+def _parse_switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("on", "off"):
+        raise BadValue(f"{quote(text)} is neither on nor off")
+    return word == "on"
+
+
 def _parse_cpu_count(text: str) -> int:
     return parse_integer(text, 1, CPU_MAX)
 
@@ -156,6 +171,11 @@ SETTINGS = (
     Setting("CPU_PLACEMENT", "placement", "", PLACEMENT_FORM,
             "host processors of the vCPUs, NUMA node, what the guest does without KVM",
             _parse_placement),
+    Setting("ATTACH", "attach", "off", "on or off",
+            "whether vmm.attach() and `dump` may look at the running guest", _parse_switch),
+    Setting("SECCOMP", "seccomp", "on", "on, log or off",
+            "what a system call does that its thread does not need: end the VM, be logged, nothing",
+            _parse_seccomp),
 )  # fmt: skip
 # What a field is when its variable is neither set nor has a default.
 UNSET: dict[str, Any] = {
@@ -173,9 +193,9 @@ class Config(Record):
     """Everything that was said, checked by form. Nothing in here has touched a file."""
 
     __slots__ = (
-        "cmdline", "config_images", "console", "cpu_count", "debug", "devices", "gdb",
+        "attach", "cmdline", "config_images", "console", "cpu_count", "debug", "devices", "gdb",
         "gpudirect_clique", "initramfs_path", "kernel_path", "log_destinations", "memory", "name",
-        "placement", "serial", "stop_timeout_seconds", "system_images", "warnings",
+        "placement", "seccomp", "serial", "stop_timeout_seconds", "system_images", "warnings",
     )  # fmt: skip
     kernel_path: str
     system_images: tuple[ImageSpec, ...]
@@ -187,6 +207,8 @@ class Config(Record):
     log_destinations: tuple[str, ...]
     debug: bool
     gdb: GdbAddress | None
+    attach: bool
+    seccomp: str
     name: str | None
     initramfs_path: str | None
     console: Endpoint

@@ -20,10 +20,11 @@ PROGRAM = Path(f"/usr/bin/{NAME}")
 UNIT = f"{NAME}@one.service"
 WANTED = Path(f"/etc/systemd/system/multi-user.target.wants/{UNIT}")
 LOGROTATE = Path(f"/etc/logrotate.d/{NAME}")
-IMAGES = Path("/var/lib/vllmd")
+STATE = Path("/var/lib/vllmd")
+IMAGES = STATE / "one"
 SERIAL = IMAGES / "serial"
 SETTINGS = Path("/etc/vllmd/hypervisor-one.env")
-LOG = Path("/var/log/vllmd/one.log")
+LOG = Path("/var/log/vllmd/one/vm.log")
 
 
 def dpkg(*words: str) -> None:
@@ -32,7 +33,9 @@ def dpkg(*words: str) -> None:
 
 
 def configure() -> None:
-    """An instance whose guest says one word and halts."""
+    """An instance whose guest says one word and halts; its user is there before it."""
+    run("systemctl", "start", "vllmd-prepare@one")
+    IMAGES.mkdir()
     (IMAGES / "guest.elf").write_bytes(build_elf(HALT))
     values = {
         "KERNEL_FILEPATH": IMAGES / "guest.elf", "SYSTEM_IMAGE_FILEPATH": IMAGES / "system.img",
@@ -44,8 +47,8 @@ def configure() -> None:
     for name in ("user-data", "meta-data"):
         (IMAGES / name).write_text("#cloud-config\n")
     run(NAME, "seed", *[str(IMAGES / name) for name in ("user-data", "meta-data", "seed.img")])
-    for path in IMAGES.iterdir():
-        shutil.chown(path, "vllmd", "vllmd")
+    for path in (IMAGES, *IMAGES.iterdir()):
+        shutil.chown(path, "vllmd-one", "vllmd-one")
     lines = [f"VLLMD_HYPERVISOR_{name}={value}\n" for name, value in values.items()]
     SETTINGS.write_text("".join(lines))
 
@@ -60,7 +63,7 @@ def installed() -> None:
         expect(os.path.lexists(line) or line == "/.", line)
     account = pwd.getpwnam("vllmd")
     expect("vllmd" in grp.getgrnam("kvm").gr_mem, str(grp.getgrnam("kvm")))
-    found = IMAGES.stat()
+    found = STATE.stat()
     expect((found.st_uid, stat.S_IMODE(found.st_mode)) == (account.pw_uid, 0o750), str(found))
     expect(NAME in run(NAME, "--version"), "no version")
     expect(f"ExecStart={PROGRAM} start" in run("systemctl", "cat", UNIT), "no unit")
@@ -78,7 +81,7 @@ def life(package: str) -> None:
     wait_for("the guest", lambda: SERIAL.exists() and "up" in SERIAL.read_text())
     pid = main_pid()
     expect(Path(f"/proc/{pid}/exe").resolve() == PROGRAM, pid)
-    run("env", "XDG_RUNTIME_DIR=/run/vllmd", NAME, "status", "one")
+    run(NAME, "status", "one")
 
     LOGROTATE.write_text(LOGROTATE.read_text().replace("weekly", "daily"))
     dpkg("--install", package)
@@ -93,7 +96,7 @@ def life(package: str) -> None:
         expect(os.path.lexists(path), f"{path} was removed before the purge")
 
     dpkg("--purge", NAME)
-    for path in (LOGROTATE, WANTED, LOG.parent, Path("/run/vllmd"), Path("/var/cache/vllmd")):
+    for path in (LOGROTATE, WANTED, LOG.parents[1], Path("/run/vllmd"), Path("/var/cache/vllmd")):
         expect(not os.path.lexists(path), f"{path} is there after the purge")
     for path in (SETTINGS, IMAGES / "system.img"):
         expect(path.exists(), f"{path} was its owner's")

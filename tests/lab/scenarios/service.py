@@ -233,7 +233,7 @@ def failed_with(service: Service, code: str, variables: list[str]) -> None:
 
 def logs_to_file_and_journal() -> None:
     """Both at once, with priorities; logrotate and a reload open the file anew."""
-    log = Path("/var/log/vllmd/logged.log")
+    log = Path("/var/log/vllmd/logged/vm.log")
     service = tiny(Service("system", "logged"), LOG_FILEPATH=f"{log},journald", DEBUG=1)
     service.start()
     records = service.journal()
@@ -249,7 +249,7 @@ def logs_to_file_and_journal() -> None:
         "/run/logrotate",
         str(ROOT / "packaging/logrotate/vllmd-hypervisor"),
     )
-    rotated = log.with_name("logged.log.1")
+    rotated = log.with_name("vm.log.1")
     wait_for("a new log file", log.exists)
     wait_for("its first line", lambda: "logs reopened" in log.read_text())
     expect("runs as process" in rotated.read_text(), rotated.read_text())

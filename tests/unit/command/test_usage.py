@@ -18,6 +18,7 @@ from vmm.errors import UsageError
         (["stop", "--help"], "--help", "stop", ()),
         (["-h"], "--help", None, ()),
         (["--version"], "--version", None, ()),
+        (["--version", "--verbose"], "--version", None, ("--verbose",)),
         (["seed", "a", "b", "c"], "seed", None, ()),
     ],
 )

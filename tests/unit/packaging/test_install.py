@@ -20,7 +20,7 @@ COMMON = {
     f"share/fish/vendor_completions.d/{NAME}.fish", "lib/sysusers.d/vllmd.conf",
     f"lib/systemd/system/{NAME}@.service", "lib/systemd/system/vllmd-bind@.service",
     f"lib/systemd/user/{NAME}@.service", "lib/systemd/system/vllmd.slice",
-    "lib/systemd/user/vllmd.slice",
+    "lib/systemd/user/vllmd.slice", "lib/systemd/system/vllmd-prepare@.service",
 }  # fmt: skip
 LOGROTATE = f"etc/logrotate.d/{NAME}"
 
@@ -69,6 +69,8 @@ def test_everything_is_installed_and_removed(tree, tmp_path):
     assert len(found) == len(COMMON) + len(DOCUMENTS) + 2 + len(list((tree / "docs").glob("*.md")))
     unit = (destination / f"opt/x/lib/systemd/system/{NAME}@.service").read_text()
     assert f"\nExecStart=/opt/x/bin/{NAME} start\n" in unit
+    prepare = (destination / "opt/x/lib/systemd/system/vllmd-prepare@.service").read_text()
+    assert f"$(/opt/x/bin/{NAME} env --unit " in prepare
     assert os.access(destination / f"opt/x/bin/{NAME}", os.X_OK)
     other = destination / "opt/x/share/man/man8/other.8"
     other.touch()

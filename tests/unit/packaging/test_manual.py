@@ -163,8 +163,8 @@ def test_fish(instances, typed, offered, not_offered):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("", {"start:run the VM in the foreground", "--version:show the version, and what it was "
-              "built with"}),
+        ("", {"start:run the VM in the foreground",
+              r"--version:show the version; --verbose\: what is inside"}),
         ("status ", {"--json[print JSON]", "--help[what it takes]",
                      f"1:instance:{FUNCTION}_names"}),
         ("seed ", {"--help[what it takes]", "*:file:_files"}),

@@ -14,6 +14,7 @@ import pytest
 SYSTEMD = Path(__file__).resolve().parents[3] / "packaging/systemd"
 UNIT = "vllmd-hypervisor@.service"
 BIND = "vllmd-bind@.service"
+PREPARE = "vllmd-prepare@.service"
 # systemd-analyze(1): 0 is a service that can do nothing, 10 one that can do everything.
 # 0.4 are the two kinds of namespaces by which guest RAM has its huge pages.
 EXPOSURE_MAX = 1.2
@@ -35,7 +36,8 @@ def analyze(tmp_path):
         text = re.sub(r"^(Exec\w+=)vllmd-hypervisor ", rf"\1{sys.executable} ", text, flags=re.M)
         (folder / UNIT.replace("@", "@one")).write_text(text)
         if kind == "system":
-            shutil.copy(SYSTEMD / kind / BIND, folder / BIND.replace("@", "@one"))
+            for name in (BIND, PREPARE):
+                shutil.copy(SYSTEMD / kind / name, folder / name.replace("@", "@one"))
         done = subprocess.run(
             ["systemd-analyze", f"--{kind}", *arguments, *sorted(map(str, folder.iterdir()))],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -87,3 +89,49 @@ def test_the_sandbox_allows_what_huge_pages_need():
     filters = [line for line in lines if line.startswith("SystemCallFilter=")]
     assert filters[-1] == "SystemCallFilter=fsopen fsconfig fsmount"
     assert "RestrictNamespaces=user mnt" in lines
+
+
+def test_each_instance_has_a_user_and_folders_of_its_own():
+    lines = (SYSTEMD / "system" / UNIT).read_text().splitlines()
+    assert {"User=vllmd-%i", "Group=vllmd-%i", "Requires=vllmd-prepare@%i.service"} <= set(lines)
+    for kind in ("Runtime", "State", "Cache", "Logs"):
+        assert f"{kind}Directory=vllmd/%i" in lines
+    # Others are added by the settings, for as long as they name a device.
+    assert [line for line in lines if line.startswith("DeviceAllow=")] == [
+        "DeviceAllow=/dev/kvm rw"
+    ]
+
+
+def commands(tmp_path: Path, properties: str, code: int = 0) -> list[str]:
+    """What the last command of vllmd-prepare@ runs, by stand-ins that write it down."""
+    text = (SYSTEMD / "system" / PREPARE).read_text()
+    script = text[text.index("/bin/sh -ec '") + len("/bin/sh -ec '") :].rstrip().removesuffix("'")
+    script = script.replace("\\\n", " ").replace("\\n", "\n").replace("$$", "$")
+    script = script.replace("%%", "%").replace("%i", "one")
+    log = tmp_path / "log"
+    log.touch()
+    stand_ins = {"vllmd-hypervisor": f"printf '{properties}'; exit {code}"}
+    stand_ins["systemctl"] = f'[ "$1" != show ] || echo vllmd-one; echo "$@" >>{log}'
+    for name in ("chown", "chmod"):
+        stand_ins[name] = f'echo {name} "$@" >>{log}'
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["/bin/sh", "-ec", script], check=True, env={"PATH": path})
+    return [line for line in log.read_text().splitlines() if not line.startswith("show")]
+
+
+def test_limits_and_devices_are_set_by_the_settings(tmp_path):
+    rows = ["MemoryMax=5", "DeviceAllow=", "DeviceAllow=/dev/vfio/vfio rw"]
+    rows += ["DeviceAllow=/dev/vfio/10 rw", "DeviceAllow=/dev/vfio/devices/vfio3 rw"]
+    found = commands(tmp_path, "\\n".join(rows) + "\\n")
+    assert found == [
+        "chown vllmd-one /dev/vfio/10", "chmod 0600 /dev/vfio/10",
+        "chown vllmd-one /dev/vfio/devices/vfio3", "chmod 0600 /dev/vfio/devices/vfio3",
+        f"set-property --runtime vllmd-hypervisor@one.service {' '.join(rows)}",
+    ]  # fmt: skip
+
+
+def test_bad_settings_are_left_to_the_instance(tmp_path):
+    assert commands(tmp_path, "", code=2) == []

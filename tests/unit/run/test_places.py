@@ -45,6 +45,41 @@ def test_all_places_are_looked_at(run):
         folder.close()
 
 
+def test_each_instance_of_the_service_has_a_folder(run):
+    for name in ("a", "b"):
+        (run / "vllmd" / name).mkdir()
+        make(run / "vllmd" / name, name).release()
+    found = places(run)
+    assert found.known == [(f"{run}/vllmd/{name}/{FOLDER}", name) for name in ("a", "b")]
+    folder = found.find("b")
+    assert folder.place == f"{run}/vllmd/b/{FOLDER}"
+    folder.close()
+
+
+def test_folders_that_a_stranger_has_made_are_none_of_the_service(run):
+    if os.geteuid() != 0:
+        pytest.skip("needs root: a folder of another user's")
+    (run / "vllmd/a").mkdir()
+    make(run / "vllmd/a", "a").release()
+    os.chown(run / "vllmd", 4242, -1)
+    assert places(run).known == []
+    os.chown(run / "vllmd", 0, -1)
+    assert len(places(run).known) == 1
+
+
+def test_folders_that_may_not_be_listed_are_told(run, monkeypatch):
+    real = os.listdir
+
+    def closed(path):
+        if str(path) == f"{run}/vllmd":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", closed)
+    with pytest.raises(UnknownInstanceError, match=f"no permission to look into {run}/vllmd "):
+        places(run).find("llama")
+
+
 def test_the_one_that_runs_is_meant(run):
     make(run / "own", "vm").release()
     service = make(run / "vllmd", "vm")

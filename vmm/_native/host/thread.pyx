@@ -2,6 +2,8 @@
 
 from libc.string cimport memset, strncpy
 
+from vmm._native.host.confine cimport confine_thread
+
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
         pass
@@ -70,18 +72,21 @@ cdef void *enter(void *raw) noexcept nogil:
     # would wait for that.
     cdef Thread *thread = <Thread *>raw
     vmm_thread_name(thread.name)
+    confine_thread(thread.kind)
     thread.main(thread.arg)
     return NULL
 
 
-cdef int thread_start(Thread *thread, const char *name, thread_main main, void *arg) noexcept nogil:
-    return thread_start_on(thread, name, main, arg, NULL, 0)
+cdef int thread_start(Thread *thread, int kind, const char *name, thread_main main,
+                      void *arg) noexcept nogil:
+    return thread_start_on(thread, kind, name, main, arg, NULL, 0)
 
 
-cdef int thread_start_on(Thread *thread, const char *name, thread_main main, void *arg,
+cdef int thread_start_on(Thread *thread, int kind, const char *name, thread_main main, void *arg,
                          const void *bitmap, size_t size) noexcept nogil:
     cdef sigset_t everything
     cdef sigset_t before
+    thread.kind = kind
     thread.main = main
     thread.arg = arg
     memset(thread.name, 0, sizeof(thread.name))

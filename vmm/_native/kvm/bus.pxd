@@ -65,6 +65,8 @@ cdef class Bus:
     cdef object on_error          # hears what a Python target raised, on the vCPU's thread
     cdef public object error      # without it: the first exception, else None
     cdef readonly uint64_t changes       # how often a range came, went or moved
+    cdef public uint32_t ring_offset     # of kept writes in a vCPU's mapping; 0: none are kept
+    cdef int ring_lock                   # who takes them out (see coalesced.pxd)
 
     # Sends one access; a miss leaves `data` untouched (all ones for a read). Any vCPU thread.
     cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,

@@ -17,6 +17,7 @@ class Bus:
     name: str
     error: BaseException | None
     changes: int
+    ring_offset: int
     @property
     def old_tables(self) -> int: ...
     def __init__(

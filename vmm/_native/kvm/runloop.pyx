@@ -26,6 +26,7 @@ from vmm._native.kvm.tracering cimport change_ring, run_vcpu, trace_exit
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
 from vmm._native.host.fd cimport check
+from vmm._native.host.confine cimport KIND_VCPU
 from vmm._native.host.thread cimport thread_join, thread_start_on
 
 from vmm._native.host.fd import IoctlError
@@ -86,8 +87,8 @@ cdef class VcpuLoop:
         vmm_store(&self.pause_wanted, held)
         self.vcpu.run.immediate_exit = held
         cdef int rc = thread_start_on(
-            &self.thread, self.thread_name, vcpu_main, <void *>self, <const char *>processors,
-            len(processors))
+            &self.thread, KIND_VCPU, self.thread_name, vcpu_main, <void *>self,
+            <const char *>processors, len(processors))
         if rc:
             self.finish()
             raise IoctlError(rc, f"pthread_create for {name}")

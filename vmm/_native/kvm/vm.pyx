@@ -225,6 +225,17 @@ cdef class VmFd(OwnedFd):
             rc = ioctl(self.fd, KVM_X86_SET_MSR_FILTER, &table)
         check(rc, b"KVM_X86_SET_MSR_FILTER")
 
+    def register_coalesced_mmio(self, uint64_t address, uint32_t size, bint pio):
+        """Keep writes there (ports with ``pio``) in a ring until the next exit."""
+        cdef kvm_coalesced_mmio_zone zone
+        zone.addr = address
+        zone.size = size
+        zone.pio = pio
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_REGISTER_COALESCED_MMIO, &zone)
+        check(rc, b"KVM_REGISTER_COALESCED_MMIO")
+
     def irq_line(self, uint32_t gsi, bint level):
         """Raise or lower an interrupt line."""
         cdef kvm_irq_level line

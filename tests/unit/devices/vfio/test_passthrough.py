@@ -329,6 +329,14 @@ def test_a_device_that_does_not_answer_is_refused(register):
     irq.close()
 
 
+def test_a_bar_of_a_size_that_cannot_be_is_refused():
+    device, irq = FakeDevice(), IrqRouter(FakeVm())
+    device.get_region_info = lambda index: (0, 3000 if index == 0 else 4096, 0, None, False)
+    with pytest.raises(HostError, match="0000:01:00.0: BAR 0 has 3000 bytes"):
+        attach(device, irq)
+    irq.close()
+
+
 def test_the_table_s_pages_are_left_out(made):
     function, _, _ = made
     around = function.interrupts.around_table
