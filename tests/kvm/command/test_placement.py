@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import HALT, Command, finish
+from tests.kvm.command.test_confine import reboots
+from tests.support.command import HALT, RESET, Command, finish
 from tests.support.speed import patience
 from vmm.host.kvm import open_kvm
 from vmm.host.placement import CAP_DISABLE_EXITS
@@ -129,3 +130,10 @@ def test_exits_that_this_kvm_lacks_are_refused_alike(tmp_path):
         code, text = command.run(*verb)
         assert code == 38, text
         assert f"exits={lacking[0]}: this host's KVM lets no guest do that itself" in text
+
+
+def test_a_guest_that_reboots_is_placed_again(tmp_path):
+    """By a process that has given up what it did not need any more."""
+    placement = f"cpus={OURS[-1]}" + (",exits=hlt" if "hlt" in offered() else "")
+    facts = reboots(tmp_path, RESET, CPU_PLACEMENT=placement)
+    assert facts["placement"]["cpus"] == [OURS[-1]]
