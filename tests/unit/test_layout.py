@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vmm.layout import TopDownAllocator
+from vmm.layout import TopDownAllocator, ram_regions
+from vmm.settings.memory import SIZE_MAX
 
 TIB = 1 << 40
 # An AMD host's IOMMU: no interrupts, and no HyperTransport area below 1 TiB.
@@ -32,3 +33,9 @@ def test_where_the_iommu_can_map():
 def test_elsewhere_when_it_can_map_nothing_there():
     assert window().allocate(1 << 20, 1 << 20, [(0, 0xFFFFFFFF)]) == TIB - (1 << 20)
     assert window().allocate(1 << 20, 1 << 20, []) == TIB - (1 << 20)
+
+
+def test_the_largest_ram_fits_into_slots_of_kvm():
+    """KVM_MEM_MAX_NR_PAGES of the kernel's linux/kvm_host.h."""
+    assert sum(size for _, size in ram_regions(SIZE_MAX)) == SIZE_MAX
+    assert all(size // 4096 <= (1 << 31) - 1 for _, size in ram_regions(SIZE_MAX))

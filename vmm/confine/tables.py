@@ -225,6 +225,7 @@ CONTROL = (
     Line("prctl", "a thread's name", (Arg(0, PR_SET_NAME),)),
     Line("seccomp", "a thread's own filter", (Arg(0, SECCOMP_SET_MODE_FILTER),)),
     Line("sched_getaffinity", "how many processors there are"),
+    Line("sched_setaffinity", "a vCPU's thread is made on its processors (CPU_PLACEMENT)"),
     Line("tgkill", "a vCPU comes out of the guest; no other process", (Arg(0, OWN_PID),)),
     # --- disks ---
     Line("io_uring_setup", "a queue's ring"),

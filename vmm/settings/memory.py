@@ -22,7 +22,8 @@ MIB = 1 << 20
 PAGE = 4096
 # The boot structures take the first MiB; nothing boots in less than this.
 SIZE_MIN = 4 * MIB
-SIZE_MAX = 1 << 44
+# What a memory slot of KVM holds with 32-bit page numbers less a sign (KVM_MEM_MAX_NR_PAGES).
+SIZE_MAX = 1 << 43
 HUGEPAGE_DEFAULT = 2 * MIB
 NODE_MAX = 1023
 SWITCHES = ("shared", "hugepages", "prefault", "mergeable", "thp")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import HALT, Command, finish
+from tests.kvm.command.test_confine import reboots
+from tests.support.command import HALT, RESET, Command, finish
 from tests.support.speed import patience
 from vmm.host.kvm import open_kvm
 from vmm.host.placement import CAP_DISABLE_EXITS
@@ -104,8 +105,9 @@ def test_a_node_is_that_of_vcpus_and_ram(tmp_path):
 def test_what_is_refused_is_refused_alike(tmp_path, placement, told, code):
     command = Command(tmp_path, CPU_PLACEMENT=placement)
     for verb in (["check"], ["start", "--dry-run"], ["start"]):
-        assert command.run(*verb)[0] == code, verb
-        assert told in command.run(*verb)[1]
+        found, text = command.run(*verb)
+        assert found == code, text
+        assert told in text
 
 
 def test_a_processor_that_is_not_ours_is_refused(tmp_path):
@@ -128,3 +130,10 @@ def test_exits_that_this_kvm_lacks_are_refused_alike(tmp_path):
         code, text = command.run(*verb)
         assert code == 38, text
         assert f"exits={lacking[0]}: this host's KVM lets no guest do that itself" in text
+
+
+def test_a_guest_that_reboots_is_placed_again(tmp_path):
+    """By a process that has given up what it did not need any more."""
+    placement = f"cpus={OURS[-1]}" + (",exits=hlt" if "hlt" in offered() else "")
+    facts = reboots(tmp_path, RESET, CPU_PLACEMENT=placement)
+    assert facts["placement"]["cpus"] == [OURS[-1]]

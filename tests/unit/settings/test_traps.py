@@ -169,7 +169,7 @@ def test_a_value_that_is_very_long_is_not_repeated():
 def test_nothing_is_accepted_twice_and_sizes_are_as_given():
     assert problems(MEMORY_CONFIG="shared=on").count("accepted:") == 1
     told = problems(MEMORY_CONFIG="size=1M")
-    assert "size=1M: from 4M to 16T" in told
+    assert "size=1M: from 4M to 8T" in told
     assert "1048576" not in told
     assert "page size 2M" in problems(MEMORY_CONFIG="size=5M,hugepages=on")
     assert "hugepage_size=3M is" in problems(MEMORY_CONFIG="size=9M,hugepages=on,hugepage_size=3M")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from vmm._native.kvm.vcpu import pack_cpuid
+from vmm.settings.placement import Placement
 from vmm.x86.cpuid import (
     HYPERVISOR_TIMING,
     Topology,
     common_cpuid,
     flat_topology,
+    placed,
     vcpu_cpuid,
     vcpu_tables,
 )
@@ -102,3 +104,18 @@ def test_packed_tables_are_the_lists_packed(vendor, topology):
     assert vcpu_tables(common, topology, pack_cpuid) == [
         pack_cpuid(vcpu_cpuid(common, index, topology)) for index in range(topology.count)
     ]
+
+
+def test_what_a_guest_with_processors_of_its_own_is_told():
+    common = [(1, 0, 0, 1, 2, 3 << 4, 4), (5, 0, 0, 0, 0, 0, 0), (0x40000001, 0, 0, 9, 0, 0, 0)]
+
+    def host(leaf, sub):
+        return 0x40, 0x41, leaf, sub
+
+    assert placed(common, host, Placement((0,), exits=("hlt", "pause"))) == common
+    hinted = placed(common, host, Placement((0,), realtime=True))
+    assert hinted == [*common[:2], (0x40000001, 0, 0, 9, 0, 0, 1)]
+    monitor, mwait, features = placed(common, host, Placement(exits=("mwait",)))
+    assert monitor[5] == 3 << 4 | 1 << 3
+    assert mwait[3:] == (0x40, 0x41, 5, 0)
+    assert features == common[2]
