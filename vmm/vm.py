@@ -109,13 +109,17 @@ class Vm:
     def keep_writes(self, ports: Bus, first: int, count: int) -> None:
         """Let writes to these ports wait in the kernel until the vCPU's next exit.
 
-        Once the vCPUs are made and before they run; nothing happens where KVM cannot.
+        Once the vCPUs are made and before they run. Where KVM cannot, each is an exit as ever.
         """
         page = self.kvm.check_extension(CAP_COALESCED_MMIO)
         whole = (page + 1) * PAGE_SIZE <= self.kvm.get_vcpu_mmap_size()
-        if page and whole and self.kvm.check_extension(CAP_COALESCED_PIO):
+        if not page or not whole or not self.kvm.check_extension(CAP_COALESCED_PIO):
+            return
+        try:
             self.fd.register_coalesced_mmio(first, count, pio=True)
-            ports.ring_offset = page * PAGE_SIZE
+        except OSError:
+            return
+        ports.ring_offset = page * PAGE_SIZE
 
     def close(self) -> None:
         """Close everything in reverse order; the vCPU threads have ended before."""

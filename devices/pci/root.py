@@ -13,7 +13,7 @@ from devices.failure import tell_failure
 from devices.pci.config_space import ConfigSpace
 from devices.pci.decoding import Decoding
 from devices.pci.function import PciFunction
-from vmm._native.ports.pciconfig import ECAM, PORTS, ConfigTable, ConfigTarget
+from vmm._native.ports.registers import ECAM, PORTS, ConfigTable, ConfigTarget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from vmm._native.virtio.registers import VirtioRegisters
+    from vmm._native.ports.registers import VirtioRegisters
 
 log = get_logger(__name__)
 

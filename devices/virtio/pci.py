@@ -22,7 +22,7 @@ from devices.virtio.common_config import (
     CommonConfig,
 )
 from devices.virtio.common_config import SIZE as COMMON_SIZE
-from vmm._native.virtio.registers import VirtioRegisters
+from vmm._native.ports.registers import VirtioRegisters
 from vmm.errors import HostError
 from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger

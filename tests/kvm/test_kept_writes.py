@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from tests.support.guest_asm import Program
 from tests.support.tiny_machine import TinyMachine
 from tests.support.two_vcpus import CONFIG_ADDRESS, CONFIG_DATA, CONFIG_ENABLE, RealMode, loop, race
 from vmm.run.runner import Runner
+from vmm.vm import CAP_COALESCED_PIO
 
 BRIDGE, CONSOLE = 0x0D578086, 0x10431AF4
 # More than the kernel's ring has room for (KVM_COALESCED_MMIO_MAX of 4 KiB: 170).
@@ -84,6 +87,36 @@ def test_another_vcpu_that_writes_without_end_keeps_nobody(machine):
         second = RealMode().out(CONFIG_ADDRESS, CONFIG_ENABLE | 1 << 11, 4).for_ever()
         assert race(tiny, first, second, 300).kind == "shutdown"
         assert tiny.results(first)[0] in (BRIDGE, CONSOLE)
+
+
+class Unable:
+    """In place of /dev/kvm or of the VM: one that keeps nothing, or is not allowed to."""
+
+    def __init__(self, real):
+        self._real = real
+
+    def __getattr__(self, name):
+        return getattr(self._real, name)
+
+    def check_extension(self, capability):
+        return 0 if capability == CAP_COALESCED_PIO else self._real.check_extension(capability)
+
+    def register_coalesced_mmio(self, address, size, pio):
+        raise OSError(errno.EPERM, "refused")
+
+
+@pytest.mark.parametrize("part", ["kvm", "fd"])
+def test_without_it_each_is_an_exit(tmp_path, monkeypatch, part):
+    program = Program()
+    select(program, 1).read_port(CONFIG_DATA, 4)
+    with TinyMachine(tmp_path, program.power_off()) as tiny:
+        vm = tiny.machine.vm
+        with monkeypatch.context() as patch:
+            patch.setattr(vm, part, Unable(getattr(vm, part)))
+            vm.keep_writes(tiny.machine.pio, CONFIG_ADDRESS, 4)
+        assert tiny.run().kind == "shutdown"
+        assert tiny.results(program) == [CONSOLE]
+        assert tiny.machine.exits() == {"io": 3}
 
 
 def test_a_scripts_guest_shows_every_write(tmp_path):

@@ -8,7 +8,7 @@ from vmm._native.kvm import bus as native_bus
 from vmm._native.kvm.bus import CONTINUE, ERROR, Bus, current_vcpu
 from vmm._native.kvm.hooktarget import HookTarget
 from vmm._native.ports.postport import PostPort
-from vmm._native.virtio.registers import VirtioRegisters
+from vmm._native.ports.registers import VirtioRegisters
 
 
 class Register:

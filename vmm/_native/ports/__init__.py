@@ -1,1 +1,1 @@
-"""Devices of a port or two."""
+"""Devices of a port or two, and what PCI functions answer without Python."""

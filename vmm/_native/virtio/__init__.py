@@ -1,1 +1,1 @@
-"""Queues and registers of virtio devices, and the threads that serve them."""
+"""Queues of virtio devices, and the threads that serve them."""

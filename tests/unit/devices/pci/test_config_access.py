@@ -9,7 +9,7 @@ from devices.pci.config_space import BAR0, ConfigSpace
 from devices.pci.function import PciFunction
 from devices.pci.root import PciRoot
 from vmm._native.kvm.bus import Bus
-from vmm._native.ports.pciconfig import ConfigTable
+from vmm._native.ports.registers import ConfigTable
 
 ADDRESS, DATA = 0xCF8, 0xCFC
 ECAM = 0xE8000000

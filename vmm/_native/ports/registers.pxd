@@ -1,6 +1,6 @@
-"""Configuration accesses that need no Python: nothing there, or a byte that only stands there."""
+"""Registers of PCI functions that need no Python: configuration space, and two of virtio's."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from vmm._native.kvm.bus cimport PythonTarget
 
@@ -16,3 +16,7 @@ cdef class ConfigTable:
 cdef class ConfigTarget(PythonTarget):
     cdef ConfigTable table
     cdef public uint32_t address       # of mechanism 1: the register at 0xcf8
+
+cdef class VirtioRegisters(PythonTarget):
+    cdef public uint16_t selected     # queue_select: which queue the queue registers show
+    cdef readonly uint16_t queues

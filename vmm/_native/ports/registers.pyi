@@ -9,3 +9,8 @@ class ConfigTable:
 class ConfigTarget(BusTarget):
     address: int
     def __init__(self, device: object, table: ConfigTable, way: int) -> None: ...
+
+class VirtioRegisters(BusTarget):
+    selected: int
+    queues: int
+    def __init__(self, device: object, queues: int) -> None: ...
