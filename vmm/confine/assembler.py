@@ -19,8 +19,10 @@ from vmm.confine.tables import ALLOW, HOT, TABLES, Line
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A step: code, where to go (so many steps further) if true and if false, operand.
-Step = tuple[int, int, int, int]
+# A step: code, where to go (so many steps further) if true and if false, operand. ALLOWED stands
+# for the end of a leaf.
+Step = tuple[int, int | str, int, int]
+ALLOWED = "allowed"
 LOAD, AND, GO, EQUAL, AT_LEAST, RETURN = 0x20, 0x54, 0x05, 0x15, 0x35, 0x06
 RET_ALLOW, RET_ERRNO, RET_TRAP = 0x7FFF0000, 0x00050000, 0x00030000
 # struct seccomp_data: nr, arch, instruction_pointer, args.
@@ -29,7 +31,7 @@ ARCH_X86_64 = 0xC000003E
 WORD = 0xFFFFFFFF
 JUMP_MAX = 255
 # So few are looked at one after the other.
-LEAF = 3
+LEAF = 8
 NAMES = Path(__file__).resolve().parents[1] / "_native/linux/syscall_names.h"
 PROGRAMS = Path(__file__).with_name("programs.py")
 
@@ -46,40 +48,65 @@ def verdict(answer: int) -> Step:
 
 
 def of_line(line: Line) -> list[Step]:
-    """Ends with the line's answer, or goes on behind itself where an argument is another."""
-    checks: list[list[Step]] = []
-    for arg in line.args:
-        check = [(LOAD, 0, 0, ARGS_AT + 8 * arg.position)]
+    """Goes to its end where the line holds, and on behind itself where an argument is another."""
+    steps: list[Step] = [] if line.answer == ALLOW else [verdict(line.answer)]
+    for arg in reversed(line.args):
+        check: list[Step] = [(LOAD, 0, 0, ARGS_AT + 8 * arg.position)]
         if arg.mask != WORD:
             check.append((AND, 0, 0, arg.mask))
-        checks.append([*check, (EQUAL, 0, 0, arg.value)])
-    steps: list[Step] = [verdict(line.answer)]
-    for check in reversed(checks):
-        code, yes, _, value = check[-1]
-        steps = [*check[:-1], (code, yes, len(steps), value), *steps]
+        yes: int | str = 0 if steps else ALLOWED
+        steps = [*check, (EQUAL, yes, len(steps), arg.value), *steps]
     return steps
 
 
 def of_call(lines: Sequence[Line]) -> list[Step]:
     """All lines of one call; none holds: the trap."""
-    steps = [step for line in lines for step in of_line(line)]
-    if lines[-1].args:
+    steps: list[Step] = []
+    for line in lines:
+        found = of_line(line)
+        if steps and len(found) == 2 and found[0] == loaded(steps):
+            found = found[1:]
+        steps += found
+    last = lines[-1]
+    if last.args:
         steps.append((RETURN, 0, 0, RET_TRAP))
+    elif last.answer == ALLOW:
+        steps.append(verdict(ALLOW))
     return steps
+
+
+def loaded(steps: Sequence[Step]) -> Step | None:
+    """The step that loaded the number which is compared, where nothing was done to it since."""
+    for step in reversed(steps):
+        if step[0] == LOAD:
+            return step
+        if step[0] != EQUAL or step[1] != ALLOWED:
+            return None
+    return None
 
 
 def if_number(number: int, steps: list[Step]) -> list[Step]:
     """``steps`` for this call; for others what stands behind them."""
-    if len(steps) <= JUMP_MAX:
-        return [(EQUAL, 0, len(steps), number), *steps]
-    return [(EQUAL, 1, 0, number), (GO, 0, 0, len(steps)), *steps]
+    if steps == [verdict(ALLOW)]:
+        return [(EQUAL, ALLOWED, 0, number)]
+    return [(EQUAL, 0, len(steps), number), *steps]
+
+
+def leaf(calls: Sequence[tuple[int, list[Step]]]) -> list[Step]:
+    """A few calls, one after the other, then the trap; with one end for all that is allowed."""
+    steps = [step for number, found in calls for step in if_number(number, found)]
+    steps += [(RETURN, 0, 0, RET_TRAP), verdict(ALLOW)]
+    end = len(steps) - 1
+    return [
+        (code, end - at - 1 if yes == ALLOWED else yes, no, operand)
+        for at, (code, yes, no, operand) in enumerate(steps)
+    ]
 
 
 def of_tree(calls: Sequence[tuple[int, list[Step]]]) -> list[Step]:
     """Finds the call among ascending numbers, in as few steps as they allow; else the trap."""
     if len(calls) <= LEAF:
-        found = [step for number, steps in calls for step in if_number(number, steps)]
-        return [*found, (RETURN, 0, 0, RET_TRAP)]
+        return leaf(calls)
     half = len(calls) // 2
     low, high = of_tree(calls[:half]), of_tree(calls[half:])
     middle = calls[half][0]
@@ -100,7 +127,9 @@ def steps_of(table: Sequence[Line], hot: str | None = None) -> list[Step]:
     calls = sorted((number, of_call(lines)) for number, lines in grouped.items())
     first: list[Step] = []
     if hot is not None:
-        first = if_number(numbers[hot], of_call(grouped[numbers[hot]]))
+        found = leaf([(numbers[hot], of_call(grouped[numbers[hot]]))])
+        # Behind it stands the rest, in place of the trap.
+        first = [(EQUAL, 1, 0, numbers[hot]), (GO, 0, 0, len(found)), *found]
         calls = [(number, steps) for number, steps in calls if number != numbers[hot]]
     return [
         (LOAD, 0, 0, ARCH_AT),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from _thread import allocate_lock, start_new_thread
+from errno import EAGAIN
 
 from vmm._native.host.confine import name_thread
 
@@ -21,22 +22,37 @@ if TYPE_CHECKING:
 
 
 class Hands:
-    """Made by the control thread once it is confined. OSError without a thread or a descriptor."""
+    """Made by the control thread once it is confined. OSError without a descriptor.
+
+    What is asked before start() waits for it.
+    """
 
     def __init__(self) -> None:
         self._jobs: list[Job | None] = []
         self._ended = allocate_lock()
         self._bell = os.eventfd(0, os.EFD_CLOEXEC)
+        self._started = False
+        self._lacking: OSError | None = None
+
+    def start(self) -> None:
+        """Idempotent. OSError without a thread: whoever asks hears of it as well."""
+        if self._started:
+            return
         self._ended.acquire()
         try:
             start_new_thread(self._work, ())
-        except BaseException as error:
-            os.close(self._bell)
-            if isinstance(error, RuntimeError):
-                from errno import EAGAIN
+            self._started = True
+        except RuntimeError as error:
+            self._lacking = OSError(EAGAIN, f"a thread for the devices' set-up: {error}")
+            self._refuse()
+            raise self._lacking from error
 
-                raise OSError(EAGAIN, "a thread for the devices' set-up") from error
-            raise
+    def _refuse(self) -> None:
+        while self._jobs:
+            found = self._jobs.pop(0)
+            if found is not None and self._lacking is not None:
+                found[2].append(self._lacking)
+                found[1].release()
 
     def carry_out(self, job: Callable[[], None]) -> None:
         """Have it done, and wait; raises what it raised. Any thread but the hands'."""
@@ -45,6 +61,8 @@ class Hands:
         raised: list[BaseException] = []
         self._jobs.append((job, done, raised))
         os.eventfd_write(self._bell, 1)
+        if self._lacking is not None:
+            self._refuse()
         done.acquire()
         if raised:
             raise raised[0]
@@ -68,8 +86,9 @@ class Hands:
     def close(self) -> None:
         """End the thread, with no vCPU running; idempotent. Control thread."""
         if self._bell >= 0:
-            self._jobs.append(None)
-            os.eventfd_write(self._bell, 1)
-            self._ended.acquire()
+            if self._started:
+                self._jobs.append(None)
+                os.eventfd_write(self._bell, 1)
+                self._ended.acquire()
             os.close(self._bell)
             self._bell = -1

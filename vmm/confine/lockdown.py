@@ -36,7 +36,6 @@ ON, LOG, OFF = "on", "log", "off"
 CONTROL = 0
 # linux/capability.h: what is pinned for a device is not counted.
 IPC_LOCK = 14
-STANDARD_MAX = 2
 
 
 class Lockdown:
@@ -60,7 +59,7 @@ class Lockdown:
 
     def arm(self) -> None:
         """Before anything is opened, and before any other thread. OSError."""
-        self._inherited = _inherited()
+        self._inherited = confine.open_descriptors()
         programs = () if self.seccomp == OFF else PROGRAMS
         confine.arm(programs, self.seccomp == LOG, self._keep)
 
@@ -121,6 +120,11 @@ class Lockdown:
             ) from error
         self._hands = Hands()
 
+    def running(self) -> None:
+        """Its guest runs: what it need not have waited for. OSError."""
+        if self._hands is not None:
+            self._hands.start()
+
     def status(self) -> dict[str, object]:
         """Facts for `status`: what is on."""
         return {
@@ -138,17 +142,3 @@ class Lockdown:
             self._hands = None
         if self.kept is not None:
             self.kept.close()
-
-
-def _inherited() -> list[int]:
-    """Descriptors that somebody left open for us, beside the standard ones."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
-        try:
-            os.fstat(fd)
-        except OSError:
-            continue  # the one that has just listed them
-        if fd > STANDARD_MAX:
-            found.append(fd)
-    return found

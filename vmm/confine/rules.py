@@ -79,7 +79,8 @@ def _outputs(config: Config) -> Iterator[tuple[str, int]]:
 
 
 def _folder(path: str) -> str:
-    return os.path.dirname(os.path.realpath(path))
+    """Where a link leads to, if it is one: there it is made anew."""
+    return os.path.dirname(os.path.realpath(path) if os.path.islink(path) else path) or "."
 
 
 def _output(path: str, rights: int) -> tuple[str, int]:

@@ -140,7 +140,8 @@ VCPU = (
     Line("close", "one that it uses no more"),
     Line("sendto", "log lines, to journald as well"),
     Line("geteuid", "the C library's business before some calls"),
-    Line("getrandom", "Python's dictionaries"),
+    Line("getrandom", "os.urandom()"),
+    Line("sched_getaffinity", "glibc 2.41's getrandom() keeps state for each processor"),
     # A log's daemon that was started again is called by the control thread; a late import is an
     # error of the device then. Neither is the end of the guest.
     *(
@@ -183,7 +184,12 @@ CONSOLE = (
     Line("unlink", "what could not be finished"),
     Line("ftruncate", "a full file that cannot be renamed starts anew"),
 )
-RNG = (*COMMON, Line("getrandom", "what the guest asks for"))
+RNG = (
+    *COMMON,
+    *MEMORY,
+    Line("getrandom", "what the guest asks for"),
+    Line("sched_getaffinity", "glibc 2.41's getrandom() keeps state for each processor"),
+)
 PREFAULT = (*COMMON, Line("madvise", "takes the pages", (Arg(2, MADV_POPULATE_WRITE),)))
 CONTROL = (
     *requests("a vCPU's, which has this filter as well", KVM_RUN),
@@ -279,6 +285,7 @@ CONTROL = (
     Line("getpeername", "the same"),
     Line("shutdown", "a connection's end"),
     Line("getrandom", "Python's dictionaries; the guest's generation id"),
+    Line("getpgrp", "whether this job has its terminal"),
     Line("getuid", "who we are"),
     Line("geteuid", "who we are"),
     Line("getgid", "who we are"),

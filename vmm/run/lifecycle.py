@@ -168,6 +168,7 @@ class Lifecycle:
         self.lockdown.enter(machine, self.instance)
         self.runner.start(machine)
         self.ran = True
+        self.lockdown.running()
         if first:
             self._once_running(machine)
         gc.enable()

@@ -60,8 +60,11 @@ def test_every_thread_is_confined(tmp_path):
             "seccomp": "on", "landlock": confine.landlock_abi(),
             "capabilities": [], "core_dumps": False, "attach": False,
         }  # fmt: skip
-        found = threads(process.pid)
-        assert {"vcpu0", "vcpu1", "serial", "hands"} <= set(found)
+        named = {"vcpu0", "vcpu1", "serial", "hands"}
+        deadline = time.monotonic() + patience(10)
+        while not named <= set(found := threads(process.pid)):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.02)
         for name, facts in found.items():
             assert (facts["NoNewPrivs"], facts["Seccomp"]) == ("1", FILTERED), name
             for kind in ("CapEff", "CapPrm", "CapInh", "CapAmb"):

@@ -17,7 +17,7 @@ def instance(kernel: str, initramfs: str, memory: str) -> Guest:
     """One whose guest tells of itself and sleeps."""
     guest = Guest(
         KERNEL_FILEPATH=kernel, INITRAMFS_FILEPATH=initramfs, CPU_COUNT=1, MEMORY_CONFIG=memory,
-        SERIAL="tty", CMDLINE="console=ttyS0 quiet panic=-1", NAME="seen",
+        SERIAL="tty", CMDLINE="console=ttyS0 quiet panic=-1", NAME="seen", ATTACH="on",
     )  # fmt: skip
     for name in ("SYSTEM", "CONFIG"):
         path = guest.folder / f"{name.lower()}.img"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from functools import partial
@@ -14,6 +15,7 @@ from vmm.confine.hands import Hands
 @pytest.fixture
 def hands():
     made = Hands()
+    made.start()
     yield made
     made.close()
 
@@ -61,10 +63,47 @@ def test_many_ask_at_once(hands):
     assert sorted(done) == sorted(list(range(50)) * 4)
 
 
+def test_what_is_asked_before_the_start_waits_for_it():
+    hands = Hands()
+    done = []
+    asker = threading.Thread(target=hands.carry_out, args=(partial(done.append, 1),))
+    asker.start()
+    assert done == []
+    hands.start()
+    asker.join(10)
+    assert done == [1]
+    hands.close()
+
+
+def test_without_a_thread_everybody_hears_of_it(monkeypatch):
+    hands = Hands()
+    heard = []
+
+    def ask() -> None:
+        try:
+            hands.carry_out(lambda: None)
+        except OSError as error:
+            heard.append(error.errno)
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    monkeypatch.setattr("vmm.confine.hands.start_new_thread", refuse)
+    with pytest.raises(OSError, match="devices' set-up"):
+        hands.start()
+    asker.join(10)
+    ask()
+    assert heard == [errno.EAGAIN] * 2
+    hands.close()
+
+
 def test_nothing_is_left():
     before = (len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")))
     for _ in range(5):
         made = Hands()
+        made.start()
         made.carry_out(lambda: None)
         made.close()
         made.close()
