@@ -1,4 +1,4 @@
-# Verbs: demo, test, test-full, lint, bench, docs, binary, install, uninstall, deb, sbom. Each sets up what it needs on a Debian 12 machine.
+# Verbs: demo, test, test-full, fuzz, sanitize, soak, lint, bench, docs, binary, install, uninstall, deb, sbom. Each sets up what it needs on a Debian 12 machine.
 # demo FIRMWARE=1: a whole Debian disk that a firmware boots, with a cloud-init seed.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +16,7 @@ BINARY := dist/vllmd-hypervisor
 BUNDLED := $(VENV)/.bundled
 MODULES := $(shell find vmm devices -name '*.py')
 
-.PHONY: demo test test-full lint bench docs build binary install uninstall deb sbom clean
+.PHONY: demo test test-full fuzz sanitize soak lint bench docs build binary install uninstall deb sbom clean
 
 build: $(STAMP) $(BUNDLED)
 
@@ -92,11 +92,32 @@ test-full: build binary
 	VLLMD_TEST_FULL=1 VLLMD_TEST_KVM=1 VLLMD_TEST_LAB=1 \
 	    $(BIN)/python -m pytest $(WORKERS) --durations=20 $(PYTEST_ARGS)
 
+# A guest that reboots, writes, verifies and talks for HOURS: memory, descriptors and threads flat.
+HOURS ?= 6
+soak: build
+	mkdir -p build
+	nice -n 10 $(BIN)/python -m tests.support.soak --hours $(HOURS) --samples build/soak.jsonl
+
+# Inputs by the million (docs/howto/fuzzing.md): SECONDS for each target, TARGET=name,name, SEED=number.
+SECONDS ?= 60
+FUZZ = $(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(addprefix --target ,$(TARGET)) $(addprefix --seed ,$(SEED))
+
+fuzz: build
+	@$(PACKAGES) test
+	$(FUZZ)
+
+# The same over native modules with address, undefined-behaviour and thread sanitizers, built in
+# build/fuzz: those of the tree stay as they are.
+sanitize: build
+	@$(PACKAGES) test
+	$(FUZZ) --set asan
+	$(FUZZ) --set tsan
+
 lint: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint vmm/_native
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint vmm/_native tests/fuzz/drivers
 	$(BIN)/python -m pytest -q tests/style
 
 PEERS = $(foreach peer,cloud-hypervisor firecracker,$(addprefix --set $(subst -,_,$(peer))=,$(abspath $(wildcard ../shared/peers/$(peer)))))

@@ -21,7 +21,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--lab-rounds", type=int, default=3)
     parser.add_argument(
-        "--lab-only", default="", help="memory, linux, debian, fio, hypervisor-fw or CLOUDHV.fd"
+        "--lab-only",
+        default="",
+        help="memory, exits, linux, debian, fio, hypervisor-fw or CLOUDHV.fd",
     )
     parser.add_argument("--disk-place", help="a folder on the file system that disk asks")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")

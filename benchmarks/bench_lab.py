@@ -13,14 +13,17 @@ from tests.lab.guests.job_guest import JobGuest
 from tests.lab.rig.lab import Lab, LabError
 from tests.lab.rig.progress import say
 
-INSIDE = "benchmarks.inside_lab"
+INSIDE = "benchmarks.inside_lab:run"
+COUNTED = "benchmarks.inside_exits:count"
 ATTEMPTS = 3
 
 
 Row = dict[str, Any]
 
 
-def collect(make_lab: Callable[[], Any], calls: list[dict[str, object]]) -> list[Row]:
+def collect(
+    make_lab: Callable[[], Any], calls: list[dict[str, object]], function: str = INSIDE
+) -> list[Row]:
     """Results of the calls, in order: figures, or ``error`` with the reason.
 
     A lab that the emulator lost is made anew. A VMM that fails in a lab that goes on has no more
@@ -36,7 +39,7 @@ def collect(make_lab: Callable[[], Any], calls: list[dict[str, object]]) -> list
         try:
             if name not in failed:
                 lab = lab or make_lab()
-                text = lab.call(f"{INSIDE}:run", timeout=900, **call)
+                text = lab.call(function, timeout=900, **call)
                 row = json.loads(text.strip().splitlines()[-1])
         except LabError as error:
             lost += 1
@@ -67,6 +70,8 @@ def main(peers: dict[str, str], lab_rounds: int, only: str = "") -> dict[str, ob
     system = {"kernel": str(debian.kernel), "initramfs": str(debian.initramfs)}
     if not only or only == "memory":
         results["memory"] = by_memory(vmms, lab_rounds, linux)
+    if not only or only == "exits":
+        results["exits"] = by_cause(vmms, linux)
     questions = [
         ("Linux to user space, s", "linux", linux, []),
         ("Debian to multi-user, s", "debian", system, [debian.image]),
@@ -111,6 +116,22 @@ def by_memory(vmms: dict[str, str], rounds: int, linux: dict[str, str]) -> dict[
     for call, row in zip(calls, collect(Lab, calls), strict=True):
         table.setdefault(str(call["vmm"]), []).append(row)
     return show("Linux to user space by memory, s", table, "vllmd-hypervisor shared=on,thp=off")
+
+
+def by_cause(vmms: dict[str, str], linux: dict[str, str]) -> dict[str, Row]:
+    """All exits of one boot each, by device and cause."""
+    calls: list[dict[str, object]] = [
+        {"vmm": name, "path": path, **linux} for name, path in vmms.items()
+    ]
+    found = dict(zip(vmms, collect(Lab, calls, COUNTED), strict=True))
+    counted = [row for row in found.values() if "error" not in row]
+    print("\nExits of a Linux boot: " + ", ".join(found))
+    for name in dict.fromkeys(name for row in counted for name in row):
+        print(f"{name:34}" + "".join(f"{row.get(name, 0):10}" for row in counted))
+    for name, row in found.items():
+        if "error" in row:
+            print(f"{name}: failed: {row['error'].strip().splitlines()[-1]}")
+    return found
 
 
 def show(title: str, table: dict[str, list[Row]], base: str = "QEMU microvm") -> dict[str, Row]:

@@ -60,8 +60,11 @@ def _place(error: BaseException) -> tuple[str, int]:
 
 
 def _traceback(error: BaseException) -> str:
-    try:
-        import traceback
-    except Exception:  # a host without descriptors or memory cannot load it
-        return "(no traceback)"
-    return "".join(traceback.format_exception(error)).rstrip()
+    """The places, as Python shows them, without the lines' text: a vCPU's thread opens no file."""
+    lines = ["Traceback (most recent call last):"]
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f'  File "{code.co_filename}", line {trace.tb_lineno}, in {code.co_name}')
+        trace = trace.tb_next
+    return "\n".join([*lines, f"{type(error).__name__}: {error}"])

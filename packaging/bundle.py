@@ -23,6 +23,7 @@ NATIVE = ROOT / "vmm/_native"
 ROOTS = (
     "vmm.command.cli",
     "vmm.boot.elf",
+    "vmm.confine.lockdown",
     "vmm.host.preflight",
     "vmm.log.sinks",
     "vmm.run.instance",

@@ -2,6 +2,8 @@
 
 The router is the only writer of KVM's routing table, which every call replaces as a whole, so the
 24 IOAPIC pins are always in it. Interrupts are raised by writing an eventfd: no ioctl, no exit.
+A GSI stands for a message, not for a vector: whoever unmasks with a message that is in the table
+needs no new table. Measured: KVM takes 0.08 ms for a table, and 0.03 more for each 100 routes.
 Source: Documentation/virt/kvm/api.rst, 4.52 (KVM_SET_GSI_ROUTING), 4.75 (KVM_IRQFD).
 """
 
@@ -12,7 +14,9 @@ import os
 import select
 from _thread import allocate_lock
 
+from vmm._native.kvm.vm import GsiRoutes
 from vmm.layout import GSI_MAX, IOAPIC_PINS, MSI_GSI_FIRST
+from vmm.light.teardown import close_all
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
     from vmm._native.kvm.vm import VmFd
 
+    Message = tuple[int, int, int]
+
 log = get_logger(__name__)
 
 # An MSI address whose bit 4 is clear carries destination id bits 8..14 in its bits 5..11
@@ -28,6 +34,12 @@ log = get_logger(__name__)
 _EXT_DEST_SHIFT = 5
 _EXT_DEST_MASK = 0x7F
 _DEST_HI_SHIFT = 8
+# A table gets the next messages of the same processor too: Linux takes vectors in ascending order,
+# so that one table serves the drivers' next requests.
+_AHEAD = 16
+_VECTORS = 256
+# Messages that nobody uses may be so many, and as many as are in use: those of 128 processors.
+_SPARE = 128 * _AHEAD
 
 
 def _eventfd() -> int:
@@ -41,7 +53,7 @@ def _drain(fd: int) -> None:
         return
 
 
-def _message(address: int, data: int) -> tuple[int, int, int]:
+def _message(address: int, data: int) -> Message:
     """Address and data as KVM's table has them."""
     low, high = address & 0xFFFFFFFF, address >> 32
     if not low & 0x10 and not high:
@@ -57,7 +69,11 @@ class IrqLine:
         self._router = router
         self.gsi = gsi
         self.fd = _eventfd()
-        router.vm.irqfd(self.fd, gsi)
+        try:
+            router.vm.irqfd(self.fd, gsi)
+        except OSError:
+            self.close()
+            raise
 
     def pulse(self) -> None:
         """Raise the interrupt once."""
@@ -129,8 +145,8 @@ class MsiVector:
     """One MSI-X vector. While masked, an interrupt written to ``fd`` waits in the eventfd.
 
     KVM looks at the eventfd when the irqfd is assigned, so what waited is injected on unmask().
-    ``gsi`` and ``unmasked`` change under the router's lock, by calls that the owner's lock lets
-    through one at a time; ``fd`` stays till close(), and any thread may write it.
+    ``gsi`` (None while masked) and ``unmasked`` change under the router's lock, by calls that the
+    owner's lock lets through one at a time; ``fd`` stays till close(), and any thread may write it.
     """
 
     def __init__(self, router: IrqRouter) -> None:
@@ -144,7 +160,7 @@ class MsiVector:
 
         Where KVM refuses that, it is told and the vector stays masked, or becomes so.
         """
-        self._router.route(self, address, data)
+        self._router.route([(self, address, data)])
 
     def mask(self) -> None:
         """Disconnect; later interrupts stay pending."""
@@ -166,11 +182,19 @@ class MsiVector:
         _drain(self.fd)
 
     def close(self) -> None:
-        """Disconnect, give the GSI back, close the eventfd."""
+        """Disconnect, close the eventfd."""
         if self.fd >= 0:
-            self._router.release(self)
-            os.close(self.fd)
-            self.fd = -1
+            try:
+                self.mask()
+            finally:
+                os.close(self.fd)  # KVM drops its end then, if it has not
+                self.fd = -1
+
+
+def unmask_all(entries: Sequence[tuple[MsiVector, int, int]]) -> None:
+    """unmask() of many of one machine, each with its address and data: one table for all."""
+    if entries:
+        entries[0][0]._router.route(entries)
 
 
 def pending(vectors: Sequence[MsiVector]) -> list[int]:
@@ -194,11 +218,15 @@ class IrqRouter:
     def __init__(self, vm: VmFd) -> None:
         self.vm = vm
         self._lock = allocate_lock()
-        self._routes: dict[int, tuple[int, int, int]] = {}
+        self._table = GsiRoutes()
+        for pin in range(IOAPIC_PINS):
+            self._table.pin(pin, pin)
+        # The messages of the table, and how many vectors are connected to each GSI.
+        self._gsis: dict[Message, int] = {}
+        self._users: dict[int, int] = {}
         # GSIs from here on have never been anybody's; those given back come before them.
         self._next = MSI_GSI_FIRST
         self._free: list[int] = []
-        self._pins = [(pin, pin) for pin in range(IOAPIC_PINS)]
         self._owned: list[IrqLine | LevelLine | MsiVector] = []
 
     def connect_pins(self) -> None:
@@ -209,7 +237,7 @@ class IrqRouter:
         power button, as 5) and kills the guest.
         """
         with self._lock:
-            self._commit()
+            self.vm.set_gsi_routing(self._table)
 
     def line(self, gsi: int) -> IrqLine:
         """The IOAPIC pin ``gsi`` as an edge-triggered line."""
@@ -224,84 +252,127 @@ class IrqRouter:
         return line
 
     def msi_vectors(self, count: int) -> list[MsiVector]:
-        """``count`` masked vectors; a GSI is taken only when one is first unmasked."""
-        vectors = [MsiVector(self) for _ in range(count)]
-        self._owned += vectors
+        """``count`` masked vectors."""
+        vectors: list[MsiVector] = []
+        for _ in range(count):
+            vectors.append(MsiVector(self))
+            # At once: the next may find no descriptor.
+            self._owned.append(vectors[-1])
         return vectors
 
-    def route(self, vector: MsiVector, address: int, data: int) -> None:
-        """Point the vector's GSI at a message, then connect its irqfd.
+    def route(self, entries: Sequence[tuple[MsiVector, int, int]]) -> None:
+        """Have each vector's message (address, data) in the table, then connect its irqfd.
 
         In this order: an irqfd without its route would lose interrupts. What KVM refuses leaves
         no trace in the table: it is set as a whole, and every later vector would be refused.
         """
+        refused = []
         with self._lock:
-            try:
-                self._connect(vector, *_message(address, data))
-            except OSError as error:
-                self._disconnect(vector)
-                why = str(error)
-            else:
-                return
-        log.warning(f"an MSI vector stays masked: address {address:#x}, data {data:#x}: {why}")
+            wanted = [(vector, _message(address, data)) for vector, address, data in entries]
+            if len(wanted) > 1:
+                self._have_all([message for _, message in wanted])
+            for (vector, message), (_, address, data) in zip(wanted, entries, strict=True):
+                try:
+                    self._connect(vector, message)
+                except OSError as error:
+                    self._disconnect(vector)
+                    refused.append((address, data, str(error)))
+        for address, data, why in refused:
+            log.warning(f"an MSI vector stays masked: address {address:#x}, data {data:#x}: {why}")
 
-    def _connect(self, vector: MsiVector, low: int, high: int, data: int) -> None:
-        if vector.gsi is None:
-            vector.gsi = self._take_gsi()
-        old = self._routes.get(vector.gsi)
-        if old != (low, high, data):
-            self._routes[vector.gsi] = (low, high, data)
-            try:
-                self._commit()
-            except OSError:
-                self._put_back(vector, vector.gsi, old)
-                raise
-        if not vector.unmasked:
-            self.vm.irqfd(vector.fd, vector.gsi)
-            vector.unmasked = True
-
-    def _take_gsi(self) -> int:
-        if self._free:
-            return self._free.pop()
-        if self._next == GSI_MAX:
-            raise OSError(errno.ENOSPC, f"no GSI is left, KVM routes at most {GSI_MAX}")
-        self._next += 1
-        return self._next - 1
-
-    def _put_back(self, vector: MsiVector, gsi: int, old: tuple[int, int, int] | None) -> None:
-        """The table as KVM still has it."""
-        if old is not None:
-            self._routes[gsi] = old
+    def _have_all(self, messages: list[Message]) -> None:
+        """One table for all of them; where that is refused, each gets its own, by _connect()."""
+        if self._gsis.keys() >= {*messages}:
             return
-        del self._routes[gsi]
+        try:
+            self._have(messages)
+        except OSError as error:
+            if log.debugging:
+                log.debug(f"{len(messages)} MSI routes one by one: {error}")
+
+    def _connect(self, vector: MsiVector, message: Message) -> None:
+        gsi = self._gsis.get(message)
+        if gsi is None:
+            self._have([message])
+            gsi = self._gsis[message]
+        if vector.gsi == gsi:
+            return
+        # What comes in between waits in the eventfd.
+        self._disconnect(vector)
+        self.vm.irqfd(vector.fd, gsi)
+        vector.gsi, vector.unmasked = gsi, True
+        self._users[gsi] = self._users.get(gsi, 0) + 1
+
+    def _disconnect(self, vector: MsiVector) -> None:
+        if vector.gsi is not None:
+            self.vm.irqfd(vector.fd, vector.gsi, assign=False)
+            self._users[vector.gsi] -= 1
+            if not self._users[vector.gsi]:
+                del self._users[vector.gsi]
+            vector.gsi, vector.unmasked = None, False
+
+    def _have(self, messages: list[Message]) -> None:
+        """Give KVM a table with all of them, or the first for which there are GSIs.
+
+        OSError where it refuses, and the table is as before.
+        """
+        new = [*dict.fromkeys([m for m in messages if m not in self._gsis])]
+        spare = len(self._gsis) - len(self._users)
+        if spare > len(self._users) + _SPARE or len(new) > self._gsis_left():
+            self._forget_all_but(messages)
+        new = new[: self._gsis_left()]
+        if not new:
+            raise OSError(errno.ENOSPC, f"no GSI is left, KVM routes at most {GSI_MAX}")
+        added: list[Message] = []
+        try:
+            for message in new:
+                self._add(message, added)
+            for message in new:
+                self._add_next(message, added)
+            self.vm.set_gsi_routing(self._table)
+        except BaseException:
+            for message in added:
+                self._remove(message)
+            raise
+
+    def _add_next(self, message: Message, added: list[Message]) -> None:
+        """Those that probably come next, as far as there are GSIs."""
+        low, high, data = message
+        for vector in range(data + 1, min(data + _AHEAD, _VECTORS)):
+            if (low, high, vector) not in self._gsis and self._gsis_left():
+                self._add((low, high, vector), added)
+
+    def _gsis_left(self) -> int:
+        return len(self._free) + GSI_MAX - self._next
+
+    def _add(self, message: Message, added: list[Message]) -> None:
+        if self._free:
+            gsi = self._free.pop()
+        else:
+            gsi = self._next
+            self._next += 1
+        self._gsis[message] = gsi
+        added.append(message)
+        self._table.message(gsi, *message)
+
+    def _remove(self, message: Message) -> None:
+        gsi = self._gsis.pop(message)
+        self._table.remove(gsi)
         self._free.append(gsi)
-        vector.gsi = None
+
+    def _forget_all_but(self, kept: list[Message]) -> None:
+        """What nobody is connected to; KVM hears of it with the next table."""
+        needed = {*kept}
+        for message, gsi in list(self._gsis.items()):
+            if gsi not in self._users and message not in needed:
+                self._remove(message)
 
     def unroute(self, vector: MsiVector) -> None:
-        """Disconnect the irqfd; the route stays, so that unmasking again costs no table."""
+        """Disconnect the irqfd; the message stays, so that unmasking again costs no table."""
         with self._lock:
             self._disconnect(vector)
 
-    def _disconnect(self, vector: MsiVector) -> None:
-        if vector.unmasked and vector.gsi is not None:
-            self.vm.irqfd(vector.fd, vector.gsi, assign=False)
-            vector.unmasked = False
-
-    def release(self, vector: MsiVector) -> None:
-        """Take back the vector's GSI."""
-        self.unroute(vector)
-        with self._lock:
-            if vector.gsi is not None:
-                self._routes.pop(vector.gsi, None)
-                self._free.append(vector.gsi)
-                vector.gsi = None
-
-    def _commit(self) -> None:
-        messages = [(gsi, *route) for gsi, route in sorted(self._routes.items())]
-        self.vm.set_gsi_routing(self._pins, messages)
-
     def close(self) -> None:
         """Close every line and vector handed out; the VM fd must still be open."""
-        for owned in self._owned:
-            owned.close()
-        self._owned.clear()
+        owned, self._owned = self._owned, []
+        close_all([each.close for each in owned])

@@ -97,8 +97,10 @@ GSI_MAX = 4096
 
 # --- PCI slots, in the order of creation ---
 PCI_SLOTS = 32
-# Request queues of a disk: one for each vCPU, up to this.
-DISK_QUEUES_MAX = 4
+# Request queues of a disk: one for each vCPU, up to the first where nothing is said of it, and
+# never more than the second.
+DISK_QUEUES = 4
+DISK_QUEUES_MAX = 64
 
 
 def ram_regions(size: int) -> list[tuple[int, int]]:
@@ -108,6 +110,11 @@ def ram_regions(size: int) -> list[tuple[int, int]]:
     if size > low:
         regions.append((HIGH_MEMORY_GPA, size - low))
     return regions
+
+
+def disk_queues(vcpus: int, wanted: int | None) -> int:
+    """How many request queues a disk has; more than vCPUs would have no user."""
+    return min(vcpus, wanted or DISK_QUEUES)
 
 
 def memory_map(regions: list[tuple[int, int]]) -> list[tuple[int, int, bool]]:

@@ -21,6 +21,7 @@ from vmm import layout
 from vmm._native.console.uart import Uart
 from vmm._native.host.posix import host_cpuid
 from vmm._native.kvm.bus import Bus
+from vmm._native.kvm.vcpu import pack_cpuid
 from vmm._native.ports.pmtimer import PmTimer
 from vmm._native.ports.postport import PostPort
 from vmm.acpi.spec import AcpiSpec
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
     from vmm.irq import IrqLine
+    from vmm.kept import Kept
     from vmm.memory import Progress
     from vmm.settings.config import Config
 
@@ -73,6 +75,7 @@ def build_machine(
     vfio_kernel: VfioKernel | None = None,
     more: Callable[[Machine], None] | None = None,
     oem_strings: Sequence[str] = (),
+    kept: Kept | None = None,
 ) -> Machine:
     """Build a machine by ``config``, paused at its entry point. Raises VmmError.
 
@@ -80,9 +83,10 @@ def build_machine(
     outlive the machine, so that a guest's reboot can use them again. ``progress`` hears of the
     steps that take long with much RAM. ``vfio_kernel`` opens VFIO's files; None: the kernel's own.
     ``more`` adds devices of somebody else's, behind ours. ``oem_strings`` are the guest's to read
-    in SMBIOS.
+    in SMBIOS. ``kept``: at a reboot, what is used in place of files that cannot be opened again.
     """
     machine = Machine(config, progress, vfio_kernel)
+    machine.kept = kept
     try:
         _build(machine, disks, console, serial, cache_directory, more, oem_strings)
     except BaseException:
@@ -101,7 +105,9 @@ def _build(
     oem_strings: Sequence[str],
 ) -> None:
     config = machine.config
-    kernel_fd, plan = open_plan(config.kernel_path, cache_directory)
+    kept = machine.kept
+    opened = -1 if kept is None else kept.kernel
+    kernel_fd, plan = open_plan(config.kernel_path, cache_directory, opened)
     try:
         check_payload(
             plan, config.kernel_path, config.cmdline, config.initramfs_path, config.memory.size
@@ -121,7 +127,7 @@ def _build(
             more(machine)
         load_guest(
             plan, kernel_fd, config.kernel_path, machine.memory, config.initramfs_path,
-            config.cmdline,
+            config.cmdline, -1 if kept is None else kept.initramfs,
         )  # fmt: skip
         describe_platform(machine, apic_ids, oem_strings)
         configure_vcpus(machine, topology, ENTRY_REGS[plan.kind](plan.entry))
@@ -146,12 +152,19 @@ def create_vm(machine: Machine, apic_ids: list[int], memory: GuestMemory | None 
         kvm.close()
         raise
     if memory is None:
-        machine.memory = allocate(config.memory, machine.progress)
+        machine.memory = allocate(config.memory, machine.progress, machine.kept)
     machine.vm.map_memory(machine.memory)
     machine.vm.create_irqchip(apic_ids)
+    if config.placement is not None:
+        from vmm.host import placement
+
+        placement.enable_exits(kvm, machine.vm.fd, config.placement)
     machine.vm.create_vcpus(apic_ids)
     for fd in machine.vm.vcpu_fds:
         machine.vcpus.append(Vcpu(fd, machine.pio, machine.mmio, machine.outcome_fd))
+    if config.placement is not None:
+        for vcpu in machine.vcpus:
+            vcpu.processors = placement.vcpu_processors(config.placement, vcpu.index)
 
 
 def attach_platform(machine: Machine, serial: HostConsole) -> None:
@@ -181,18 +194,22 @@ def attach_pci(machine: Machine) -> None:
     machine.bar_windows = windows
     machine.pci = PciRoot(machine.mmio, windows.memory, machine.pio, windows.ports)
     machine.pio.attach(
-        layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE, machine.pci.ports, "PCI configuration"
+        layout.PCI_CONFIG_PORT,
+        layout.PCI_CONFIG_SIZE,
+        machine.pci.ports.target,
+        "PCI configuration",
     )
-    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam, "ECAM")
+    machine.mmio.attach(layout.ECAM_GPA, layout.ECAM_SIZE, machine.pci.ecam.target, "ECAM")
 
 
 def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole) -> None:
     """Console in slot 1, disks from slot 2 in their order, then the random number generator."""
     memory = machine.memory
     machine.console = Console("console", memory, console.port, console.size())
-    queues = min(machine.config.cpu_count, layout.DISK_QUEUES_MAX)
     devices: list[VirtioDevice] = [machine.console]
-    devices += [Block(f"disk{n}", memory, disk, queues) for n, disk in enumerate(disks)]
+    for number, disk in enumerate(disks):
+        queues = layout.disk_queues(machine.config.cpu_count, disk.queues)
+        devices.append(Block(f"disk{number}", memory, disk, queues))
     devices.append(Rng("rng", memory))
     if len(devices) >= layout.PCI_SLOTS:
         raise HostError(
@@ -202,9 +219,9 @@ def attach_virtio(machine: Machine, disks: Sequence[Disk], console: HostConsole)
     for slot, device in enumerate(devices, 1):
         vectors = machine.vm.irq.msi_vectors(len(device.queue_sizes) + 1)
         function = VirtioPciFunction(device, vectors, machine.vm.doorbells)
+        machine.virtio.append(function)
         machine.bar_windows.place_emulated(function.bar)
         machine.pci.add(slot, function)
-        machine.virtio.append(function)
         function.enable()
 
 
@@ -246,9 +263,12 @@ def configure_vcpus(machine: Machine, topology: cpuid.Topology, entry: dict[str,
         tsc_khz=machine.vcpus[0].fd.get_tsc_khz(),
         topology=topology,
     )
+    if machine.config.placement is not None:
+        common = cpuid.placed(common, host_cpuid, machine.config.placement)
     msrs = msr.boot_msrs()
-    for vcpu in machine.vcpus:
-        vcpu.configure(cpuid.vcpu_cpuid(common, vcpu.index, topology), msrs)
+    tables = cpuid.vcpu_tables(common, topology, pack_cpuid)
+    for vcpu, table in zip(machine.vcpus, tables, strict=True):
+        vcpu.configure(table, msrs)
     machine.vcpus[0].set_entry(entry, regs.boot_sregs(), (regs.FCW_DEFAULT, regs.MXCSR_DEFAULT))
     machine.vcpus[0].patch_lapic(lapic.set_lint)
 
@@ -267,9 +287,14 @@ class Machine:
         progress: Progress = no_progress,
         vfio_kernel: VfioKernel | None = None,
     ) -> None:
+        if config.placement is not None:
+            from vmm.host.placement import placed
+
+            config = placed(config)
         self.config = config
         self.progress = progress
         self.vfio_kernel = vfio_kernel
+        self.kept: Kept | None = None
         self.outcome_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.pio = Bus("ports", on_bus_error)
         self.mmio = Bus("MMIO", on_bus_error)
@@ -320,6 +345,7 @@ class Machine:
         """Facts for `status`: memory, vCPUs, disks and devices, exits, phases of the start."""
         return {
             "memory": memory_status(self.config.memory, self.memory),
+            "placement": self.config.placement and self.config.placement.status(),
             "vcpus": [vcpu.status() for vcpu in self.vcpus],
             "devices": [f.status() for f in self.functions()],
             "exits": self.exits(),

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm.kept import Kept
     from vmm.settings.memory import MemoryConfig
 
     # (what is being done, bytes done, bytes in all), told on the control thread.
@@ -33,13 +34,16 @@ def no_progress(what: str, done: int, total: int) -> None:
     """For callers that do not want to know."""
 
 
-def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMemory:
+def allocate(
+    config: MemoryConfig, progress: Progress = no_progress, kept: Kept | None = None
+) -> GuestMemory:
     """Map the guest's RAM as configured; HostError when the host refuses it.
 
-    ``progress`` is called before each piece of a prefault, which may take long.
+    ``progress`` is called before each piece of a prefault, which may take long. ``kept``: at a
+    reboot, the file system for its file.
     """
-    memory = map_ram(config)
-    if memory.refused:
+    memory = map_ram(config, kept)
+    if memory.refused and kept is None:
         log.warning(
             f"guest RAM is in pages of 4 KiB, and the guest slower for it: {memory.refused} "
             "(`vllmd-hypervisor check` tells the cure)"
@@ -48,7 +52,7 @@ def allocate(config: MemoryConfig, progress: Progress = no_progress) -> GuestMem
     return memory
 
 
-def map_ram(config: MemoryConfig) -> GuestMemory:
+def map_ram(config: MemoryConfig, kept: Kept | None = None) -> GuestMemory:
     """Its address space, with nothing in it yet; HostError when the host refuses it."""
     try:
         return GuestMemory(
@@ -57,6 +61,7 @@ def map_ram(config: MemoryConfig) -> GuestMemory:
             hugepage_size=config.hugepage_size if config.hugepages else 0,
             mergeable=config.mergeable,
             thp=config.thp,
+            again=None if kept is None else (kept.mount, kept.refused),
         )
     except OSError as error:
         raise _cannot_map(config, error) from error

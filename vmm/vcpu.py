@@ -21,7 +21,7 @@ if TYPE_CHECKING:
             """One of them."""
 
     from vmm._native.kvm.bus import Bus
-    from vmm._native.kvm.vcpu import CpuidEntry, VcpuFd
+    from vmm._native.kvm.vcpu import VcpuFd
     from vmm._native.memory.guestmem import GuestMemory
 
 GENERAL = (
@@ -32,6 +32,8 @@ GENERAL = (
     ("r14", "r15"),
 )
 CODE_BYTES = 16
+# Of the largest kernels' bitmap of processors.
+AFFINITY_BYTES = 1024
 RFLAGS_IF = 1 << 9
 # KVM_MP_STATE_* of linux/kvm.h.
 MP_STATE_HALTED = 3
@@ -72,9 +74,11 @@ class Vcpu:
         self.loop = VcpuLoop(fd, pio, mmio, done_fd)
         self._lock = _thread.allocate_lock()
         self._held = False
+        # The host's processors that its thread may run on; None: all that are ours.
+        self.processors: set[int] | None = None
 
-    def configure(self, cpuid: Sequence[CpuidEntry], msrs: Sequence[tuple[int, int]]) -> None:
-        """CPUID first (MSRs depend on it), then MSRs."""
+    def configure(self, cpuid: bytes, msrs: Sequence[tuple[int, int]]) -> None:
+        """CPUID first (packed; MSRs depend on it), then MSRs."""
         self.fd.set_cpuid2(cpuid)
         done = self.fd.set_msrs(msrs)
         if done != len(msrs):
@@ -99,7 +103,17 @@ class Vcpu:
 
     def start(self, held: bool = False) -> None:
         """Run the guest on a thread of its own; ``held``, from let_go() on."""
-        self.loop.start(f"vcpu{self.index}", held)
+        if self.processors is None:
+            self.loop.start(f"vcpu{self.index}", held)
+            return
+        bitmap = sum([1 << number for number in self.processors])
+        try:
+            self.loop.start(f"vcpu{self.index}", held, bitmap.to_bytes(AFFINITY_BYTES, "little"))
+        except OSError as error:
+            raise HostError(
+                f"vCPU {self.index} cannot run on {sorted(self.processors)} alone: {error}",
+                "choose processors of this process's cpuset in VLLMD_HYPERVISOR_CPU_PLACEMENT",
+            ) from error
 
     def kick(self) -> None:
         """Ask the thread to leave the guest for good."""

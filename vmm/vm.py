@@ -5,13 +5,16 @@ from __future__ import annotations
 from vmm._native.kvm.vcpu import VcpuFd
 from vmm._native.kvm.vm import Kvm, VmFd
 from vmm.irq import IrqRouter
-from vmm.layout import IDENTITY_MAP_GPA, TSS_GPA
+from vmm.layout import IDENTITY_MAP_GPA, PAGE_SIZE, TSS_GPA
 from vmm.light.teardown import close_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from vmm._native.kvm.bus import Bus
     from vmm._native.memory.guestmem import GuestMemory
 
+CAP_COALESCED_MMIO = 15
+CAP_COALESCED_PIO = 162
 CAP_X2APIC_API = 129
 # KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
 X2APIC_API_FLAGS = 3
@@ -102,6 +105,17 @@ class Vm:
         mmap_size = self.kvm.get_vcpu_mmap_size()
         for index, apic_id in enumerate(apic_ids):
             self.vcpu_fds.append(self.fd.create_vcpu(apic_id, index, mmap_size))
+
+    def keep_writes(self, ports: Bus, first: int, count: int) -> None:
+        """Let writes to these ports wait in the kernel until the vCPU's next exit.
+
+        Once the vCPUs are made and before they run; nothing happens where KVM cannot.
+        """
+        page = self.kvm.check_extension(CAP_COALESCED_MMIO)
+        whole = (page + 1) * PAGE_SIZE <= self.kvm.get_vcpu_mmap_size()
+        if page and whole and self.kvm.check_extension(CAP_COALESCED_PIO):
+            self.fd.register_coalesced_mmio(first, count, pio=True)
+            ports.ring_offset = page * PAGE_SIZE
 
     def close(self) -> None:
         """Close everything in reverse order; the vCPU threads have ended before."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 
 _BAR_END = BAR0 + 4 * BAR_COUNT
+# Dwords of configuration space, one bit each, that are not simply what ConfigSpace keeps.
+BAR_DWORDS = ((1 << BAR_COUNT) - 1) << (BAR0 >> 2) | 1 << (ROM_BAR >> 2)
 
 
 def is_bar(offset: int) -> bool:
@@ -39,6 +41,11 @@ class PciFunction:
     and bar_moved() run under it, on vCPU threads. What a subclass has besides needs its own lock,
     which may be taken under the bus's and never the other way round.
     """
+
+    # Of the first 256 bytes: the dwords for which config_read() is called, one bit each. All others
+    # are read where ``config`` keeps them, without Python. None: it is called for all of them, as
+    # it must be in a class whose config_read() tells something else there.
+    asked_dwords: int | None = BAR_DWORDS
 
     def __init__(self, name: str, config: ConfigSpace) -> None:
         self.name = name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 from vmm.irq import pending as find_pending
+from vmm.irq import unmask_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,17 +58,24 @@ class Msix:
         if (enabled, masked) != (self.enabled, self.masked):
             self.enabled = enabled
             self.masked = masked
-            for index in range(len(self.vectors)):
-                self._apply(index)
+            self._apply_all()
 
-    def _apply(self, index: int) -> None:
-        """Connect or disconnect a vector, whichever its state now asks for."""
+    def _apply_all(self) -> None:
+        """Connect and disconnect what the state now asks for: masked ones first, then the others.
+
+        A driver that lets the function's mask go connects many at once.
+        """
+        for index in range(len(self.vectors)):
+            if self._message(index) is None:
+                self.vectors[index].mask()
+        messages = [(vector, self._message(n)) for n, vector in enumerate(self.vectors)]
+        unmask_all([(vector, *message) for vector, message in messages if message is not None])
+
+    def _message(self, index: int) -> tuple[int, int] | None:
+        """The address and data of a vector; None while it is masked."""
         low, high, data, control = struct.unpack_from("<IIII", self._table, index * ENTRY_SIZE)
-        vector = self.vectors[index]
-        if self.enabled and not self.masked and not control & ENTRY_MASKED:
-            vector.unmask(high << 32 | low, data)
-        elif vector.unmasked:
-            vector.mask()
+        masked = not self.enabled or self.masked or control & ENTRY_MASKED
+        return None if masked else (high << 32 | low, data)
 
     def table_read(self, offset: int, size: int) -> int:
         """Read 4 or 8 bytes of the table; other widths are undefined and read 0."""
@@ -83,7 +91,11 @@ class Msix:
         old = bytes(self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE])
         self._table[offset : offset + size] = value.to_bytes(size, "little")
         if old != self._table[index * ENTRY_SIZE : (index + 1) * ENTRY_SIZE]:
-            self._apply(index)
+            message = self._message(index)
+            if message is None:
+                self.vectors[index].mask()
+            else:
+                self.vectors[index].unmask(*message)
 
     def state(self) -> dict[str, object]:
         """The table, and which masked vectors have an interrupt waiting."""
@@ -100,8 +112,7 @@ class Msix:
             self._table[:] = table
             self.enabled = bool(control & CONTROL_ENABLE)
             self.masked = bool(control & CONTROL_MASK_ALL)
-            for index in range(len(self.vectors)):
-                self._apply(index)
+            self._apply_all()
         self.set_control(control)
         for index in pending:
             self.vectors[index].set_pending(True)

@@ -13,6 +13,7 @@ from devices.failure import tell_failure
 from devices.pci.config_space import ConfigSpace
 from devices.pci.decoding import Decoding
 from devices.pci.function import PciFunction
+from vmm._native.ports.pciconfig import ECAM, PORTS, ConfigTable, ConfigTarget
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ SLOTS = 32
 BRIDGE_VENDOR = 0x8086
 BRIDGE_DEVICE = 0x0D57
 BRIDGE_CLASS = 0x060000
-CONFIG_ENABLE = 1 << 31
 CONFIG_DATA = 4
 FUNCTION_SHIFT = 12
 SLOT_SHIFT = 15
@@ -58,6 +58,7 @@ class PciRoot:
             tell_failure,
         )
         bridge = ConfigSpace(BRIDGE_VENDOR, BRIDGE_DEVICE, BRIDGE_CLASS, 0, (0, 0))
+        self.table = ConfigTable()
         self.add(0, PciFunction("host bridge", bridge))
         self.ports = ConfigPorts(self)
         self.ecam = Ecam(self)
@@ -69,6 +70,8 @@ class PciRoot:
         self.functions[slot] = function
         function.slot = slot
         function.mapper = self._decoding
+        asked = function.asked_dwords
+        self.table.add(slot, None if asked is None else function.config.data, asked or 0)
 
     def config_read(self, bus: int, slot: int, function: int, register: int, size: int) -> int:
         """A configuration read by address; all ones where nothing is."""
@@ -112,38 +115,31 @@ class PciRoot:
 class ConfigPorts:
     """Ports 0xcf8 to 0xcff: the address register and a window of four bytes.
 
-    ``_lock`` holds the address register while a part of it changes. A guest that shares the two
-    ports between vCPUs has a lock of its own, as on any machine.
+    ``target`` is what stands on the bus: it has the register, and asks here for the data that it
+    cannot tell itself. A guest that shares the two ports between vCPUs has a lock of its own, as on
+    any machine.
     """
 
     def __init__(self, root: PciRoot) -> None:
         self._root = root
-        self._lock = allocate_lock()
-        self.address = 0
+        self.target = ConfigTarget(self, root.table, PORTS)
+
+    @property
+    def address(self) -> int:
+        """The address register."""
+        return self.target.address
+
+    @address.setter
+    def address(self, value: int) -> None:
+        self.target.address = value
 
     def read(self, offset: int, size: int) -> int:
-        """The address register, or configuration data at the byte lane accessed."""
-        address = self.address
-        if (offset + size > CONFIG_DATA and offset < CONFIG_DATA) or size > CONFIG_DATA:
-            return ones(size)
-        if offset < CONFIG_DATA:
-            return address >> 8 * offset & ones(size)
-        if not address & CONFIG_ENABLE:
-            return ones(size)
-        return self._root.config_read(*_target(address, offset), size)
+        """Configuration data at the byte lane accessed; the register is set."""
+        return self._root.config_read(*_target(self.address, offset), size)
 
     def write(self, offset: int, value: int, size: int) -> None:
-        """Change the address register (any part of it), or write configuration data."""
-        if (offset + size > CONFIG_DATA and offset < CONFIG_DATA) or size > CONFIG_DATA:
-            return
-        if offset < CONFIG_DATA:
-            mask = ones(size) << 8 * offset
-            with self._lock:
-                self.address = (self.address & ~mask | value << 8 * offset) & 0xFFFFFFFF
-            return
-        address = self.address
-        if address & CONFIG_ENABLE:
-            self._root.config_write(*_target(address, offset), value, size)
+        """Write configuration data."""
+        self._root.config_write(*_target(self.address, offset), value, size)
 
 
 def _target(address: int, offset: int) -> tuple[int, int, int, int]:
@@ -152,10 +148,14 @@ def _target(address: int, offset: int) -> tuple[int, int, int, int]:
 
 
 class Ecam:
-    """Memory-mapped configuration space: 4 KiB for each function."""
+    """Memory-mapped configuration space: 4 KiB for each function.
+
+    ``target`` stands on the bus, and asks here for what it cannot tell itself.
+    """
 
     def __init__(self, root: PciRoot) -> None:
         self._root = root
+        self.target = ConfigTarget(self, root.table, ECAM)
 
     def read(self, offset: int, size: int) -> int:
         """A configuration read of 1, 2 or 4 bytes; 8 bytes are two reads."""

@@ -82,7 +82,10 @@ class Passthrough:
             except ValueError as error:
                 raise HostError(f"{host.bdf}: {error}", "pass fewer devices through") from None
             self._pci.add(slot, function)
-            function.enable()
+            try:
+                function.enable()
+            except OSError as error:
+                raise _fails(host, error) from error
             log.info(
                 f"{host.bdf} (IOMMU group {host.group}) in slot {slot}: {function.attach_ms} ms"
             )
@@ -97,7 +100,7 @@ class Passthrough:
             return PassthroughFunction(host, device, self._irq, gsi, self._slots, peers, clique)
         except OSError as error:
             device.close()
-            raise HostError(f"{host.bdf} fails: {error}", "see the kernel's log") from error
+            raise _fails(host, error) from error
         except BaseException:
             device.close()
             raise
@@ -108,3 +111,7 @@ class Passthrough:
         if self.domain is not None:
             steps.append(self.domain.close)
         close_all(steps)
+
+
+def _fails(host: HostDevice, error: OSError) -> HostError:
+    return HostError(f"{host.bdf} fails: {error}", "see the kernel's log")

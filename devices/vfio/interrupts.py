@@ -12,6 +12,7 @@ from _thread import allocate_lock
 from devices.pci.msix import CAPABILITY_ID as MSIX_ID
 from devices.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_MASK_ALL, ENTRY_SIZE, Msix
 from vmm._native.vfio import ioctls as vfio
+from vmm.irq import unmask_all
 from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
@@ -206,8 +207,12 @@ class Interrupts:
         wide = bool(control & MSI_64)
         address = self._overlay.get(self._msi + 4, 8 if wide else 4)
         data = self._overlay.get(self._msi + (12 if wide else 8), 2)
-        for number, vector in enumerate(self._msi_vectors[:count]):
-            vector.unmask(address, data & ~(count - 1) | number)
+        unmask_all(
+            [
+                (vector, address, data & ~(count - 1) | number)
+                for number, vector in enumerate(self._msi_vectors[:count])
+            ]
+        )
         if self.kind != "msi":
             self._switch("msi", [vector.fd for vector in self._msi_vectors[:count]])
 

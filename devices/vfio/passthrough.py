@@ -58,6 +58,8 @@ class PassthroughFunction(PciFunction):
     without it and belong to the lock of ``interrupts``. status() takes none.
     """
 
+    asked_dwords = None
+
     def __init__(
         self,
         host: HostDevice,

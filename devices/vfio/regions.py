@@ -113,6 +113,11 @@ def find_bars(
         if size and mask == DWORD:
             raise no_answer(name, f"BAR {index}")
         bar_name = f"{name}: BAR {index}"
+        if size & (size - 1):
+            raise HostError(
+                f"{bar_name} has {size} bytes, which is no power of two: a guest cannot place it",
+                "pass another device through; this one's driver on the host tells what cannot be",
+            )
         if not mask or not size:
             pass
         elif mask & IO_SPACE:

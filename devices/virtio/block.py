@@ -6,7 +6,7 @@ import os
 import struct
 
 from devices.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, VirtioDevice
-from vmm._native.disk.blkpump import BlkWorker
+from vmm._native.disk.blkpump import BlkWorker, Flushed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class Block(VirtioDevice):
         self._accepted = features
         opened = [queue.open(self._memory, features) for queue in queues]
         disk = self.disk
+        disk.flushed = disk.flushed or Flushed()
         workers = []
         # Who looks for work takes the only processor from the guest that would make some.
         alone = len(os.sched_getaffinity(0)) == 1
@@ -148,6 +149,7 @@ class Block(VirtioDevice):
             )  # fmt: skip
             # A driver that knows of neither FLUSH nor the cache mode never flushes (5.2.6.2).
             worker.writeback = self._writeback if features & (F_FLUSH | F_CONFIG_WCE) else 0
+            worker.flushed = disk.flushed
             worker.can_discard = disk.can_discard
             worker.polling = not alone
             if disk.alignment is not None:
@@ -207,4 +209,6 @@ class Block(VirtioDevice):
                 totals[key] = totals.get(key, 0) + value
         engine = workers[0].engine if workers else None
         serial = self.disk.serial.decode("ascii")
-        return {"disk": self.disk.path, "serial": serial, "engine": engine, **totals}
+        facts = {"disk": self.disk.path, "serial": serial, "queues": len(self.queue_sizes)}
+        failed = bool(self.disk.flushed and self.disk.flushed.failed)
+        return {**facts, "engine": engine, **totals, "flush_failed": failed}

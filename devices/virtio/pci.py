@@ -12,7 +12,7 @@ from _thread import allocate_lock
 
 from devices.pci.bar import Bar
 from devices.pci.config_space import ConfigSpace
-from devices.pci.function import PciFunction
+from devices.pci.function import BAR_DWORDS, PciFunction
 from devices.pci.msix import CONTROL, Msix
 from devices.virtio.common_config import (
     DRIVER_OK,
@@ -29,6 +29,8 @@ from vmm.log.hub import get_logger
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from devices.virtio.device import VirtioDevice
     from vmm.irq import MsiVector
     from vmm.vm import Doorbells
@@ -79,10 +81,12 @@ class VirtioPciFunction(PciFunction):
         )  # fmt: skip
         self.common.name = device.name
         self._doorbells = doorbells
-        self._kick_fds = [os.eventfd(0, os.EFD_CLOEXEC) for _ in device.queue_sizes]
+        self._kick_fds: list[int] = []
         self._belled: list[tuple[int, int]] = []
         self._bell_base: int | None = None
         self.active = False
+        # How the driver's set-up is done: by another thread, where a vCPU's may not.
+        self.carry_out: Callable[[Callable[[], None]], None] = _at_once
         # Writes to configuration space.
         self._changes = 0
         self._lock = allocate_lock()
@@ -92,6 +96,15 @@ class VirtioPciFunction(PciFunction):
         self._msix_offset = 0
         self._add_capabilities()
         device.config_changed = self.config_interrupt
+        self._open_kicks()
+
+    def _open_kicks(self) -> None:
+        try:
+            for _ in self.device.queue_sizes:
+                self._kick_fds.append(os.eventfd(0, os.EFD_CLOEXEC))
+        except OSError:
+            self._close_kicks()
+            raise
 
     def _add_capabilities(self) -> None:
         config = self.config
@@ -107,6 +120,7 @@ class VirtioPciFunction(PciFunction):
             vendor(CFG_DEVICE, DEVICE, self.device.config_size)
         vendor(CFG_NOTIFY, NOTIFY, NOTIFY_SIZE, struct.pack("<I", NOTIFY_MULTIPLIER))
         self._window = vendor(CFG_PCI, 0, 0, bytes(4))
+        self.asked_dwords = BAR_DWORDS | 1 << (self._window + 16 >> 2)
         # The driver chooses bar, offset and length of the window.
         config.allow(self._window + 4, 0xFF, 1)
         config.allow(self._window + 8, (1 << 64) - 1, 8)
@@ -210,9 +224,9 @@ class VirtioPciFunction(PciFunction):
 
     def _status_changed(self, status: int) -> None:
         if status == 0:
-            self._reset()
+            self.carry_out(self._reset)
         elif status & DRIVER_OK and status & FEATURES_OK:
-            self._activate()
+            self.carry_out(self._activate)
 
     def _activate(self) -> None:
         try:
@@ -359,6 +373,10 @@ class VirtioPciFunction(PciFunction):
         for fd in self._kick_fds:
             os.close(fd)
         self._kick_fds = []
+
+
+def _at_once(job: Callable[[], None]) -> None:
+    job()
 
 
 def _drain(fd: int) -> None:

@@ -30,6 +30,7 @@ import _blake2  # noqa: E402, F401
 import _socket  # noqa: E402, F401
 import encodings.ascii  # noqa: E402, F401
 
+from vmm.confine import lockdown  # noqa: E402, F401
 from vmm.host import preflight  # noqa: E402, F401
 from vmm.log import sinks  # noqa: E402, F401
 from vmm.run import instance, lifecycle, notify  # noqa: E402, F401

@@ -46,11 +46,12 @@ def told(tmp_path, monkeypatch):
     lines = Lines()
     monkeypatch.setattr(hub, "sinks", [lines])
 
-    def run(program: Program, **settings: object) -> str:
+    def run(program: Program, held: bool = False, **settings: object) -> str:
         loop = EventLoop()
         with TinyMachine(tmp_path, bytes(program.code), **settings) as tiny:
             watch = bootwatch.BootWatch(tiny.machine, tiny.config, tiny.consoles, loop)
             tiny.machine.start()
+            assert not held or tiny.machine.vcpus[0].hold(10_000)
             end = time.monotonic() + WATCH + patience(0.5)
             loop.call_later(WATCH + patience(0.5), lambda: None)
             loop.run_until(lambda: time.monotonic() >= end or bool(lines.text))
@@ -90,6 +91,10 @@ def test_output_is_progress(told):
 
 def test_waiting_with_interrupts_on_is_no_hang(told):
     assert told(Program().raw("fb f4 ebfd")) == ""
+
+
+def test_held_by_somebody_is_no_hang(told):
+    assert told(Program().raw(SPIN), held=True) == ""
 
 
 def test_output_that_nobody_sees(told):

@@ -69,6 +69,24 @@ def test_a_masked_vector_waits(rig, how):
     assert msix.pba_read(0, 8) == 0
 
 
+def test_what_waits_in_many_vectors_arrives_when_the_mask_goes(rig):
+    machine, _ = rig
+    count = 96
+    msix = Msix(machine.vm.irq.msi_vectors(count))
+    msix.set_control(0xC000)
+    for index in range(count):
+        program_entry(msix, index, 0x30 + index, masked=index % 3 == 0)
+        os.eventfd_write(msix.vectors[index].fd, 1)
+    msix.set_control(0x8000)
+    arrived = [index for index in range(count) if index % 3]
+    assert all(requested(machine, 0x30 + index) for index in arrived)
+    assert msix.state()["pending"] == list(range(0, count, 3))
+    for index in range(0, count, 3):
+        msix.table_write(16 * index + 12, 0, 4)
+        assert requested(machine, 0x30 + index)
+    assert msix.state()["pending"] == []
+
+
 def test_a_vector_moves(rig):
     machine, msix = rig
     program_entry(msix, 0, VECTOR)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.guest_asm import Program
 from tests.support.process import open_descriptors, thread_count
+from tests.support.soak import soak
 from tests.support.tiny_machine import TinyMachine
 
 # The first machines fill caches and free lists.
@@ -59,3 +60,12 @@ def test_machines_leave_nothing_behind(tmp_path, machines):
     # The C library keeps the stack of an ended thread or two, and an arena.
     assert mappings <= before[1] + 8
     assert allocated() - bytes_before <= GROWTH_MAX_BYTES
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1200)
+def test_an_instance_that_reboots_writes_and_talks(tmp_path):
+    """The short form of `make soak`: the guest's own verifications, and what the process holds."""
+    run = soak(tmp_path, 330)
+    assert run.heard.verified > 30
+    assert not run.problems(), run.text()

@@ -171,3 +171,9 @@ def test_a_hypervisor_inside_is_refused(tiny):
     sregs2[EFER_OFFSET + 1] |= 0x10
     with pytest.raises(ValueError, match="runs a hypervisor of its own"):
         VcpuState.from_state({**plain, "sregs2": bytes(sregs2)})
+
+
+@pytest.mark.parametrize("table", [b"", bytes(7), b"\1" + bytes(7), b"\2" + bytes(7 + 40)])
+def test_a_cpuid_table_shorter_than_it_says_is_refused(tmp_path, table):
+    with TinyMachine(tmp_path, b"\xf4") as tiny, pytest.raises(ValueError, match="shorter"):
+        tiny.machine.vcpus[0].fd.set_cpuid2(table)

@@ -36,7 +36,7 @@ def running(
     folder: Path, code: bytes | None = None, **settings: object
 ) -> Iterator[tuple[Command, subprocess.Popen[bytes]]]:
     """The command, and the process of an instance that runs such a guest."""
-    settings = {"STOP_TIMEOUT_SECONDS": "0.2", **settings}
+    settings = {"STOP_TIMEOUT_SECONDS": "0.2", "ATTACH": "on", **settings}
     command = Command(folder, counting() if code is None else code, **settings)
     process = command.start()
     try:

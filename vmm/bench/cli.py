@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vmm.bench import compare, definitions, output, results, running
+from vmm.bench import compare, definitions, interrupt, output, results, running
 from vmm.bench.template import TemplateError
 from vmm.errors import ConfigError, VmmError
 
@@ -23,11 +22,9 @@ cannot be written; 130 interrupted, with what there was written
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; what goes wrong is told on stderr."""
     options = parser().parse_args(arguments)
-    # Where this is a background job of a shell's, Ctrl-C and kill -INT would be ignored.
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(one, signal.default_int_handler) for one in signals]
     try:
-        return int(options.verb(options))
+        with interrupt.heard():
+            return int(options.verb(options))
     except KeyboardInterrupt:
         return INTERRUPTED
     except TemplateError as error:
@@ -36,9 +33,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VmmError as error:
         print(f"vllmd-hypervisor-bench: {error}", file=sys.stderr)
         return error.exit_code
-    finally:
-        for one, handler in zip(signals, before, strict=True):
-            signal.signal(one, handler)
 
 
 def parser() -> argparse.ArgumentParser:

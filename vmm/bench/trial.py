@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from vmm.bench import interrupt
 from vmm.bench.model import Contender
 from vmm.bench.template import Word, fill, fill_command, fill_environment, names, parts
 from vmm.settings.config import read_environment
@@ -76,10 +77,11 @@ class Trial:
     def _execute(self, words: list[str]) -> None:
         writer = self._serial()
         self.started = time.perf_counter()
-        self.process = subprocess.Popen(
-            words, env=self.environment, stdin=subprocess.DEVNULL, stdout=writer,
-            stderr=self._words, start_new_session=True,
-        )  # fmt: skip
+        with interrupt.deferred():
+            self.process = subprocess.Popen(
+                words, env=self.environment, stdin=subprocess.DEVNULL, stdout=writer,
+                stderr=self._words, start_new_session=True,
+            )  # fmt: skip
         self._alive = os.pidfd_open(self.process.pid)
         self._open.append(self._alive)
         if writer in self._open:
@@ -130,6 +132,7 @@ class Trial:
 
     def read(self, deadline: float) -> bool:
         """Wait for more text; False when the program has ended. TrialError at the deadline."""
+        interrupt.check()
         left = deadline - time.perf_counter()
         ready = select.select([self._reader, self._alive], [], [], max(left, 0))[0]
         if self._reader in ready:

@@ -53,10 +53,13 @@ KNOWN_FILES = (
 )
 
 
-def open_plan(path: str, cache_directory: str | None) -> tuple[int, LoadPlan]:
-    """Open the kernel and plan its loading: (fd, plan). The caller closes the fd."""
+def open_plan(path: str, cache_directory: str | None, opened: int = -1) -> tuple[int, LoadPlan]:
+    """Open the kernel and plan its loading: (fd, plan). The caller closes the fd.
+
+    ``opened``: the file, where it is open already; it stays so.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open(path, opened)
     except OSError as error:
         if error.errno in HOST_LACKS:
             raise
@@ -79,6 +82,10 @@ def open_plan(path: str, cache_directory: str | None) -> tuple[int, LoadPlan]:
         os.close(fd)
         raise
     return fd, plan
+
+
+def _open(path: str, opened: int) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC) if opened < 0 else os.dup(opened)
 
 
 def make_plan(fd: int, path: str, size: int) -> LoadPlan:
@@ -126,14 +133,23 @@ def check_payload(plan: LoadPlan, path: str, cmdline: str, initramfs: str | None
 
 
 def load_guest(
-    plan: LoadPlan, fd: int, path: str, memory: GuestMemory, initramfs: str | None, cmdline: str
+    plan: LoadPlan,
+    fd: int,
+    path: str,
+    memory: GuestMemory,
+    initramfs: str | None,
+    cmdline: str,
+    initramfs_fd: int = -1,
 ) -> None:
-    """Put kernel, initramfs, command line and boot parameters into guest RAM."""
+    """Put kernel, initramfs, command line and boot parameters into guest RAM.
+
+    ``initramfs_fd``: the file, where it is open already; it stays so.
+    """
     load_segments(plan, path, fd, memory)
     # Firmware and kernels look up the RSDP through this word of the BIOS data area.
     memory.write(EBDA_POINTER_GPA, (LOW_RAM_END >> 4).to_bytes(2, "little"))
     memory.write(CMDLINE_GPA, cmdline.encode("ascii") + b"\0")
-    initrd = load_initramfs(plan, memory, initramfs) if initramfs else None
+    initrd = load_initramfs(plan, memory, initramfs, initramfs_fd) if initramfs else None
     if log.debugging:
         places = ", ".join([f"[{s.gpa:#x}, {s.gpa + s.memory_size:#x})" for s in plan.segments])
         log.debug(
@@ -151,10 +167,12 @@ def load_guest(
         write_pvh(memory, guest_map, initrd)
 
 
-def load_initramfs(plan: LoadPlan, memory: GuestMemory, path: str) -> tuple[int, int]:
+def load_initramfs(
+    plan: LoadPlan, memory: GuestMemory, path: str, opened: int = -1
+) -> tuple[int, int]:
     """Load the initramfs as high as it goes in the first region; (gpa, size)."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = _open(path, opened)
     except OSError as error:
         if error.errno in HOST_LACKS:
             raise

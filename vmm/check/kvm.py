@@ -7,18 +7,21 @@ import os
 from vmm.errors import HostError
 from vmm.host import nodes
 from vmm.host.finding import Finding, of_error, warning
+from vmm.host.placement import exits_mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm.host.files import Host
+    from vmm.settings.placement import Placement
 
 NATIVE_ADVICE = "use a host whose KVM drives the processor's own virtualisation"
 
 
-def kvm(host: Host, vcpus: int | None) -> list[Finding]:
+def kvm(host: Host, vcpus: int | None, placement: Placement | None = None) -> list[Finding]:
     """KVM's version and capabilities, whether it executes kernels, and whether ``vcpus`` fit.
 
-    Opens the real /dev/kvm, and runs a guest of a few instructions for some ms.
+    With ``placement``, whether it leaves the guest what that asks for. Opens the real /dev/kvm, and
+    runs a guest of a few instructions for some ms.
     """
     from vmm.check.probe import can_run_kernels
     from vmm.host.kvm import KVM_API_VERSION, check_vcpu_count, max_vcpus, open_kvm
@@ -39,6 +42,13 @@ def kvm(host: Host, vcpus: int | None) -> list[Finding]:
             findings.append(_vcpus(vcpus, len(os.sched_getaffinity(0))))
     except HostError as error:
         findings.append(of_error("vcpus", error))
+    try:
+        if placement is not None and placement.exits:
+            exits_mask(opened, placement)
+            told = f"KVM leaves {'+'.join(placement.exits)} to the guest"
+            findings.append(Finding("kvm-exits", told))
+    except HostError as error:
+        findings.append(of_error("kvm-exits", error))
     finally:
         opened.close()
     good, why = can_run_kernels()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from vmm import __version__
 from vmm.check import devices, files, kvm, resources
 from vmm.errors import ConfigError, VmmError
-from vmm.host import pci, preflight, vfio
+from vmm.host import pci, placement, preflight, vfio
 from vmm.host.files import HOST
 from vmm.host.finding import OK, PROBLEM, WARNING, Finding, of_error, problem, refuse, warning
 from vmm.host.nodes import kvm_node, runtime_directory_missing
@@ -125,15 +125,16 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
         initramfs, cmdline = values.get("initramfs_path"), values.get("cmdline")
         stages.append(files.kernel(values["kernel_path"], initramfs, cmdline, ram))
     if "cpu_count" in values:
-        stages.append([resources.descriptors(host, values["cpu_count"], len(system) + len(config))])
-    stages.append(kvm.kvm(host, values.get("cpu_count")))
+        stages.append([resources.descriptors(host, values["cpu_count"], [*system, *config])])
+    stages.append(kvm.kvm(host, values.get("cpu_count"), values.get("placement")))
     if "memory" in values and not _has_problem(stages[3], "memory"):
         stages.append(resources.guest_ram(values["memory"], host))
     found, _ = pci.look_up_devices(values.get("devices", ()), host)
     groups = dict.fromkeys([device.group for device in found])
     stages.append(devices.groups_in_use(host, groups, stop))
     if "memory" in values:
-        node = values["memory"].host_numa_node
+        placing, specs = values.get("placement"), values.get("devices", ())
+        node = placement.ram(values["memory"], placing, specs, host).host_numa_node
         bdfs = [device.bdf for device in found]
         stages.append(devices.device_nodes(host, bdfs, node))
     return Report(name, host.user(), host.uid, stages)
@@ -154,8 +155,16 @@ def _host(values: dict[str, Any], host: Host) -> list[Finding]:
     """What `start` checks before anything else, and the host's memory, IOMMU and devices."""
     findings = preflight.kernel_files(values.get("kernel_path"), values.get("initramfs_path"))
     findings += preflight.images(values.get("system_images", ()), values.get("config_images", ()))
+    if values.get("placement") is not None:
+        findings += placement.findings(
+            values["placement"], values.get("cpu_count"), values.get("devices", ()),
+            values.get("memory"), host,
+        )  # fmt: skip
     if "memory" in values:
-        findings.append(preflight.memory(values["memory"], host))
+        ram = placement.ram(
+            values["memory"], values.get("placement"), values.get("devices", ()), host
+        )
+        findings.append(preflight.memory(ram, host))
     findings += resources.memory_nodes(host)
     findings.append(kvm_node(host))
     findings.append(vfio.iommu(host))

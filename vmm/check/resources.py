@@ -5,11 +5,14 @@ from __future__ import annotations
 from vmm.errors import HostError
 from vmm.host.finding import Finding, of_error, problem, warning
 from vmm.host.preflight import MIB, SYS_NODES, free_bytes
-from vmm.layout import DISK_QUEUES_MAX
+from vmm.layout import disk_queues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vmm.host.files import Host
+    from vmm.settings.images import ImageSpec
     from vmm.settings.memory import MemoryConfig
 
 # What a VMM has open: standard streams, KVM, its lock, sockets, event loop, lines, consoles.
@@ -26,10 +29,10 @@ USER_NAMESPACES = (
 )
 
 
-def descriptors(host: Host, vcpus: int, disks: int) -> Finding:
+def descriptors(host: Host, vcpus: int, images: Sequence[ImageSpec]) -> Finding:
     """The limit of open files against what a machine has open before its guest runs."""
-    queues = min(vcpus, DISK_QUEUES_MAX)
-    need = DESCRIPTORS + 2 * vcpus + disks * (2 + 2 * queues)
+    disks = sum([2 + 2 * disk_queues(vcpus, image.queues) for image in images])
+    need = DESCRIPTORS + 2 * vcpus + disks
     limit = host.open_files_limit()
     told = f"{need} files will be open when the guest starts, and more for devices passed through"
     if limit is None or limit >= need:

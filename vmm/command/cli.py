@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 EXIT_INTERRUPTED = 130
+# What the dynamic loader says where there is no memory for a library.
+UNMAPPED = "failed to map segment"
 
 
 def main() -> int:
@@ -43,7 +45,7 @@ def main() -> int:
     except VmmError as error:
         report(error)
         return error.exit_code
-    except OSError as error:
+    except (OSError, MemoryError, ImportError) as error:
         failure = refused(error)
         report(failure)
         return failure.exit_code
@@ -146,7 +148,7 @@ def start(timing: bool = False, environment: dict[str, str] | None = None) -> in
         return run_instance(environment, notifier, phases, timing)
     except BrokenPipeError:
         raise  # nobody reads what is printed, which main() knows
-    except OSError as error:
+    except (OSError, MemoryError, ImportError) as error:
         failure = refused(error)
         notifier.status(f"failed: {failure}")
         raise failure from error
@@ -155,19 +157,24 @@ def start(timing: bool = False, environment: dict[str, str] | None = None) -> in
         raise
 
 
-def refused(error: OSError) -> HostError:
-    """What can be explained better has been; left are limits of descriptors, threads, memory."""
+def refused(error: OSError | MemoryError | ImportError) -> HostError:
+    """What can be explained better has been; left are limits of descriptors, threads, memory.
+
+    A shared library that finds no memory is an ImportError; any other is a bug, and goes on.
+    """
+    if isinstance(error, ImportError) and UNMAPPED not in str(error):
+        raise error
     if log.debugging:
         import traceback
 
         log.debug("".join(traceback.format_exception(error)))
-    return HostError(f"the host refuses: {error}", _remedy(error))
+    return HostError(f"the host refuses: {str(error) or 'no memory is left'}", _remedy(error))
 
 
-def _remedy(error: OSError) -> str:
-    if error.errno in HOST_LACKS:
+def _remedy(error: OSError | MemoryError | ImportError) -> str:
+    if not isinstance(error, OSError) or error.errno in HOST_LACKS:
         return "raise the limit that is named (ulimit -a; Limit*= in a unit), or free memory"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) and not hasattr(error, "ioctl"):
         return "free space on the file system of the runtime folder, the log or the console's file"
     return "see the kernel's log"
 
@@ -178,12 +185,15 @@ def run_instance(
     """Everything from the settings to the exit code."""
     config = Config.from_env(environment)
     phases.mark("settings")
+    from vmm.confine.lockdown import Lockdown
     from vmm.host.preflight import check_host, check_roles
     from vmm.log.sinks import open_sinks
     from vmm.run.instance import Instance, name_of
     from vmm.run.lifecycle import Lifecycle
 
     phases.mark("imports")
+    lockdown = Lockdown(config, notifier.abstract)
+    lockdown.arm()
     check_roles(config)
     journal_stream = environment.get("JOURNAL_STREAM", "")
     hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)
@@ -205,6 +215,7 @@ def run_instance(
     ran = False
     try:
         life = Lifecycle(config, instance, notifier, cache_directory(environment))
+        life.lockdown = lockdown
         life.oem_strings = strings
         if timing:
             life.on_running = lambda machine: print_timing(phases, machine.phases)

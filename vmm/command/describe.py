@@ -18,7 +18,18 @@ ROWS_MAX = 100
 def describe(facts: dict[str, Any]) -> str:
     """All lines about one instance, each fit to be printed."""
     lines: list[str] = []
-    for rows in (_head, _reboots, _kernel, _memory, _disks, _consoles, _exits, _last, _error):
+    for rows in (
+        _head,
+        _reboots,
+        _kernel,
+        _memory,
+        _disks,
+        _consoles,
+        _confined,
+        _exits,
+        _last,
+        _error,
+    ):
         lines += _tried(rows, facts)
     return "\n".join([visible(line) for line in lines])
 
@@ -74,6 +85,16 @@ def _consoles(facts: dict[str, Any]) -> list[str]:
         where = f" {console['path']}" if console["path"] else ""
         rows.append(f"  console: {console['kind']}{where}")
     return rows
+
+
+def _confined(facts: dict[str, Any]) -> list[str]:
+    if not isinstance(facts.get("confinement"), dict):
+        return []
+    found = facts["confinement"]
+    files = f"by Landlock {found['landlock']}" if found["landlock"] else "open"
+    kept = ", ".join(found["capabilities"]) or "none"
+    row = f" confined: system calls {found['seccomp']}, files {files}, capabilities {kept}"
+    return [row + (", may be attached to" if found["attach"] else "")]
 
 
 def _exits(facts: dict[str, Any]) -> list[str]:

@@ -121,6 +121,8 @@ class ScriptedFunction(PciFunction):
             device.vendor_id, device.device_id, device.class_code, device.revision, subsystem
         )
         super().__init__(device.name, config)
+        if device.overrides("config_read", PciDevice):
+            self.asked_dwords = None
         self.device = device
         self._caller = caller
         self._lock = allocate_lock()

@@ -9,7 +9,8 @@ from vmm._native.disk.overlay import merge
 from vmm.errors import StateError
 from vmm.host.disk import Disk
 from vmm.host.overlay import OverlayDisk
-from vmm.light.state import data, many, maybe, read_state, unsigned
+from vmm.layout import DISK_QUEUES_MAX
+from vmm.light.state import data, int_in, many, maybe, read_state, unsigned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -72,7 +73,7 @@ def disks_to(disks: Sequence[SavedDisk]) -> tuple[list[dict[str, object]], list[
             layers.append(layer)
         values.append({
             "version": 1, "path": os.path.abspath(disk.path).encode(), "sectors": disk.capacity,
-            "serial": bytes(disk.serial), "extents": extents,
+            "serial": bytes(disk.serial), "queues": disk.queues, "extents": extents,
         })  # fmt: skip
     return values, layers
 
@@ -126,14 +127,18 @@ def _checked(name: str, state: object) -> dict[str, Any]:
     extent = many(unsigned(63), 2)
     fields = {
         "path": data(1, 4096), "sectors": unsigned(54), "serial": data(0, 20),
-        "extents": maybe(many(extent, 0, EXTENTS_MAX)),
+        "queues": maybe(int_in(1, DISK_QUEUES_MAX)), "extents": maybe(many(extent, 0, EXTENTS_MAX)),
     }  # fmt: skip
+    if type(state) is dict:
+        # Written before a disk's queues could be chosen.
+        state = {"queues": None, **state}
     return read_state(name, state, fields)
 
 
 def _disk_from(known: dict[str, Any], fd: int, at: int) -> tuple[SavedDisk, int]:
     path = os.fsdecode(known["path"])
     disk = Disk.open(path, read_only=True, serial=known["serial"].decode("ascii"))
+    disk.queues = known["queues"]
     try:
         if disk.capacity != known["sectors"]:
             raise StateError(

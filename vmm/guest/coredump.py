@@ -107,12 +107,9 @@ def _write(
     vmcoreinfo: bytes | None,
     progress: Progress,
 ) -> int:
-    notes = b"".join(_notes(cpus, vmcoreinfo))
-    headers, offset = _headers(memory.regions, len(notes))
     total, done = sum([size for _, size in memory.regions]), 0
     try:
-        _pwrite(fd, headers + notes, 0)
-        os.ftruncate(fd, offset + total)
+        offset = write_frame(fd, memory.regions, cpus, vmcoreinfo)
         progress(0, total)
         for gpa, size in memory.regions:
             for at in range(0, size, PIECE_BYTES):
@@ -125,6 +122,23 @@ def _write(
     except OSError as error:
         raise _failed(name, error) from error
     return offset
+
+
+def write_frame(
+    fd: int,
+    regions: Sequence[tuple[int, int]],
+    cpus: Sequence[Mapping[str, Any]],
+    vmcoreinfo: bytes | None,
+) -> int:
+    """Write all of a core but RAM, which is one hole; returns where in the file RAM begins.
+
+    ``fd`` is an empty regular file's or a memfd. OSError when it cannot be written. Any thread.
+    """
+    notes = b"".join(_notes(cpus, vmcoreinfo))
+    headers, first = _headers(regions, len(notes))
+    _pwrite(fd, headers + notes, 0)
+    os.ftruncate(fd, first + sum([size for _, size in regions]))
+    return first
 
 
 def _pwrite(fd: int, data: bytes | memoryview, offset: int) -> None:

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from vmm._native.disk.blkpump import Flushed
     from vmm._native.disk.limits import Limits
     from vmm._native.disk.overlay import Overlay
     from vmm.settings.images import ImageSpec, Rate
@@ -53,6 +54,10 @@ class Disk:
     # What all queues together keep to, and how it was said.
     limits: Limits | None = None
     rates: Mapping[str, Rate] = {}
+    # Whether a flush has failed: one for all who write here, a rebooted guest included.
+    flushed: Flushed | None = None
+    # How many request queues at most; None: as layout.disk_queues() finds right.
+    queues: int | None = None
 
     def __init__(self, path: str, fd: int, read_only: bool, serial: str | None = None) -> None:
         self.path = path
@@ -96,6 +101,7 @@ class Disk:
         """As open(), with all that is said of the image."""
         disk = cls.open(image.path, read_only, image.serial)
         try:
+            disk.queues = image.queues
             disk.limit(image)
             if image.direct:
                 disk.go_direct()

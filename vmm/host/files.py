@@ -86,6 +86,10 @@ class Host:
         found = os.stat(self.root + path)
         return found.st_mode & 0o777, found.st_uid, found.st_gid
 
+    def processors(self) -> set[int]:
+        """Those that this thread may run on, by its affinity mask and its cpuset."""
+        return os.sched_getaffinity(0)
+
     @property
     def uid(self) -> int:
         """The user that this process acts for."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from vmm._native.kvm.vm import Kvm
 from vmm.errors import HostError
 from vmm.host.files import HOST, KVM_PATH
@@ -44,6 +46,8 @@ def open_kvm() -> Kvm:
         missing = [name for cap, name in REQUIRED_CAPS.items() if not kvm.check_extension(cap)]
     except OSError as error:
         kvm.close()
+        if error.errno != errno.ENOTTY:
+            raise
         raise HostError(
             f"{KVM_PATH} is not KVM: {error}",
             "`ls -l` must show it as character device 10, 232: remove it, modprobe kvm_intel or "

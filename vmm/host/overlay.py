@@ -132,6 +132,7 @@ def open_overlays(system: Sequence[ImageSpec], config: Sequence[ImageSpec]) -> l
 
 def _open_above(image: ImageSpec) -> OverlayDisk:
     disk = OverlayDisk.above(image.path, serial=image.serial)
+    disk.queues = image.queues
     disk.limit(image)
     return disk
 

@@ -41,7 +41,15 @@ def check_host(config: Config, host: Host = HOST) -> None:
     """ConfigError for what the settings get wrong, HostError for what the host lacks."""
     findings = kernel_files(config.kernel_path, config.initramfs_path)
     findings += images(config.system_images, config.config_images)
-    findings.append(memory(config.memory, host))
+    ram = config.memory
+    if config.placement is not None:
+        from vmm.host import placement
+
+        findings += placement.findings(
+            config.placement, config.cpu_count, config.devices, ram, host
+        )
+        ram = placement.ram(ram, config.placement, config.devices, host)
+    findings.append(memory(ram, host))
     if not host.usable(KVM_PATH):
         from vmm.host.nodes import kvm_node
 

@@ -97,6 +97,10 @@ class FdSink:
         poll.register(self._fd, select.POLLOUT)
         return bool(poll.poll(0))
 
+    def fileno(self) -> int:
+        """The descriptor, which stays the same over reopen()."""
+        return self._fd
+
     def reopen(self) -> None:
         """A stream belongs to whoever started us; nothing to do."""
 

@@ -11,6 +11,7 @@ import time
 from vmm import __version__
 from vmm.host.files import HOST
 from vmm.host.kvm import max_vcpus
+from vmm.host.placement import numbers_text
 from vmm.light.printable import size_text
 from vmm.log.hub import get_logger
 from vmm.settings.config import settings_in_use
@@ -79,6 +80,12 @@ def tell_machine(machine: Machine) -> None:
     log.debug(
         f"guest: {len(machine.vcpus)} vCPUs, {machine.phys_bits} address bits, RAM {', '.join(ram)}"
     )
+    for vcpu in machine.vcpus:
+        if vcpu.processors is not None:
+            where = numbers_text(vcpu.processors)
+            log.debug(f"guest: vCPU {vcpu.index} runs on the host's processors {where}")
+    if machine.config.placement is not None:
+        log.debug(f"guest: placement: {machine.config.placement.status()}")
     for slot, function in enumerate(machine.pci.functions):
         if function is not None:
             log.debug(f"guest: 00:{slot:02x}.0 {_describe(function)}")

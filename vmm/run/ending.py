@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+# By the native half, at once: a thread made a system call that is not its kind's.
+EXIT_CONFINED = 31
 EXIT_CRASH = 33
 EXIT_DEVICE = 34
 EXIT_PANIC = 35

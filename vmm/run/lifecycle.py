@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from vmm.confine.lockdown import Lockdown
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
     from vmm.machine import Machine
@@ -106,6 +107,7 @@ class Lifecycle:
         # Lets the guest run; a debugger, which may hold it as well, takes its place.
         self.runner: Runner = Runner()
         self.oem_strings: list[str] = []  # for the guest, in SMBIOS
+        self.lockdown: Lockdown  # given by its maker, and entered before a guest runs
         self._terminal_timer: Timer | None = None
         self._closed = False
         self._feed()
@@ -146,7 +148,7 @@ class Lifecycle:
         self.notifier.status(f"booting {self.config.kernel_path}")
         self.machine = machine = build_machine(
             self.config, self.disks, console, serial, self.cache_directory,
-            self.notifier.progress, oem_strings=self.oem_strings,
+            self.notifier.progress, oem_strings=self.oem_strings, kept=self.lockdown.kept,
         )  # fmt: skip
         self.loop.add(self.runner.left_fd(machine), self._on_left)
         self._device_signals = watch_devices(
@@ -163,6 +165,7 @@ class Lifecycle:
 
             debugtrail.tell_machine(machine)
             self._rates = debugtrail.ExitRates(machine, self.loop)
+        self.lockdown.enter(machine, self.instance)
         self.runner.start(machine)
         self.ran = True
         if first:
@@ -382,6 +385,7 @@ class Lifecycle:
             steps.append(self.attached.close)
         if self.machine is not None:
             steps.append(self.machine.close)
+        steps.append(self.lockdown.close)
         steps += [console.close for console in reversed(self.consoles)]
         steps.append(self._save)
         if self._control is not None:

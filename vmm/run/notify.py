@@ -31,6 +31,7 @@ class Notifier:
 
     def __init__(self, address: str = "", watchdog_usec: int = 0) -> None:
         # A leading @ stands for the NUL byte of an abstract socket.
+        self.abstract = address.startswith("@")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self.watchdog_seconds = watchdog_usec / 2 / 1e6 if address else 0.0
 

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from vmm.confine.lockdown import Lockdown
     from vmm.host.console import HostConsole
     from vmm.host.disk import Disk
     from vmm.machine import Machine
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
         consoles: list[HostConsole]
         reboots: int
         ending: Ending | None
+        lockdown: Lockdown
         runner: Runner
 
         @property
@@ -105,6 +107,7 @@ def run_facts(run: Run) -> dict[str, Any]:
         "consoles": [console.status() for console in run.consoles],
         "sockets": {"control": run.instance.socket_path},
         "stop_timeout_s": config.stop_timeout_seconds,
+        "confinement": run.lockdown.status(),
         "gdb": run.runner.status(),
         "attached": None if run.attached is None else run.attached.status(),
         "reboots": run.reboots,

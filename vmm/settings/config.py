@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from vmm.settings.placement import Placement
+
 PREFIX = SETTING_PREFIX
 # The most that a kernel can be built for (CONFIG_KVM_MAX_NR_VCPUS).
 CPU_MAX = 4096
@@ -46,7 +48,12 @@ CMDLINE_MAX = 0xFFFF
 NAME_MAX = 64
 NAME_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-"
 REQUIRED = "required"
+PLACEMENT_FORM = (
+    "cpus=2-5,8 (one for each vCPU), node=N or auto, exits=hlt+mwait+pause+cstate, realtime=on; "
+    "comma separated"
+)
 CLIQUE_WORDS = ("auto", "off")
+SECCOMP_WORDS = ("on", "log", "off")
 # The capability has four bits for it.
 CLIQUE_MAX = 15
 
@@ -105,6 +112,27 @@ def _parse_clique(text: str) -> str | int:
     return word if word in CLIQUE_WORDS else parse_integer(text, 0, CLIQUE_MAX)
 
 
+def _parse_placement(text: str) -> Placement:
+    # A module that few starts need.
+    from vmm.settings.placement import parse_placement
+
+    return parse_placement(text)
+
+
+def _parse_seccomp(text: str) -> str:
+    word = text.strip().lower()
+    if word not in SECCOMP_WORDS:
+        raise BadValue(f"{quote(text)} is neither on, log nor off")
+    return word
+
+
+def _parse_switch(text: str) -> bool:
+    word = text.strip().lower()
+    if word not in ("on", "off"):
+        raise BadValue(f"{quote(text)} is neither on nor off")
+    return word == "on"
+
+
 def _parse_cpu_count(text: str) -> int:
     return parse_integer(text, 1, CPU_MAX)
 
@@ -140,6 +168,14 @@ SETTINGS = (
             "how long a guest may take to shut down before it is killed", parse_seconds),
     Setting("GDB", "gdb", "", GDB_FORM, "where gdb may attach to the guest; unset: nowhere",
             parse_gdb),
+    Setting("CPU_PLACEMENT", "placement", "", PLACEMENT_FORM,
+            "host processors of the vCPUs, NUMA node, what the guest does without KVM",
+            _parse_placement),
+    Setting("ATTACH", "attach", "off", "on or off",
+            "whether vmm.attach() and `dump` may look at the running guest", _parse_switch),
+    Setting("SECCOMP", "seccomp", "on", "on, log or off",
+            "what a system call does that its thread does not need: end the VM, be logged, nothing",
+            _parse_seccomp),
 )  # fmt: skip
 # What a field is when its variable is neither set nor has a default.
 UNSET: dict[str, Any] = {
@@ -147,6 +183,7 @@ UNSET: dict[str, Any] = {
     "cmdline": "",
     "debug": False,
     "gdb": None,
+    "placement": None,
     "name": None,
     "initramfs_path": None,
 }
@@ -156,9 +193,9 @@ class Config(Record):
     """Everything that was said, checked by form. Nothing in here has touched a file."""
 
     __slots__ = (
-        "cmdline", "config_images", "console", "cpu_count", "debug", "devices", "gdb",
+        "attach", "cmdline", "config_images", "console", "cpu_count", "debug", "devices", "gdb",
         "gpudirect_clique", "initramfs_path", "kernel_path", "log_destinations", "memory", "name",
-        "serial", "stop_timeout_seconds", "system_images", "warnings",
+        "placement", "seccomp", "serial", "stop_timeout_seconds", "system_images", "warnings",
     )  # fmt: skip
     kernel_path: str
     system_images: tuple[ImageSpec, ...]
@@ -170,11 +207,14 @@ class Config(Record):
     log_destinations: tuple[str, ...]
     debug: bool
     gdb: GdbAddress | None
+    attach: bool
+    seccomp: str
     name: str | None
     initramfs_path: str | None
     console: Endpoint
     serial: Endpoint
     gpudirect_clique: str | int
+    placement: Placement | None
     stop_timeout_seconds: float
     warnings: tuple[str, ...]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vmm.layout import DISK_QUEUES_MAX
+from vmm.light.printable import brief
 from vmm.light.record import Record
 from vmm.settings.parse import (
     BadValue,
@@ -27,7 +29,7 @@ REFILL_MS_MAX = 3_600_000
 KEY_CHARACTERS = "abcdefghijklmnopqrstuvwxyz_"
 IMAGES_FORM = (
     "paths, comma separated (double quotes protect a comma), behind each where wanted format=raw, "
-    "serial=TEXT, direct=on, iops=RATE, bandwidth=RATE (RATE: SIZE[/MS][+ONCE])"
+    "serial=TEXT, direct=on, queues=NUMBER, iops=RATE, bandwidth=RATE (RATE: SIZE[/MS][+ONCE])"
 )
 
 
@@ -48,16 +50,18 @@ class ImageSpec(Record):
 
     ``format`` is raw when it was said, so that the content does not matter, else None; ``serial``
     is what the guest shall see, None for one made from the file. ``direct``: past the host's page
-    cache; None is as off. ``iops``, ``bandwidth``: limits of requests and of bytes.
+    cache; None is as off. ``iops``, ``bandwidth``: limits of requests and of bytes. ``queues``:
+    request queues at most, None for layout.DISK_QUEUES.
     """
 
-    __slots__ = ("bandwidth", "direct", "format", "iops", "path", "serial")
+    __slots__ = ("bandwidth", "direct", "format", "iops", "path", "queues", "serial")
     path: str
     format: str | None
     serial: str | None
     direct: bool | None
     iops: Rate | None
     bandwidth: Rate | None
+    queues: int | None
 
     def __init__(
         self,
@@ -67,9 +71,11 @@ class ImageSpec(Record):
         direct: bool | None = None,
         iops: Rate | None = None,
         bandwidth: Rate | None = None,
+        queues: int | None = None,
     ) -> None:
         self._set(
-            path=path, format=format, serial=serial, direct=direct, iops=iops, bandwidth=bandwidth
+            path=path, format=format, serial=serial, direct=direct, iops=iops,
+            bandwidth=bandwidth, queues=queues,
         )  # fmt: skip
 
     def __fspath__(self) -> str:
@@ -113,19 +119,21 @@ def _key(part: str) -> str | None:
 def _add(images: list[ImageSpec], key: str, value: str) -> ImageSpec:
     """The last image with one more word about it."""
     if not images:
-        raise BadValue(f"{key}={value} belongs behind a path; a path of that form needs quotes")
+        told = f"{key}={brief(value)}"
+        raise BadValue(f"{told} belongs behind a path; a path of that form needs quotes")
     if key not in KEYS:
         near = nearest(key, list(KEYS))
         raise BadValue(f"unknown key {key!r}{near}; a path of that form needs double quotes")
     if getattr(images[-1], key) is not None:
-        raise BadValue(f"{key} is given twice for {images[-1]}")
+        raise BadValue(f"{key} is given twice for {brief(str(images[-1]))}")
     return images[-1].replace(**{key: KEYS[key](value)})
 
 
 def check_format(value: str) -> str:
     """The only one there is."""
     if value not in FORMATS:
-        raise BadValue(f"format={value}: raw is the only one; qemu-img convert -O raw makes it")
+        told = f"format={brief(value)}"
+        raise BadValue(f"{told}: raw is the only one; qemu-img convert -O raw makes it")
     return value
 
 
@@ -133,7 +141,7 @@ def check_serial(value: str) -> str:
     """What fits into the guest's 20 bytes, and into udev's names."""
     if not 1 <= len(value) <= SERIAL_MAX or not all("!" <= char <= "~" for char in value):
         raise BadValue(
-            f"serial={value}: 1 to {SERIAL_MAX} printable ASCII characters without blanks"
+            f"serial={brief(value)}: 1 to {SERIAL_MAX} printable ASCII characters without blanks"
         )
     return value
 
@@ -144,6 +152,14 @@ def check_direct(value: str) -> bool:
         return parse_switch(value)
     except BadValue as error:
         raise BadValue(f"direct={error}") from None
+
+
+def check_queues(value: str) -> int:
+    """Each is a thread of ours, an interrupt and a doorbell."""
+    try:
+        return parse_integer(value, 1, DISK_QUEUES_MAX)
+    except BadValue as error:
+        raise BadValue(f"queues={error}") from None
 
 
 def check_iops(value: str) -> Rate:
@@ -167,9 +183,11 @@ def _rate(key: str, value: str) -> Rate:
             parse_size(once) if plus else 0,
         )
     except BadValue as error:
-        raise BadValue(f"{key}={value}: {error}; the form is SIZE[/MS][+ONCE]") from None
+        raise BadValue(f"{key}={brief(value)}: {error}; the form is SIZE[/MS][+ONCE]") from None
     if not 0 < rate.size <= RATE_MAX or rate.once > RATE_MAX:
-        raise BadValue(f"{key}={value}: 1 to {RATE_MAX} is possible; leave it out for no limit")
+        raise BadValue(
+            f"{key}={brief(value)}: 1 to {RATE_MAX} is possible; leave it out for no limit"
+        )
     return rate
 
 
@@ -177,6 +195,7 @@ KEYS: dict[str, Callable[[str], object]] = {
     "format": check_format,
     "serial": check_serial,
     "direct": check_direct,
+    "queues": check_queues,
     "iops": check_iops,
     "bandwidth": check_bandwidth,
 }

@@ -6,6 +6,8 @@ Documentation/virt/kvm/x86/cpuid.rst. The edits are those of Cloud Hypervisor's 
 
 from __future__ import annotations
 
+import struct
+
 from vmm.layout import PHYS_BITS_MAX
 from vmm.light.record import Record
 
@@ -14,12 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm._native.kvm.vcpu import CpuidEntry
+    from vmm.settings.placement import Placement
 
 SIGNIFICANT_INDEX = 1  # KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 HYPERVISOR_BASE = 0x40000000
 HYPERVISOR_FEATURES = 0x40000001
 HYPERVISOR_TIMING = 0x40000010
 MSI_EXT_DEST_ID = 1 << 15
+HINTS_REALTIME = 1
+MWAIT_LEAF = 5
+MONITOR_MWAIT = 1 << 3
 LAPIC_BUS_KHZ = 1_000_000
 INVARIANT_TSC = 1 << 8
 AMX_LEAVES = (0x1D, 0x1E)
@@ -30,6 +36,9 @@ AMD_VENDORS = (b"AuthenticAMD", b"HygonGenuine")
 TOPOLOGY_LEAVES = (0xB, 0x1F)
 ADDRESS_BITS_LEAF = 0x80000008
 EXTENDED_APIC_ID = 0x8000001E
+APIC_ID_LEAVES = (1, *TOPOLOGY_LEAVES, EXTENDED_APIC_ID)
+# struct kvm_cpuid2: two words, then ten for each entry, of which the fourth is eax.
+ENTRIES_AT, ENTRY_BYTES, EAX_AT = 8, 40, 12
 
 
 def guest_phys_bits(host_cpuid: Callable[[int], tuple[int, int, int, int]]) -> int:
@@ -185,6 +194,27 @@ def _share(eax: int, topology: Topology) -> int:
     return eax & ~(0xFFF << 14) | (min(sharing, most, 0x1000) - 1) << 14
 
 
+def placed(
+    common: list[CpuidEntry],
+    host: Callable[[int, int], tuple[int, int, int, int]],
+    placement: Placement,
+) -> list[CpuidEntry]:
+    """The same, and what a guest is told that has processors of its own.
+
+    Source: Documentation/virt/kvm/x86/cpuid.rst (KVM_HINTS_REALTIME); SDM 2A, CPUID, leaf 5.
+    """
+    entries = []
+    for function, index, flags, eax, ebx, ecx, edx in common:
+        if function == HYPERVISOR_FEATURES and placement.realtime:
+            edx |= HINTS_REALTIME
+        if "mwait" in placement.exits and function == 1:
+            ecx |= MONITOR_MWAIT
+        if "mwait" in placement.exits and function == MWAIT_LEAF:
+            eax, ebx, ecx, edx = host(function, 0)
+        entries.append((function, index, flags, eax, ebx, ecx, edx))
+    return entries
+
+
 def vcpu_cpuid(common: list[CpuidEntry], index: int, topology: Topology) -> list[CpuidEntry]:
     """The leaves of one vCPU: the common ones with its APIC id in them."""
     apic_id = topology.apic_id(index)
@@ -193,6 +223,26 @@ def vcpu_cpuid(common: list[CpuidEntry], index: int, topology: Topology) -> list
         if entry[0] == 1 or entry[0] == EXTENDED_APIC_ID:
             entries[at] = _with_apic_id(entry, apic_id, topology)
     return entries + _extended_topology(topology, apic_id, is_amd(common))
+
+
+def vcpu_tables(
+    common: list[CpuidEntry], topology: Topology, pack: Callable[[list[CpuidEntry]], bytes]
+) -> list[bytes]:
+    """pack(vcpu_cpuid()) of every vCPU: packed once, the others differ in a few words."""
+    first = vcpu_cpuid(common, 0, topology)
+    places = [at for at, entry in enumerate(first) if entry[0] in APIC_ID_LEAVES]
+    own = [first[at] for at in places if first[at][0] not in TOPOLOGY_LEAVES]
+    amd = is_amd(common)
+    table = bytearray(pack(first))
+    tables = [bytes(table)]
+    for index in range(1, topology.count):
+        apic_id = topology.apic_id(index)
+        entries = [_with_apic_id(entry, apic_id, topology) for entry in own]
+        entries += _extended_topology(topology, apic_id, amd)
+        for at, entry in zip(places, entries, strict=True):
+            struct.pack_into("<4I", table, ENTRIES_AT + ENTRY_BYTES * at + EAX_AT, *entry[3:])
+        tables.append(bytes(table))
+    return tables
 
 
 def _with_apic_id(entry: CpuidEntry, apic_id: int, topology: Topology) -> CpuidEntry:

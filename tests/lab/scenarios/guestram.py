@@ -161,9 +161,14 @@ def symbols_before_the_first_instruction(kernel: str, initramfs: str) -> None:
 
 
 def processes_by_drgn(kernel: str, initramfs: str, vmlinux: str) -> None:
-    """drgn opens the core by the kernel's debug information; it lists what `ps` listed inside."""
+    """drgn by the kernel's debug information, over a core and live: it lists what `ps` listed."""
     import drgn
     from drgn.helpers.linux.pid import for_each_task
+
+    def tasks_of(program: drgn.Program) -> list[tuple[int, str]]:
+        program.load_debug_info([vmlinux])
+        tasks = for_each_task(program)
+        return [(task.pid.value_(), task.comm.string_().decode()) for task in tasks]
 
     with vmm.Guest(
         kernel=kernel, initramfs=initramfs, memory="256M", cmdline="console=ttyS0 quiet"
@@ -173,12 +178,13 @@ def processes_by_drgn(kernel: str, initramfs: str, vmlinux: str) -> None:
         path = WORK / "core"
         write_core(str(path), seen.memory, [{**seen.regs, **seen.sregs}], note)
         rows = [row.split(None, 1) for row in told(guest.serial.text, "process")]
+        live = tasks_of(guest.drgn())
     inside = {(int(pid), name) for pid, name in rows if name not in ("ps", "sed")}
     program = drgn.Program()
     program.set_core_dump(str(path))
-    program.load_debug_info([vmlinux])
-    tasks = [(task.pid.value_(), task.comm.string_().decode()) for task in for_each_task(program)]
+    tasks = tasks_of(program)
     path.unlink()
+    expect(live == tasks, f"live {sorted(live)}\nin the core {sorted(tasks)}")
     # Workers come and go, and `ps` shows what they work on.
     outside = {task for task in tasks if "kworker" not in task[1] and task[1] != "sleep"}
     inside = {task for task in inside if "kworker" not in task[1] and task[1] != "sleep"}

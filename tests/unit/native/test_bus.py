@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from vmm._native.kvm import bus as native_bus
@@ -237,3 +239,55 @@ def test_what_was_touched_is_known():
     assert bus.touched() == []
     bus.write(0x40, 1, 1)
     assert bus.touched() == [two]
+
+
+def test_look_ups_while_ranges_come_go_and_move(bus):
+    """Readers never miss what stands still, and old tables go."""
+    register = VirtioRegisters(Recorder(), 1)
+    bus.attach(0x5000, 0x100, register, "still")
+    bus.attach(0x1000, 0x100, VirtioRegisters(Recorder(), 1), "moving")
+    done, missed, looked = threading.Event(), [], [0, 0]
+
+    def look(who: int) -> None:
+        while not done.is_set():
+            if bus.read(0x5016, 2) == 0xFFFF:
+                missed.append("still")
+            bus.read(0x1016, 2)
+            looked[who] += 1
+
+    readers = [threading.Thread(target=look, args=(who,)) for who in range(2)]
+    for reader in readers:
+        reader.start()
+    most = rounds = 0
+    while rounds < 2000 or min(looked) < 2000:
+        bus.attach(0x100 * (rounds % 16), 8, PostPort(), "new")
+        bus.move(0x1000, 0x2000)
+        bus.cover(0x3000, 8, PostPort(), "cover")
+        bus.move(0x2000, 0x1000)
+        bus.uncover(0x3000)
+        bus.detach(0x100 * (rounds % 16))
+        most = max(most, bus.old_tables)
+        rounds += 1
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert missed == []
+    assert most <= len(readers)
+    assert bus.old_tables == 0
+    assert [name for _, _, name in bus.ranges()] == ["moving", "still"]
+
+
+def test_more_threads_than_a_bus_has_lines_for_readers(bus):
+    bus.attach(0x80, 1, Register(5), "device")
+    seen = []
+
+    def look() -> None:
+        seen.append(bus.read(0x80, 1))
+
+    for _ in range(1100):
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    assert seen == [5] * 1100
+    bus.detach(0x80)
+    assert bus.old_tables == 0

@@ -19,6 +19,7 @@ SOURCES = [
     ("vmm/command/status.py", "_dead_status"),
     ("vmm/debug/gdb/service.py", "status"),
     ("vmm/machine.py", "status"),
+    ("vmm/settings/placement.py", "status"),
     ("vmm/memory.py", "memory_status"),
     ("vmm/vcpu.py", "status"),
     ("vmm/host/disk.py", "status"),

@@ -301,8 +301,11 @@ def test_private_ram_comes_without_a_descriptor(world):
     assert client.ask("read", gpa=0, length=1) == {"zeros": 1}
 
 
+CLOSED = SimpleNamespace(gdb=None, attach=False)
+
+
 def run(**changes: object) -> SimpleNamespace:
-    config = SimpleNamespace(gdb=None)
+    config = SimpleNamespace(gdb=None, attach=True)
     values = {"attached": None, "config": config, "loop": None, "machine": object(), "state": "x"}
     return SimpleNamespace(**{**values, **changes})
 
@@ -313,7 +316,8 @@ def run(**changes: object) -> SimpleNamespace:
         ({}, {}, "protocol 1, not None"),
         ({}, {"protocol": 2}, "protocol 1, not 2"),
         ({"machine": None}, {"protocol": PROTOCOL}, "just rebooting"),
-        ({"config": SimpleNamespace(gdb=1)}, {"protocol": PROTOCOL}, "VLLMD_HYPERVISOR_GDB"),
+        ({"config": SimpleNamespace(gdb=1, attach=True)}, {"protocol": PROTOCOL}, "HYPERVISOR_GDB"),
+        ({"config": CLOSED}, {"protocol": PROTOCOL}, "locked down"),
     ],
 )
 def test_who_is_not_let_in_hears_why(changes, request_, told):

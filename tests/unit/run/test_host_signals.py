@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from vmm.confine.lockdown import Lockdown
 from vmm.run import lifecycle
 from vmm.run.ending import EXIT_DEVICE, EXIT_KILLED
 from vmm.run.lifecycle import Lifecycle
@@ -40,6 +41,7 @@ def life(tmp_path):
     config = Config.from_env({f"{PREFIX}{name}_FILEPATH": "/none" for name in names})
     instance = SimpleNamespace(name="vm", socket_path="", write_state=lambda state: None)
     made = Lifecycle(config, instance, Notifier(), None)
+    made.lockdown = Lockdown(config)
     made.machine = FakeMachine()
     yield made
     made.close()

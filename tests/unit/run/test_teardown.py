@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from vmm.confine.lockdown import Lockdown
 from vmm.log.hub import LogHub, hub
 from vmm.run.ending import Ending
 from vmm.run.lifecycle import Lifecycle
@@ -57,7 +58,9 @@ def life(states):
     names = ("KERNEL", "SYSTEM_IMAGE", "CONFIG_IMAGE")
     config = Config.from_env({f"{PREFIX}{name}_FILEPATH": "/none" for name in names})
     instance = SimpleNamespace(name="vm", socket_path="", write_state=states.append)
-    return Lifecycle(config, instance, Notifier(), None)
+    made = Lifecycle(config, instance, Notifier(), None)
+    made.lockdown = Lockdown(config)
+    return made
 
 
 def test_every_step_of_closing_is_tried(life, states):

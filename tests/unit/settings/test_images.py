@@ -33,6 +33,7 @@ from vmm.settings.parse import BadValue
          [ImageSpec("/a", direct=True), ImageSpec("/b", direct=False)]),
         ("/a,iops=500,bandwidth=100M/100+1G",
          [ImageSpec("/a", iops=Rate(500), bandwidth=Rate(100 << 20, 100, 1 << 30))]),
+        ("/a,queues=8,/b", [ImageSpec("/a", queues=8), ImageSpec("/b")]),
         ("/a,iops=1000+50000", [ImageSpec("/a", iops=Rate(1000, 1000, 50000))]),
         (f"/a,serial={'s' * 20}", [ImageSpec("/a", None, "s" * 20)]),
     ],
@@ -56,6 +57,10 @@ def test_what_belongs_to_which_path(text, images):
         ("/a,serial=\u00e4", "ASCII"),
         ("/a,direct=maybe", "direct='maybe' is neither on nor off"),
         ("/a,direct=off,direct=off", "given twice for /a"),
+        ("/a,queues=0", "queues='0' is not a whole number from 1 to 64"),
+        ("/a,queues=65", "queues='65' is not a whole number from 1 to 64"),
+        ("/a,queues=", "queues='' is not"),
+        ("/a,queues=1,queues=1", "given twice for /a"),
         ("/a,iops=0", "iops=0: 1 to"),
         ("/a,iops=", "'' is not a size"),
         ("/a,iops=5/0", "not a whole number from 1 to"),
@@ -87,3 +92,15 @@ def test_any_text_is_a_list_or_refused(text):
         return
     assert images
     assert all(image.path for image in images)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["iops=\x1b", "/a,iops=5\x1b", "/a,iops=0\x1b", "/a,format=\x1b", "/a,serial=\x1b",
+     "/\x1b,format=raw,format=raw", "/a,bandwidth=" + "9" * 400],
+)  # fmt: skip
+def test_a_refusal_can_be_shown_on_a_terminal(text):
+    with pytest.raises(BadValue) as caught:
+        parse_images(text)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400

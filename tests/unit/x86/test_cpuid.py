@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from vmm.x86.cpuid import HYPERVISOR_TIMING, common_cpuid, flat_topology, vcpu_cpuid
+from vmm._native.kvm.vcpu import pack_cpuid
+from vmm.x86.cpuid import (
+    HYPERVISOR_TIMING,
+    Topology,
+    common_cpuid,
+    flat_topology,
+    vcpu_cpuid,
+    vcpu_tables,
+)
 
 INTEL = (0x756E6547, 0x6C65746E, 0x49656E69)
 AMD = (0x68747541, 0x444D4163, 0x69746E65)
@@ -82,3 +90,15 @@ def test_edits(vendor):
     assert found[0x80000002, 0] == (0x80000002, 2, 3, 4)
     assert not found[7, 0][3] & (1 << 22 | 1 << 24 | 1 << 25)  # AMX
     assert (0x1D, 0) not in found
+
+
+@pytest.mark.parametrize("vendor", [INTEL, AMD], ids=["intel", "amd"])
+@pytest.mark.parametrize("topology", [flat_topology(1), flat_topology(300), Topology(2, 3, 2)])
+def test_packed_tables_are_the_lists_packed(vendor, topology):
+    common = common_cpuid(
+        supported(vendor), lambda leaf, sub: (leaf, 2, 3, 4), phys_bits=46, tsc_khz=1,
+        topology=topology,
+    )  # fmt: skip
+    assert vcpu_tables(common, topology, pack_cpuid) == [
+        pack_cpuid(vcpu_cpuid(common, index, topology)) for index in range(topology.count)
+    ]

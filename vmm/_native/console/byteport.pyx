@@ -13,6 +13,7 @@ from vmm._native.console.portio cimport (
     pthread_mutex_unlock, rested, vmm_drain, vmm_now_ms, vmm_ring_copy, vmm_ring_store,
     vmm_stop_load, vmm_stop_store, vmm_wake,
 )
+from vmm._native.host.confine cimport KIND_CONSOLE
 from vmm._native.host.fd import IoctlError
 from vmm._native.host.hostio cimport vmm_caller_allowed, vmm_make_room, vmm_write_now
 from vmm._native.host.thread cimport thread_heed_urging, thread_join_urging, thread_start
@@ -113,7 +114,7 @@ cdef class BytePort:
             return
         vmm_stop_store(&self.stopping, 0)
         cdef bytes encoded = name.encode()
-        cdef int rc = thread_start(&self.thread, encoded, pump_main, <void *>self)
+        cdef int rc = thread_start(&self.thread, KIND_CONSOLE, encoded, pump_main, <void *>self)
         if rc:
             raise IoctlError(rc, f"pthread_create for {name}")
 

@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from posix.unistd cimport close as c_close
 
 from vmm._native.console.byteport cimport BytePort
+from vmm._native.host.confine cimport KIND_CONSOLE
 from vmm._native.virtio.virtqueue cimport Segment
 from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
 
@@ -31,6 +32,7 @@ cdef class ConsoleWorker(Worker):
     """
 
     def __cinit__(self, BytePort port not None, receive, transmit, int config_call_fd):
+        self.kind = KIND_CONSOLE
         self.input_fd = -1
         self.port = port
         self.receive_kick = self.transmit_kick = -1

@@ -10,6 +10,9 @@ from vmm._native.virtio.polling cimport Poller
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
 from vmm._native.virtio.worker cimport Worker
 
+cdef class Flushed:
+    cdef public bint failed      # a flush has, through the page cache
+
 cdef class BlkWorker(Worker):
     cdef VirtQueue queue
     cdef int fd
@@ -18,6 +21,7 @@ cdef class BlkWorker(Worker):
     cdef readonly bint read_only
     cdef bint block_device
     cdef uint64_t sectors
+    cdef public Flushed flushed  # the file's, which its other queues and later workers share
     # Whether DISCARD is offered. WRITE_ZEROES works on everything that can be written.
     cdef public bint can_discard
     cdef int zero_methods[2]     # where to begin without and with `unmap`; grows with failures
@@ -42,6 +46,7 @@ cdef class BlkWorker(Worker):
     cdef void parse(self, Request *request, int count) noexcept nogil
     cdef void parse_ranges(self, Request *request, uint32_t kind, int count) noexcept nogil
     cdef bint advance(self, Request *request, int64_t result) noexcept nogil
+    cdef bint again(self, Request *request) noexcept nogil
     cdef void complete(self, Request *request) noexcept nogil
     cdef void execute(self, Request *request) noexcept nogil
     cdef void count(self, Request *request) noexcept nogil

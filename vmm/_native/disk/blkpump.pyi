@@ -1,12 +1,16 @@
 from vmm._native.virtio.virtqueue import VirtQueue
 from vmm._native.virtio.worker import Worker
 
+class Flushed:
+    failed: bool
+
 class BlkWorker(Worker):
     engine: str
     call_fd: int
     writeback: int
     can_discard: bool
     read_only: bool
+    flushed: Flushed
     reads: int
     writes: int
     flushes: int

@@ -20,6 +20,7 @@ from vmm._native.disk.request cimport (
     skip_done,
 )
 from vmm._native.disk.syscalls cimport *
+from vmm._native.host.confine cimport KIND_DISK
 from vmm._native.linux.virtio_blk cimport *
 from vmm._native.virtio.polling cimport PollRun, poll_begin, poll_end, poll_goes_on
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue, fetch_bytes
@@ -29,7 +30,19 @@ cdef enum:
     SECTOR = 512
     HEADER = 16
     RANGE = 16                   # struct virtio_blk_discard_write_zeroes
+    TRIES_AT_ONCE = 8            # after EAGAIN or EINTR, then one each millisecond
+    TRIES_MAX = 1000
+    TRIES_NS = 1000000
     IOV_MAX_ENTRIES = 1024       # what the kernel takes in one call (UIO_MAXIOV)
+
+
+cdef class Flushed:
+    """Whether a flush of an open file has failed. Any thread.
+
+    The kernel then counts pages as clean that are not on the disk, and says so once: the next flush
+    would go well. So every later one fails as well, as long as the file is open.
+    Source: fsync(2), NOTES; QEMU, block/file-posix.c, handle_aiocb_flush().
+    """
 
 
 cdef class BlkWorker(Worker):
@@ -43,6 +56,7 @@ cdef class BlkWorker(Worker):
     def __cinit__(self, VirtQueue queue not None, int fd, uint64_t sectors, bint read_only,
                   bint block_device, bytes serial not None, int kick_fd, int call_fd,
                   int config_call_fd):
+        self.kind = KIND_DISK
         self.queue = queue
         self.fd = fd
         self.sectors = sectors
@@ -55,6 +69,7 @@ cdef class BlkWorker(Worker):
         self.config_call_fd = config_call_fd
         self.writeback = 1
         self.can_discard = True
+        self.flushed = Flushed()
         self.polling = True
         self.zero_methods[0] = ZERO_BY_RANGE
         self.zero_methods[1] = ZERO_BY_HOLE
@@ -102,6 +117,7 @@ cdef class BlkWorker(Worker):
         request.status_hva = NULL
         request.written = 0
         request.data_bytes = 0
+        request.tries = 0
         request.then_flush = False
         for i in range(count):
             if not self.segments[i].writable and have < HEADER:
@@ -138,7 +154,7 @@ cdef class BlkWorker(Worker):
         elif kind == VIRTIO_BLK_T_FLUSH:
             if self.read_only:
                 request.status = VIRTIO_BLK_S_OK     # nothing can be dirty
-            else:
+            elif not self.flushed.failed:
                 request.action = ACTION_FLUSH
         elif kind == VIRTIO_BLK_T_GET_ID:
             self.answer_id(request, count)
@@ -207,11 +223,14 @@ cdef class BlkWorker(Worker):
         # One I/O call returned `result` (or -errno). True when there is more to do.
         if result < 0:
             if result == -EINTR or result == -EAGAIN:
-                return True
+                return self.again(request)
+            if request.action == ACTION_FLUSH and not self.alignment.file:
+                self.flushed.failed = True
             if is_range(request):
                 return another_way(request, result, self.zero_methods)
             request.status = VIRTIO_BLK_S_IOERR
             return False
+        request.tries = 0
         if is_range(request):
             if not by_writing(request):
                 result = request.step
@@ -233,10 +252,24 @@ cdef class BlkWorker(Worker):
                 return True
         if request.then_flush:
             request.then_flush = False
+            if self.flushed.failed:
+                request.status = VIRTIO_BLK_S_IOERR
+                return False
             request.action = ACTION_FLUSH
             return True
         request.status = VIRTIO_BLK_S_OK
         return False
+
+    cdef bint again(self, Request *request) noexcept nogil:
+        # Some file systems say so for ever (a network's, one of FUSE): after a second it is an
+        # error.
+        request.tries += 1
+        if request.tries > TRIES_MAX or self.stop_for_good():
+            request.status = VIRTIO_BLK_S_IOERR
+            return False
+        if request.tries > TRIES_AT_ONCE:
+            vmm_sleep_or(self.stop_fd, TRIES_NS)
+        return True
 
     cdef void complete(self, Request *request) noexcept nogil:
         if request.status != VIRTIO_BLK_S_OK:

@@ -16,12 +16,41 @@ cdef extern from *:
     #define IORING_SETUP_TASKRUN_FLAG (1U << 9)
     #define IORING_SQ_TASKRUN (1U << 2)
     #endif
+    /* A ring makes calls that no filter sees: this one makes none but those that we need. */
+    static int vmm_ring_restrict(struct io_uring *ring) {
+        static const unsigned char calls[] = {
+            IORING_OP_READ, IORING_OP_WRITE, IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC,
+            IORING_OP_FALLOCATE, IORING_OP_TIMEOUT, IORING_OP_POLL_ADD, IORING_OP_ASYNC_CANCEL,
+        };
+        static const unsigned char uses[] = {
+            IORING_REGISTER_FILES, IORING_UNREGISTER_FILES, IORING_REGISTER_PROBE,
+            IORING_REGISTER_RING_FDS, IORING_UNREGISTER_RING_FDS, IORING_REGISTER_ENABLE_RINGS,
+        };
+        struct io_uring_restriction rules[sizeof calls + sizeof uses + 1] = {0};
+        unsigned n = 0, i;
+        for (i = 0; i < sizeof calls; i++, n++) {
+            rules[n].opcode = IORING_RESTRICTION_SQE_OP;
+            rules[n].sqe_op = calls[i];
+        }
+        for (i = 0; i < sizeof uses; i++, n++) {
+            rules[n].opcode = IORING_RESTRICTION_REGISTER_OP;
+            rules[n].register_op = uses[i];
+        }
+        rules[n].opcode = IORING_RESTRICTION_SQE_FLAGS_ALLOWED;
+        rules[n++].sqe_flags = IOSQE_FIXED_FILE;
+        int rc = io_uring_register_restrictions(ring, rules, n);
+        return rc < 0 ? rc : io_uring_enable_rings(ring);
+    }
     /* What is done is told when we call, and shown by a flag: no processor is interrupted for it
      * (Linux 5.19; 5 to 10 % more requests with 32 under way). */
     static int vmm_ring_init(unsigned entries, struct io_uring *ring) {
         unsigned flags = IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG;
-        int rc = io_uring_queue_init(entries, ring, flags);
-        return rc == -EINVAL ? io_uring_queue_init(entries, ring, 0) : rc;
+        int rc = io_uring_queue_init(entries, ring, flags | IORING_SETUP_R_DISABLED);
+        if (rc == -EINVAL) rc = io_uring_queue_init(entries, ring, IORING_SETUP_R_DISABLED);
+        if (rc == -EINVAL) return io_uring_queue_init(entries, ring, 0);    /* before 5.10 */
+        if (rc == 0) rc = vmm_ring_restrict(ring);
+        if (rc < 0) io_uring_queue_exit(ring);
+        return rc;
     }
     static int vmm_ring_has_done(const struct io_uring *ring) {
         return io_uring_cq_ready(ring)

@@ -31,6 +31,7 @@ cdef struct Request:
     iovec *iov                   # queue size entries
     int first                    # first entry still to do
     int count                    # entries in all
+    int tries                    # in a row that moved nothing
     bint then_flush              # write-through: fdatasync before the answer
     bint unmap                   # ACTION_ZERO: the space may be given back
     int method                   # ACTION_ZERO: a ZeroMethod

@@ -11,12 +11,19 @@ ctypedef void (*thread_main)(void *arg) noexcept nogil
 cdef struct Thread:
     pthread_t handle
     bint started
+    int kind
     thread_main main
     void *arg
     char name[16]
 
-# 0, or the errno of pthread_create. The name is cut to 15 bytes by the kernel's limit.
-cdef int thread_start(Thread *thread, const char *name, thread_main main, void *arg) noexcept nogil
+# 0, or the errno of pthread_create. The name is cut to 15 bytes by the kernel's limit. `kind`, of
+# confine.pxd, is which system calls it makes; others end the process, where it is confined.
+cdef int thread_start(Thread *thread, int kind, const char *name, thread_main main,
+                      void *arg) noexcept nogil
+# The same, on the processors of a bitmap alone (`size` bytes; 0: all that are the caller's); EINVAL
+# when none of them may be used.
+cdef int thread_start_on(Thread *thread, int kind, const char *name, thread_main main, void *arg,
+                         const void *bitmap, size_t size) noexcept nogil
 # Waits for the end of a started thread; does nothing for one that never started. Never call it
 # with the GIL held when the thread's main may want the GIL.
 cdef void thread_join(Thread *thread) noexcept nogil

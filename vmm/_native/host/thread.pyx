@@ -2,6 +2,8 @@
 
 from libc.string cimport memset, strncpy
 
+from vmm._native.host.confine cimport confine_thread
+
 cdef extern from "<signal.h>" nogil:
     ctypedef struct sigset_t:
         pass
@@ -23,6 +25,17 @@ cdef extern from *:
     static void vmm_thread_wait(unsigned long handle) { pthread_join((pthread_t)handle, NULL); }
     /* The vCPUs' kick is SIGRTMIN; this is another one, with a handler that does nothing. */
     #define VMM_URGE_SIGNAL (SIGRTMIN + 1)
+    /* By an attribute: the new thread runs nowhere else, and the caller stays where it is. */
+    static int vmm_create_on(pthread_t *handle, void *(*main)(void *), void *arg,
+                             const void *bitmap, size_t size) {
+        pthread_attr_t attributes;
+        int rc = pthread_attr_init(&attributes);
+        if (rc) return rc;
+        if (size) rc = pthread_attr_setaffinity_np(&attributes, size, (const cpu_set_t *)bitmap);
+        if (!rc) rc = pthread_create(handle, &attributes, main, arg);
+        pthread_attr_destroy(&attributes);
+        return rc;
+    }
     #define VMM_URGE_NS 100000000L
     static void vmm_urge_handler(int signal) { (void)signal; }
     static void vmm_heed_urging(void) {
@@ -46,11 +59,11 @@ cdef extern from *:
         }
     }
     """
+    int vmm_create_on(pthread_t *handle, void *(*main)(void *) noexcept nogil, void *arg,
+                      const void *bitmap, size_t size) nogil
     void vmm_heed_urging() nogil
     void vmm_thread_urge(pthread_t handle) nogil
     void vmm_thread_name(const char *name) nogil
-    int pthread_create(pthread_t *handle, void *attributes, void *(*main)(void *) noexcept nogil,
-                       void *arg) nogil
     void vmm_thread_wait(pthread_t handle) nogil
 
 
@@ -59,13 +72,21 @@ cdef void *enter(void *raw) noexcept nogil:
     # would wait for that.
     cdef Thread *thread = <Thread *>raw
     vmm_thread_name(thread.name)
+    confine_thread(thread.kind)
     thread.main(thread.arg)
     return NULL
 
 
-cdef int thread_start(Thread *thread, const char *name, thread_main main, void *arg) noexcept nogil:
+cdef int thread_start(Thread *thread, int kind, const char *name, thread_main main,
+                      void *arg) noexcept nogil:
+    return thread_start_on(thread, kind, name, main, arg, NULL, 0)
+
+
+cdef int thread_start_on(Thread *thread, int kind, const char *name, thread_main main, void *arg,
+                         const void *bitmap, size_t size) noexcept nogil:
     cdef sigset_t everything
     cdef sigset_t before
+    thread.kind = kind
     thread.main = main
     thread.arg = arg
     memset(thread.name, 0, sizeof(thread.name))
@@ -74,7 +95,7 @@ cdef int thread_start(Thread *thread, const char *name, thread_main main, void *
     memset(&before, 0, sizeof(before))
     # The new thread inherits the mask; blocking around the creation leaves no window.
     pthread_sigmask(SIG_SETMASK, &everything, &before)
-    cdef int rc = pthread_create(&thread.handle, NULL, enter, thread)
+    cdef int rc = vmm_create_on(&thread.handle, enter, thread, bitmap, size)
     pthread_sigmask(SIG_SETMASK, &before, NULL)
     thread.started = rc == 0
     return rc

@@ -55,29 +55,18 @@ cdef void keep_state() noexcept nogil
 cdef int vcpu_begins(int index) noexcept nogil
 cdef int vcpu_here() noexcept nogil
 
-cdef struct Entry:
-    uint64_t start
-    uint64_t length
-    bus_handler handler
-    void *opaque
-
-# Ascending, without overlap.
-cdef struct Table:
-    Entry *entries
-    int count
-    int capacity
-
 cdef class Bus:
     cdef readonly str name
-    cdef Table attached
-    cdef Table covers             # what stands in front of devices
-    cdef void *lock               # pthread_rwlock_t
-    cdef dict owners              # start -> (target, name, length): keeps every opaque alive
-    cdef dict covering            # the same of `covers`
+    cdef void *table              # of bustable.pxd, with everything attached and covering
+    cdef void *waiting            # tables from before, while somebody reads them
+    cdef dict owners              # start -> (target, name, length): keeps every target alive
+    cdef dict covering            # the same of what stands in front of devices
     cdef list retired             # targets detached while a vCPU may still be inside them
     cdef object on_error          # hears what a Python target raised, on the vCPU's thread
     cdef public object error      # without it: the first exception, else None
     cdef readonly uint64_t changes       # how often a range came, went or moved
+    cdef public uint32_t ring_offset     # of kept writes in a vCPU's mapping; 0: none are kept
+    cdef int ring_lock                   # who takes them out (see coalesced.pxd)
 
     # Sends one access; a miss leaves `data` untouched (all ones for a read). Any vCPU thread.
     cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,
@@ -88,6 +77,5 @@ cdef class Bus:
     # The same for whoever stands in front of the device: it alone.
     cdef int device_access(self, uint64_t address, uint8_t *data, uint32_t size,
                            int is_write) noexcept nogil
-    cdef int add(self, Table *table, dict owners, start, length, target, str name) except -1
-    cdef int insert(self, Table *table, Entry entry) except -1
-    cdef void remove(self, Table *table, uint64_t start) noexcept
+    cdef int add(self, bint covers, start, length, target, str name) except -1
+    cdef int remove(self, bint covers, start) except -1

@@ -17,6 +17,9 @@ class Bus:
     name: str
     error: BaseException | None
     changes: int
+    ring_offset: int
+    @property
+    def old_tables(self) -> int: ...
     def __init__(
         self, name: str, on_error: Callable[[object, str, BaseException], None] | None = None
     ) -> None: ...

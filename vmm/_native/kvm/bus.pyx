@@ -1,30 +1,16 @@
 """Port and MMIO buses: a sorted table that sends each access to its device."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc, realloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy
 
 from cpython.ref cimport PyObject
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_rwlock_t:
-        pass
-    int pthread_rwlock_destroy(pthread_rwlock_t *lock)
-    int pthread_rwlock_rdlock(pthread_rwlock_t *lock)
-    int pthread_rwlock_wrlock(pthread_rwlock_t *lock)
-    int pthread_rwlock_unlock(pthread_rwlock_t *lock)
+from vmm._native.kvm.bustable cimport (
+    vmm_look_up, vmm_table_put, vmm_table_take, vmm_tables_free, vmm_tables_left,
+)
 
 cdef extern from *:
     """
-    #include <pthread.h>
-    /* A writer holds the GIL while it waits, so readers that never pause must not overtake it. */
-    static void vmm_rwlock_init(pthread_rwlock_t *lock) {
-        pthread_rwlockattr_t kind;
-        pthread_rwlockattr_init(&kind);
-        pthread_rwlockattr_setkind_np(&kind, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
-        pthread_rwlock_init(lock, &kind);
-        pthread_rwlockattr_destroy(&kind);
-    }
     /* 0: not a thread of ours, 1: one without a Python thread state, 2: one with. */
     static __thread int vmm_own_thread;
     static __thread PyGILState_STATE vmm_gil;
@@ -53,7 +39,6 @@ cdef extern from *:
         vmm_own_thread = 0;
     }
     """
-    void vmm_rwlock_init(pthread_rwlock_t *lock)
     void vmm_own_thread_begins() nogil
     void vmm_keep_state() nogil
     void vmm_own_thread_ends() nogil
@@ -134,21 +119,21 @@ cdef device_of(BusTarget target):
     return (<PythonTarget>target).device if isinstance(target, PythonTarget) else target
 
 
-cdef inline int deliver(Entry *found, uint64_t address, uint8_t *data, uint32_t size,
+cdef inline int deliver(void *found, uint64_t offset, uint8_t *data, uint32_t size,
                         int is_write) noexcept nogil:
-    if found.handler == NULL:
+    if found == NULL:
         return OUTCOME_CONTINUE
-    # SAFETY: `opaque` is a BusTarget, which is alive as access() says.
-    vmm_touch(&(<BusTarget>found.opaque).touched)
-    return found.handler(found.opaque, address - found.start, data, size, is_write)
+    # SAFETY: a BusTarget, which is alive as access() says.
+    vmm_touch(&(<BusTarget>found).touched)
+    return (<BusTarget>found).handler(found, offset, data, size, is_write)
 
 
 cdef class Bus:
     """One address space of devices (ports, or MMIO).
 
-    attach, detach and move may be called from any Python thread while vCPUs run: ``owners`` is
-    the GIL's, the tables of entries have a lock of their own, which no device runs under. Overlap
-    is an error at once (ValueError names both). cover() and uncover() are the same for targets that
+    attach, detach and move may be called from any Python thread while vCPUs run: ``owners`` and
+    changes of the table are the GIL's, and whoever looks something up takes no lock. Overlap is an
+    error at once (ValueError names both). cover() and uncover() are the same for targets that
     stand in front of the devices: an access that lies wholly in such a range goes there.
     ``on_error(device, name, error)`` hears what a Python device raised; the access that failed
     reads as ones, or is dropped, and the guest goes on. Without it ``error`` is the first one, and
@@ -161,55 +146,44 @@ cdef class Bus:
         self.owners = {}
         self.covering = {}
         self.retired = []
-        self.lock = malloc(sizeof(pthread_rwlock_t))
-        if self.lock == NULL:
-            raise MemoryError
-        vmm_rwlock_init(<pthread_rwlock_t *>self.lock)
 
     def __dealloc__(self):
-        free(self.attached.entries)
-        free(self.covers.entries)
-        if self.lock != NULL:
-            pthread_rwlock_destroy(<pthread_rwlock_t *>self.lock)
-            free(self.lock)
+        vmm_tables_free(&self.table, &self.waiting)
 
     cdef int access(self, uint64_t address, uint8_t *data, uint32_t size,
                     int is_write) noexcept nogil:
-        cdef Entry found
-        pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
-        found = find(&self.covers, address, size)
-        if found.handler == NULL:
-            found = find(&self.attached, address, size)
-        # Unlocked before the device runs: it may itself move ranges (a BAR), and the owner of
-        # `opaque` lives in `owners`, `covering` or `retired` until the bus itself goes.
-        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
-        return deliver(&found, address, data, size, is_write)
+        # Not one that is read while the device runs: it may itself move ranges (a BAR). The target
+        # lives in `owners`, `covering` or `retired` until the bus itself goes.
+        cdef uint64_t offset = 0
+        cdef void *found = vmm_look_up(&self.table, 1, address, size, &offset)
+        return deliver(found, offset, data, size, is_write)
 
     cdef int device_access(self, uint64_t address, uint8_t *data, uint32_t size,
                            int is_write) noexcept nogil:
-        cdef Entry found
-        pthread_rwlock_rdlock(<pthread_rwlock_t *>self.lock)
-        found = find(&self.attached, address, size)
-        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
-        return deliver(&found, address, data, size, is_write)
+        cdef uint64_t offset = 0
+        cdef void *found = vmm_look_up(&self.table, 0, address, size, &offset)
+        return deliver(found, offset, data, size, is_write)
 
     def attach(self, start, length, target, str name):
         """Give [start, start + length) to ``target`` (a BusTarget or a Python device)."""
-        self.add(&self.attached, self.owners, start, length, target, name)
+        self.add(False, start, length, target, name)
 
     def cover(self, start, length, target, str name):
         """Let ``target`` stand in front of whatever device is there, or comes there."""
-        self.add(&self.covers, self.covering, start, length, target, name)
+        self.add(True, start, length, target, name)
 
     def uncover(self, start):
         """Take it away from there; KeyError when nothing stands there."""
-        target, _, _ = self.covering.pop(start)
-        if target not in self.retired:
-            self.retired.append(target)
-        self.remove(&self.covers, start)
+        self.remove(True, start)
 
-    cdef int add(self, Table *table, dict owners, start, length, target, str name) except -1:
+    @property
+    def old_tables(self):
+        """How many tables from before a change somebody looks at in this moment."""
+        return vmm_tables_left(&self.waiting)
+
+    cdef int add(self, bint covers, start, length, target, str name) except -1:
         cdef BusTarget native
+        cdef dict owners = self.covering if covers else self.owners
         if length <= 0 or start < 0 or start + length > 1 << 64:
             raise ValueError(f"{self.name}: {name}: no such range: {start:#x}, {length:#x} bytes")
         for other, (_, other_name, other_length) in owners.items():
@@ -224,17 +198,27 @@ cdef class Bus:
         if native.handler == NULL:
             raise TypeError(f"{self.name}: {name}: a BusTarget without a handler")
         owners[start] = (native, name, length)
-        self.changes += 1
-        self.insert(table, Entry(start, length, native.handler, <void *><PyObject *>native))
+        if vmm_table_put(&self.table, &self.waiting, covers, start, length,
+                         <void *><PyObject *>native):
+            del owners[start]
+            raise MemoryError
+        self.changes += not covers
+        return 0
+
+    cdef int remove(self, bint covers, start) except -1:
+        cdef dict owners = self.covering if covers else self.owners
+        target, _, _ = owners[start]
+        if target not in self.retired:
+            self.retired.append(target)
+        if vmm_table_take(&self.table, &self.waiting, covers, start):
+            raise MemoryError
+        del owners[start]
+        self.changes += not covers
         return 0
 
     def detach(self, start):
         """Take back the range that begins at ``start``; KeyError when there is none."""
-        target, _, _ = self.owners.pop(start)
-        self.changes += 1
-        if target not in self.retired:
-            self.retired.append(target)
-        self.remove(&self.attached, start)
+        self.remove(False, start)
 
     def move(self, old, new):
         """Move the range at ``old`` to ``new``; on a clash it stays and ValueError is raised.
@@ -302,55 +286,3 @@ cdef class Bus:
             # Nothing is left that could tell; the guest goes on all the same.
             return OUTCOME_CONTINUE
         return OUTCOME_CONTINUE
-
-    cdef int insert(self, Table *table, Entry entry) except -1:
-        cdef Entry *grown
-        cdef int place = 0
-        pthread_rwlock_wrlock(<pthread_rwlock_t *>self.lock)
-        if table.count == table.capacity:
-            grown = <Entry *>realloc(table.entries, (table.capacity + 16) * sizeof(Entry))
-            if grown == NULL:
-                pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
-                raise MemoryError
-            table.entries = grown
-            table.capacity += 16
-        while place < table.count and table.entries[place].start < entry.start:
-            place += 1
-        memmove(&table.entries[place + 1], &table.entries[place],
-                (table.count - place) * sizeof(Entry))
-        table.entries[place] = entry
-        table.count += 1
-        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
-        return 0
-
-    cdef void remove(self, Table *table, uint64_t start) noexcept:
-        cdef int place = 0
-        pthread_rwlock_wrlock(<pthread_rwlock_t *>self.lock)
-        while place < table.count and table.entries[place].start != start:
-            place += 1
-        if place < table.count:
-            table.count -= 1
-            memmove(&table.entries[place], &table.entries[place + 1],
-                    (table.count - place) * sizeof(Entry))
-        pthread_rwlock_unlock(<pthread_rwlock_t *>self.lock)
-
-
-cdef Entry find(Table *table, uint64_t address, uint32_t size) noexcept nogil:
-    # An access counts for the range it starts in, as long as it ends there too.
-    cdef int low = 0
-    cdef int high = table.count
-    cdef int middle
-    cdef Entry *last
-    cdef Entry found
-    while low < high:
-        middle = (low + high) // 2
-        if table.entries[middle].start <= address:
-            low = middle + 1
-        else:
-            high = middle
-    if low > 0:
-        last = &table.entries[low - 1]
-        if address - last.start < last.length and size <= last.length - (address - last.start):
-            return last[0]
-    memset(&found, 0, sizeof(found))
-    return found

@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from vmm._native.kvm.bus cimport OUTCOME_CONTINUE, OUTCOME_FAULT, Bus
+from vmm._native.kvm.coalesced cimport bring_writes
 from vmm._native.kvm.tracering cimport ExitRecord
 from vmm._native.linux.kvm cimport *
 
@@ -33,6 +34,8 @@ cdef inline int port_exit(kvm_run *run, ExitRecord *record, Bus pio) noexcept no
     cdef int is_write = run.io.direction == KVM_EXIT_IO_OUT
     cdef int outcome = OUTCOME_CONTINUE
     cdef int one
+    if pio.ring_offset:
+        bring_writes(run, pio)
     record.address = run.io.port
     record.size = size
     record.is_write = is_write

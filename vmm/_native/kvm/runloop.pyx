@@ -26,7 +26,8 @@ from vmm._native.kvm.tracering cimport change_ring, run_vcpu, trace_exit
 from vmm._native.kvm.vcpu cimport VcpuFd
 from vmm._native.linux.kvm cimport *
 from vmm._native.host.fd cimport check
-from vmm._native.host.thread cimport thread_join, thread_start
+from vmm._native.host.confine cimport KIND_VCPU
+from vmm._native.host.thread cimport thread_join, thread_start_on
 
 from vmm._native.host.fd import IoctlError
 from vmm._native.kvm.vcpu import EXIT_NAMES
@@ -70,8 +71,11 @@ cdef class VcpuLoop:
         vmm_store(&self.stop, 1)
         self.finish()
 
-    def start(self, str name, bint held=False):
-        """Start the thread; it runs the guest at once or, ``held``, when resume() is called."""
+    def start(self, str name, bint held=False, bytes processors=b""):
+        """Start the thread; it runs the guest at once or, ``held``, when resume() is called.
+
+        ``processors`` is a bitmap of those of the host's that it may run on; empty: all of ours.
+        """
         if self.thread.started:
             raise RuntimeError(f"{name}: already started")
         vmm_kick_install()
@@ -82,7 +86,9 @@ cdef class VcpuLoop:
         vmm_store(&self.stop, 0)
         vmm_store(&self.pause_wanted, held)
         self.vcpu.run.immediate_exit = held
-        cdef int rc = thread_start(&self.thread, self.thread_name, vcpu_main, <void *>self)
+        cdef int rc = thread_start_on(
+            &self.thread, KIND_VCPU, self.thread_name, vcpu_main, <void *>self,
+            <const char *>processors, len(processors))
         if rc:
             self.finish()
             raise IoctlError(rc, f"pthread_create for {name}")

@@ -215,8 +215,8 @@ cdef class VcpuFd(OwnedFd):
         check(ioctl(self.fd, KVM_SET_XSAVE, <const char *>area), b"KVM_SET_XSAVE")
 
     def set_cpuid2(self, entries):
-        """What CPUID answers: (function, index, flags, eax, ebx, ecx, edx) each."""
-        set_packed_cpuid(self.fd, packed_cpuid(entries))
+        """What CPUID answers: (function, index, flags, eax, ebx, ecx, edx) each, or packed."""
+        set_packed_cpuid(self.fd, entries if isinstance(entries, bytes) else packed_cpuid(entries))
 
     def set_msrs(self, pairs):
         """Set (index, value) pairs; returns how many KVM took before it met one it refuses."""
@@ -332,6 +332,11 @@ cdef class VcpuFd(OwnedFd):
         return translation.physical_address if translation.valid else None
 
 
+def pack_cpuid(entries):
+    """The bytes of these entries, for set_cpuid2()."""
+    return packed_cpuid(entries)
+
+
 cdef bytes packed_cpuid(entries):
     cdef size_t count = len(entries)
     cdef size_t i = 0
@@ -348,6 +353,10 @@ cdef bytes packed_cpuid(entries):
 
 
 cdef int set_packed_cpuid(int fd, bytes table) except -1:
+    # SAFETY: KVM reads as many entries as the table says that it has.
+    if len(table) < sizeof(kvm_cpuid2) or len(table) < (
+            sizeof(kvm_cpuid2) + (<kvm_cpuid2 *><char *>table).nent * sizeof(kvm_cpuid_entry2)):
+        raise ValueError(f"a CPUID table of {len(table)} bytes is shorter than it says")
     return check(ioctl(fd, KVM_SET_CPUID2, <const char *>table), b"KVM_SET_CPUID2")
 
 

@@ -6,7 +6,7 @@ Source: Documentation/virt/kvm/api.rst.
 
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free, realloc
 from libc.string cimport memset
 
 from vmm._native.host.fd cimport OwnedFd, check
@@ -17,6 +17,9 @@ import os
 
 cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
+
+cdef enum:
+    ROUTES_STEP = 128
 
 cdef extern from "<linux/version.h>":
     enum: LINUX_VERSION_CODE
@@ -60,6 +63,73 @@ cdef class Kvm(OwnedFd):
     def get_supported_cpuid(self):
         """List of (function, index, flags, eax, ebx, ecx, edx) that KVM can give a guest."""
         return cpuid_of(self.fd, KVM_GET_SUPPORTED_CPUID, b"KVM_GET_SUPPORTED_CPUID")
+
+
+cdef class GsiRoutes:
+    """A routing table as KVM_SET_GSI_ROUTING takes it: one route for a GSI, in no order.
+
+    Kept from call to call, so that a change costs its own entry and no more. One thread at a time.
+    """
+
+    def __dealloc__(self):
+        free(self.table)
+
+    def pin(self, uint32_t gsi, uint32_t pin):
+        """``gsi`` is the IOAPIC's ``pin``."""
+        cdef kvm_irq_routing_entry *entry = self.entry(gsi)
+        entry.type = KVM_IRQ_ROUTING_IRQCHIP
+        entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC
+        entry.u.irqchip.pin = pin
+
+    def message(self, uint32_t gsi, uint32_t address_lo, uint32_t address_hi, uint32_t data):
+        """``gsi`` is a message."""
+        cdef kvm_irq_routing_entry *entry = self.entry(gsi)
+        entry.type = KVM_IRQ_ROUTING_MSI
+        entry.u.msi.address_lo = address_lo
+        entry.u.msi.address_hi = address_hi
+        entry.u.msi.data = data
+
+    def remove(self, uint32_t gsi):
+        """Nothing any more; harmless when it was nothing before."""
+        cdef int place
+        if gsi >= GSIS or self.places[gsi] == 0:
+            return
+        place = self.places[gsi] - 1
+        self.table.nr -= 1
+        # The last one takes its place.
+        self.table.entries[place] = self.table.entries[<int>self.table.nr]
+        self.places[self.table.entries[place].gsi] = place + 1
+        self.places[gsi] = 0
+
+    def messages(self):
+        """(gsi, address_lo, address_hi, data) of every message, ascending."""
+        return sorted([(entry.gsi, entry.u.msi.address_lo, entry.u.msi.address_hi, entry.u.msi.data)
+                       for entry in self.table.entries[:self.table.nr]
+                       if entry.type == <uint32_t>KVM_IRQ_ROUTING_MSI]) if self.table else []
+
+    cdef kvm_irq_routing_entry *entry(self, uint32_t gsi) except NULL:
+        cdef kvm_irq_routing *grown
+        cdef int count = self.table.nr if self.table != NULL else 0
+        if gsi >= GSIS:
+            raise ValueError(f"GSI {gsi}: KVM routes those below {GSIS}")
+        if self.places[gsi] == 0:
+            if count == self.room:
+                grown = <kvm_irq_routing *>realloc(
+                    self.table, sizeof(kvm_irq_routing)
+                    + (count + ROUTES_STEP) * sizeof(kvm_irq_routing_entry))
+                if grown == NULL:
+                    raise MemoryError
+                if self.table == NULL:
+                    memset(grown, 0, sizeof(kvm_irq_routing))
+                self.table = grown
+                self.room = count + ROUTES_STEP
+            self.places[gsi] = count + 1
+            self.table.nr = count + 1
+        # SAFETY: a place is at most `nr`, for which there is room.
+        cdef kvm_irq_routing_entry *entry = &self.table.entries[self.places[gsi] - 1]
+        memset(entry, 0, sizeof(kvm_irq_routing_entry))
+        entry.gsi = gsi
+        return entry
 
 
 cdef class VmFd(OwnedFd):
@@ -117,36 +187,17 @@ cdef class VmFd(OwnedFd):
             fd = ioctl(self.fd, KVM_CREATE_VCPU, apic_id)
         return VcpuFd(check(fd, b"KVM_CREATE_VCPU"), index, mmap_size)
 
-    def set_gsi_routing(self, pins, messages):
-        """Replace the whole table: ``pins`` are (gsi, IOAPIC pin), ``messages`` are
-        (gsi, address_lo, address_hi, data)."""
-        cdef size_t count = len(pins) + len(messages)
-        cdef kvm_irq_routing *table = <kvm_irq_routing *>calloc(
-            1, sizeof(uint32_t) * 2 + count * sizeof(kvm_irq_routing_entry))
-        cdef size_t i = 0
+    def set_gsi_routing(self, GsiRoutes routes not None):
+        """Replace the whole table by ``routes``."""
         cdef int rc
+        cdef kvm_irq_routing none
+        cdef kvm_irq_routing *table = routes.table
         if table == NULL:
-            raise MemoryError
-        table.nr = count
-        try:
-            for gsi, pin in pins:
-                table.entries[i].gsi = gsi
-                table.entries[i].type = KVM_IRQ_ROUTING_IRQCHIP
-                table.entries[i].u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC
-                table.entries[i].u.irqchip.pin = pin
-                i += 1
-            for gsi, address_lo, address_hi, data in messages:
-                table.entries[i].gsi = gsi
-                table.entries[i].type = KVM_IRQ_ROUTING_MSI
-                table.entries[i].u.msi.address_lo = address_lo
-                table.entries[i].u.msi.address_hi = address_hi
-                table.entries[i].u.msi.data = data
-                i += 1
-            with nogil:
-                rc = ioctl(self.fd, KVM_SET_GSI_ROUTING, table)
-            check(rc, b"KVM_SET_GSI_ROUTING")
-        finally:
-            free(table)
+            memset(&none, 0, sizeof(none))
+            table = &none
+        with nogil:
+            rc = ioctl(self.fd, KVM_SET_GSI_ROUTING, table)
+        check(rc, b"KVM_SET_GSI_ROUTING")
 
     def set_msr_filter(self, ranges):
         """Which MSR accesses leave for us; replaces all. Empty: none.
@@ -173,6 +224,17 @@ cdef class VmFd(OwnedFd):
         with nogil:
             rc = ioctl(self.fd, KVM_X86_SET_MSR_FILTER, &table)
         check(rc, b"KVM_X86_SET_MSR_FILTER")
+
+    def register_coalesced_mmio(self, uint64_t address, uint32_t size, bint pio):
+        """Keep writes there (ports with ``pio``) in a ring until the next exit."""
+        cdef kvm_coalesced_mmio_zone zone
+        zone.addr = address
+        zone.size = size
+        zone.pio = pio
+        cdef int rc
+        with nogil:
+            rc = ioctl(self.fd, KVM_REGISTER_COALESCED_MMIO, &zone)
+        check(rc, b"KVM_REGISTER_COALESCED_MMIO")
 
     def irq_line(self, uint32_t gsi, bint level):
         """Raise or lower an interrupt line."""

@@ -56,6 +56,25 @@ cdef extern from "<linux/kvm.h>" nogil:
         uint32_t flags
         kvm_msr_filter_range ranges[16]
 
+    unsigned long KVM_REGISTER_COALESCED_MMIO
+    int KVM_CAP_COALESCED_MMIO, KVM_CAP_COALESCED_PIO
+
+    struct kvm_coalesced_mmio_zone:
+        uint64_t addr
+        uint32_t size
+        uint32_t pio
+
+    struct kvm_coalesced_mmio:
+        uint64_t phys_addr
+        uint32_t len
+        uint32_t pio
+        uint8_t data[8]
+
+    struct kvm_coalesced_mmio_ring:
+        uint32_t first
+        uint32_t last
+        kvm_coalesced_mmio coalesced_mmio[0]
+
     struct kvm_irq_level:
         uint32_t irq
         uint32_t level

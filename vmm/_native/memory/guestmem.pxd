@@ -36,7 +36,7 @@ cdef class GuestMemory:
     # length 0 is NULL. Callable from any thread as long as the owner keeps the object open.
     cdef char *hva(self, uint64_t gpa, uint64_t length) noexcept nogil
     cdef char *require(self, gpa, length) except NULL
-    cdef int open_file(self, uint64_t size) except -1
+    cdef int open_file(self, uint64_t size, again) except -1
     cdef int map_region(self, uint64_t gpa, uint64_t size, int fd, uint64_t offset) except -1
     cdef void advise(self, bint mergeable) noexcept
     cdef void unmap(self) noexcept

@@ -12,18 +12,13 @@ from posix.types cimport off_t
 from posix.unistd cimport close as c_close, ftruncate
 
 from cpython.buffer cimport (
-    PyBUF_SIMPLE,
-    PyBuffer_FillInfo,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
+    PyBUF_SIMPLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
+from vmm._native.host.confine cimport KIND_PREFAULT
 from vmm._native.host.fd cimport check
 from vmm._native.host.thread cimport Thread, thread_join, thread_start
 from vmm._native.memory.ramfile cimport (
-    vmm_huge_file,
-    vmm_huge_settle,
-    vmm_memfd,
-    vmm_shmem_policy,
+    vmm_dup_mount, vmm_huge_again, vmm_huge_file, vmm_huge_settle, vmm_memfd, vmm_shmem_policy,
 )
 
 import os
@@ -100,6 +95,7 @@ cdef class GuestMemory:
     where the first ends), else private anonymous memory. The file is a memfd, or one of a tmpfs
     of our own where only that gives shared memory huge pages (``thp``). With ``base`` it is
     private memory over a file that nobody writes: ``base`` has ``fd`` and ``offset``, and is kept.
+    ``again``: (dup_mount(), refused) of RAM before it, where no file system can be made any more.
     Raises IoctlError when the host refuses.
     """
 
@@ -111,7 +107,7 @@ cdef class GuestMemory:
         self.rest[0] = self.rest[1] = self.rest[2] = -1
 
     def __init__(self, regions, *, bint shared=False, unsigned long hugepage_size=0,
-                 bint mergeable=False, bint thp=True, base=None):
+                 bint mergeable=False, bint thp=True, base=None, again=None):
         cdef int fd = -1
         cdef uint64_t offset = 0
         check_regions(regions, hugepage_size or PAGE)
@@ -122,7 +118,7 @@ cdef class GuestMemory:
         if base is not None:
             fd, offset = base.fd, base.offset
         elif shared or hugepage_size:
-            fd = self.open_file(sum([size for _, size in regions]))
+            fd = self.open_file(sum([size for _, size in regions]), again)
         try:
             for gpa, size in regions:
                 self.map_region(gpa, size, fd, offset)
@@ -140,7 +136,7 @@ cdef class GuestMemory:
     def __dealloc__(self):
         self.unmap()
 
-    cdef int open_file(self, uint64_t size) except -1:
+    cdef int open_file(self, uint64_t size, again) except -1:
         """The file for shared memory: huge pages where the host gives them, else a memfd."""
         cdef const char *step = NULL
         cdef int error = 0
@@ -149,14 +145,17 @@ cdef class GuestMemory:
             self.file_kind = HUGETLB
         elif self.thp and policy in (b"a", b"w", b"f"):
             self.file_kind = HUGE_MEMFD
+        elif self.thp and policy != b"d" and again is not None:
+            self.owned_fd = vmm_huge_again(again[0])
+            self.file_kind = MEMFD if self.owned_fd < 0 else TMPFS
+            self.refused = again[1]
         elif self.thp and policy != b"d":
-            self.owned_fd = vmm_huge_file(size, self.rest, &step, &error)
+            self.owned_fd = vmm_huge_file(self.rest, &step, &error)
             self.file_kind = MEMFD if self.owned_fd < 0 else TMPFS
         else:
             self.file_kind = MEMFD
         if self.owned_fd < 0:
-            self.owned_fd = check(vmm_memfd(self.hugepage_size),
-                                  b"memfd_create of guest RAM")
+            self.owned_fd = check(vmm_memfd(self.hugepage_size), b"memfd_create of guest RAM")
             if step != NULL:
                 self.settle()
                 why = os.strerror(error) if error else "the process that tried was killed"
@@ -331,6 +330,11 @@ cdef class GuestMemory:
         # SAFETY: require() has checked [gpa, gpa + length).
         populate(self.require(gpa, length), length, threads)
 
+    def dup_mount(self):
+        """A descriptor of its file's own file system, the caller's to close; -1: it has none, or
+        settle() came first."""
+        return vmm_dup_mount(self.rest)
+
     def settle(self):
         """Clear away what making the file left over, which may wait for the host's processors:
         once the guest runs. Control thread; idempotent."""
@@ -371,7 +375,8 @@ cdef int populate(char *start, size_t size, int threads) except -1:
     with nogil:
         for i in range(used):
             workers[i].started = False
-            if i == used - 1 or thread_start(&workers[i], b"prefault", prefault_main, &jobs[i]):
+            if i == used - 1 or thread_start(
+                    &workers[i], KIND_PREFAULT, b"prefault", prefault_main, &jobs[i]):
                 prefault_main(&jobs[i])     # the last share, or no thread to be had: do it here
         for i in range(used):
             thread_join(&workers[i])

@@ -45,7 +45,7 @@ cdef extern from *:
         volatile int fd;                /* the file, once it is there */
         volatile int error;             /* errno of the step, 0: it did not come back */
         const char *volatile step;      /* the last that was begun */
-        char size[24], uid_map[40], gid_map[40];
+        char uid_map[40], gid_map[40];
     };
     /* From here on to vmm_huge_child(): only system calls, because the child may run in our own
        address space, where other threads hold locks that it must not wait for. Its stack is its
@@ -64,7 +64,7 @@ cdef extern from *:
         const int attributes = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
         int fs = job->rest[VMM_FS] = VMM_STEP("fsopen", syscall(SYS_fsopen, "tmpfs",
                                                                 FSOPEN_CLOEXEC));
-        if (fs < 0 || vmm_huge_option(job, "fsconfig(size)", "size", job->size) < 0
+        if (fs < 0 || vmm_huge_option(job, "fsconfig(size)", "size", "0") < 0
             || vmm_huge_option(job, "fsconfig(huge=advise)", "huge", "advise") < 0
             || VMM_STEP("fsconfig(create)",
                         syscall(SYS_fsconfig, fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0)) < 0)
@@ -139,9 +139,8 @@ cdef extern from *:
     }
     /* The descriptor; or -1, then *step and *error say what was refused and how (0: the child did
        not come back from it). *rest is to be settled, some time, in either case. */
-    static int vmm_huge_file(unsigned long size, int *rest, const char **step, int *error) {
+    static int vmm_huge_file(int *rest, const char **step, int *error) {
         struct vmm_huge_job job = {.fd = -1, .rest = {-1, -1, -1}};
-        snprintf(job.size, sizeof job.size, "%lu", size);
         snprintf(job.uid_map, sizeof job.uid_map, "%u %u 1", geteuid(), geteuid());
         snprintf(job.gid_map, sizeof job.gid_map, "%u %u 1", getegid(), getegid());
         vmm_huge_anyhow(&job);
@@ -149,6 +148,13 @@ cdef extern from *:
         *step = job.step;
         *error = job.error;
         return job.fd;
+    }
+    /* Another file of the file system of an earlier one. */
+    static int vmm_huge_again(int mount) {
+        return openat(mount, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    }
+    static int vmm_dup_mount(int *rest) {
+        return rest[VMM_MOUNT] < 0 ? -1 : fcntl(rest[VMM_MOUNT], F_DUPFD_CLOEXEC, 3);
     }
     /* The first letter of what the host allows for memfds: [a]lways, [a]dvise, [w]ithin_size,
        [f]orce, [n]ever, [d]eny; 0 where it does not say. */
@@ -164,6 +170,8 @@ cdef extern from *:
     """
     # Each is told above; any thread. ``rest``: three integers, -1 before.
     int vmm_memfd(unsigned long hugepage_size) nogil
-    int vmm_huge_file(unsigned long size, int *rest, const char **step, int *error) nogil
+    int vmm_huge_file(int *rest, const char **step, int *error) nogil
     void vmm_huge_settle(int *rest) nogil
+    int vmm_huge_again(int mount) nogil
+    int vmm_dup_mount(int *rest) nogil
     char vmm_shmem_policy() nogil

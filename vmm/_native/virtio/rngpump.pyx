@@ -3,6 +3,7 @@
 from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
+from vmm._native.host.confine cimport KIND_RNG
 from vmm._native.virtio.virtqueue cimport Segment, VirtQueue
 from vmm._native.virtio.worker cimport Worker, drain_fd, signal_fd
 
@@ -30,6 +31,7 @@ cdef class RngWorker(Worker):
     cdef Segment *segments
 
     def __cinit__(self, VirtQueue queue not None, int kick_fd, int call_fd, int config_call_fd):
+        self.kind = KIND_RNG
         self.queue = queue
         self.kick_fd = kick_fd
         self.call_fd = call_fd

@@ -9,6 +9,7 @@ cdef enum Stopping:
 
 cdef class Worker:
     cdef Thread thread
+    cdef int kind                # a Kind of confine.pxd
     cdef int stop_fd
     cdef int stopping            # a Stopping
     cdef readonly int broken     # a BROKEN_ reason of the virtqueue; 0: fine

@@ -57,7 +57,7 @@ cdef class Worker:
         drain_fd(self.stop_fd)
         worker_store(&self.stopping, GOES_ON)
         cdef bytes encoded = name.encode()
-        cdef int rc = thread_start(&self.thread, encoded, worker_main, <void *>self)
+        cdef int rc = thread_start(&self.thread, self.kind, encoded, worker_main, <void *>self)
         if rc:
             raise IoctlError(rc, f"pthread_create for {name}")
 

@@ -36,7 +36,7 @@ def ram_descriptor(memory: GuestMemory, write: bool) -> int:
     """
     if memory.fd < 0:
         return -1
-    if memory.backing != TMPFS:
+    if memory.backing != TMPFS and ~fcntl.fcntl(memory.fd, fcntl.F_GET_SEALS) & SIZE_FIXED:
         fcntl.fcntl(memory.fd, fcntl.F_ADD_SEALS, SIZE_FIXED)
     mode = os.O_RDWR if write else os.O_RDONLY
     return os.open(f"/proc/self/fd/{memory.fd}", mode | os.O_CLOEXEC)

@@ -51,6 +51,11 @@ def attach(run: Run, request: dict[str, Any]) -> dict[str, Any] | Keep:
             f"not {str(request.get('protocol'))[:20]}",
             f"attach with version {__version__}",
         )
+    if not run.config.attach:
+        return refusal(
+            "it is locked down: nobody looks at its guest from outside",
+            "start it with VLLMD_HYPERVISOR_ATTACH=on",
+        )
     if run.machine is None:
         return refusal("the guest is just rebooting", "try again in a moment")
     if run.config.gdb is not None:

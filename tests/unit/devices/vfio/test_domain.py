@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from devices.vfio import dma
+from devices.vfio import attach, dma
 from devices.vfio.domain import open_domain
 from vmm._native.vfio import ioctls as vfio
 from vmm.errors import BusyError, HostError
@@ -221,3 +221,20 @@ def test_device_memory(kernel, kvm, host):
         domain.map_device_memory(0x1000, 1 << 38, MIB)
     domain.close()
     domain.unmap_device_memory(1 << 38, MIB)
+
+
+def test_a_device_that_fails_in_its_last_step_is_told_with_words(monkeypatch):
+    device = SimpleNamespace()
+    domain = SimpleNamespace(open_device=lambda *rest: device, ranges=[], backend="group")
+    monkeypatch.setattr(attach, "open_domain", lambda *rest: domain)
+
+    def enable() -> None:
+        raise OSError(errno.EIO, "gone")
+
+    function = SimpleNamespace(bars=[], enable=enable)
+    monkeypatch.setattr(attach, "PassthroughFunction", lambda *rest: function)
+    nothing = SimpleNamespace(add=lambda *rest: None, place_passthrough=lambda *rest: None)
+    made = attach.Passthrough(None, None, None, MEMORY, nothing, nothing)
+    with pytest.raises(HostError, match="0000:01:00.0 fails: .*gone"):
+        made.attach([BY_GROUP], None, "off", 3, lambda *rest: None)
+    assert made.functions == [function]

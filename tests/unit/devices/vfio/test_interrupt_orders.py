@@ -92,7 +92,7 @@ class Kernel:
             self.level = False
         self.at_call(self.calls)
 
-    def set_gsi_routing(self, pins, messages) -> None:
+    def set_gsi_routing(self, routes) -> None:
         pass
 
     # --- what happens meanwhile ---

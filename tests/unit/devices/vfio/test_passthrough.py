@@ -106,8 +106,12 @@ class FakeVm:
     def irqfd(self, fd: int, gsi: int, assign: bool = True, resample_fd: int = -1) -> None:
         (self.assigned.add if assign else self.assigned.discard)(gsi)
 
-    def set_gsi_routing(self, pins, messages) -> None:
-        self.routes = list(messages)
+    def set_gsi_routing(self, routes) -> None:
+        self.routes = routes.messages()
+
+    def reached(self) -> list[int]:
+        """The data of the messages that something is connected to."""
+        return sorted(data for gsi, _, _, data in self.routes if gsi in self.assigned)
 
 
 @pytest.fixture
@@ -272,9 +276,9 @@ def test_msi_with_two_vectors(made):
     function.config_write(MSI + 12, DATA, 2)
     function.config_write(MSI + 2, 1 << 4 | 1, 2)
     assert ("trigger", vfio.MSI, 2) in device.asked
-    assert [data for *_, data in vm.routes] == [DATA & ~1, DATA & ~1 | 1]
+    assert vm.reached() == [DATA & ~1, DATA & ~1 | 1]
     function.config_write(MSI + 12, 0x50, 2)  # moved while on
-    assert [data for *_, data in vm.routes] == [0x50, 0x51]
+    assert vm.reached() == [0x50, 0x51]
     assert device.asked.count(("trigger", vfio.MSI, 2)) == 1
     function.config_write(MSI + 2, 0, 2)
     assert ("disable", vfio.MSI) in device.asked
@@ -321,6 +325,14 @@ def test_a_device_that_does_not_answer_is_refused(register):
         (1 << 8 * size) - 1 if offset == register else read(offset, size)
     )
     with pytest.raises(HostError, match="0000:01:00.0 does not answer.*all ones"):
+        attach(device, irq)
+    irq.close()
+
+
+def test_a_bar_of_a_size_that_cannot_be_is_refused():
+    device, irq = FakeDevice(), IrqRouter(FakeVm())
+    device.get_region_info = lambda index: (0, 3000 if index == 0 else 4096, 0, None, False)
+    with pytest.raises(HostError, match="0000:01:00.0: BAR 0 has 3000 bytes"):
         attach(device, irq)
     irq.close()
 

@@ -64,7 +64,7 @@ class StrictKvm:
         time.sleep(0)
         (self.lines.add if assign else self.lines.remove)(fd)
 
-    def set_gsi_routing(self, pins, messages) -> None:
+    def set_gsi_routing(self, routes) -> None:
         time.sleep(0)
 
     def set_user_memory_region(self, slot: int, gpa: int, size: int, hva: int) -> None:

@@ -1,0 +1,1 @@
+"""Inputs by the million for everything that reads what a guest, a file or a stranger wrote."""
