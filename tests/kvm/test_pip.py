@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import command
 from tests.support.command import Command
-from tests.support.packaging_tools import run
+from tests.support.packaging_tools import load, run
 
 ROOT = Path(__file__).resolve().parents[2]
 # The native modules are translated and compiled once, without optimisation.
@@ -148,6 +148,9 @@ def test_the_wheel_has_every_module_and_the_licence(wheel):
         "vmm", *[name.split("/")[0] for name in names if ".dist-info/" in name or ".data/" in name]
     }  # fmt: skip
     assert any(name.endswith("/LICENSE") for name in names)
+    inside, beside = load("sbom").wheel_parts(wheel)
+    assert [part.name for part in inside] == ["Cython"]
+    assert sorted(part.name for part in beside) == ["numpy", "pyelftools"]
     assert not [name for name in names if name.endswith((".pyx", ".pxd", ".c", ".h"))]
 
 

@@ -16,8 +16,9 @@ UNIT = "vllmd-hypervisor@.service"
 BIND = "vllmd-bind@.service"
 PREPARE = "vllmd-prepare@.service"
 # systemd-analyze(1): 0 is a service that can do nothing, 10 one that can do everything.
-# 0.4 are the two kinds of namespaces by which guest RAM has its huge pages.
-EXPOSURE_MAX = 1.2
+# 0.4 are the two kinds of namespaces by which guest RAM has its huge pages, 0.1 is capset(), by
+# which the VMM gives up what it has left.
+EXPOSURE_MAX = 1.3
 
 
 @pytest.fixture
@@ -89,6 +90,16 @@ def test_the_sandbox_allows_what_huge_pages_need():
     filters = [line for line in lines if line.startswith("SystemCallFilter=")]
     assert filters[-1] == "SystemCallFilter=fsopen fsconfig fsmount"
     assert "RestrictNamespaces=user mnt" in lines
+
+
+def test_the_sandbox_allows_what_confinement_needs():
+    """The calls by which the VMM gives up more; systemd 252 has them in no set of services."""
+    text = (SYSTEMD / "system" / UNIT).read_text()
+    rows = [row.split("=")[1] for row in text.splitlines() if row.startswith("SystemCallFilter=")]
+    assert rows.index("~@privileged") < len(rows) - 2  # it would take capset away again
+    words = {word for row in rows for word in row.split()}
+    landlock = {f"landlock_{word}" for word in ("create_ruleset", "add_rule", "restrict_self")}
+    assert {"seccomp", "capset", *landlock} <= words
 
 
 def test_each_instance_has_a_user_and_folders_of_its_own():
