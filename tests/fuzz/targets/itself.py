@@ -42,4 +42,4 @@ class Self(PythonTarget):
             atexit.register(os._exit, 3)
 
 
-SELF = Self()
+TARGETS = (Self(),)
