@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tests.fuzz import supervise
 from tests.fuzz.build import SETS, build
-from tests.fuzz.registry import ALL, target_of
+from tests.fuzz.registry import all_targets, target_of
 
 
 def words(arguments: list[str]) -> argparse.Namespace:
@@ -32,7 +32,7 @@ def main() -> int:
     """0: nothing was found."""
     asked = words(sys.argv[1:])
     if asked.list:
-        for target in ALL:
+        for target in all_targets():
             print(f"{target.name:20} {'kvm ' if target.kvm else ''}{' '.join(target.plants)}")
         return 0
     if asked.seconds > 1e8 and asked.inputs == supervise.FOREVER:
@@ -54,7 +54,7 @@ def main() -> int:
 def usable(kind: str) -> list:
     """Those for which this machine has what they need, and which this set says more about."""
     kvm = os.access("/dev/kvm", os.R_OK | os.W_OK)
-    return [t for t in ALL if (kvm or not t.kvm) and (kind != "tsan" or t.threads)]
+    return [t for t in all_targets() if (kvm or not t.kvm) and (kind != "tsan" or t.threads)]
 
 
 def one(name: str, seed: int, asked: argparse.Namespace) -> tuple[int, bool]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import json
 import mmap
 import resource
+import signal
 import time
 import traceback
 from pathlib import Path
@@ -15,6 +17,7 @@ from tests.fuzz import build
 
 # An input that makes a parser want more than this has found something.
 ADDRESS_SPACE = 8 << 30
+PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -27,6 +30,8 @@ def main() -> None:
     parser.add_argument("seconds", type=float)
     words = parser.parse_args()
     folder = Path(words.folder)
+    # Whoever ends the supervisor, by whatever means, ends this as well.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if words.set == "plain":
         faulthandler.enable()
         resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Inputs between two looks at the clock.
-CHUNK = 4096
+CHUNK = 65536
+RACING_CHUNK = 1024
 
 
 class Found(AssertionError):
@@ -88,7 +89,7 @@ class NativeTarget(Target):
         loop, done = self._loop(plant), 0
         until = time.monotonic() + seconds
         while done < count:
-            some = min(CHUNK * 16, count - done)
+            some = min(RACING_CHUNK if self.racing else CHUNK, count - done)
             loop(seed, first + done, some, progress)
             done += some
             if time.monotonic() > until:

@@ -69,3 +69,44 @@ cdef class BlindUart(Uart):
             self.mcr = value
             return
         Uart.write_register(self, offset, value)
+
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    #include <stdlib.h>
+    static int raced;
+    static void *race_on(void *unused) {
+        for (int i = 0; i < 100000; i++)
+            raced++;
+        return unused;
+    }
+    static int behind_the_end(int by) {
+        volatile char *block = malloc(16);
+        int found = block[15 + by];
+        free((void *)block);
+        return found;
+    }
+    static int shifted(int by) { return 1 << by; }
+    static int two_at_once(void) {
+        pthread_t threads[2];
+        for (int i = 0; i < 2; i++)
+            pthread_create(&threads[i], NULL, race_on, NULL);
+        for (int i = 0; i < 2; i++)
+            pthread_join(threads[i], NULL);
+        return raced;
+    }
+    """
+    int behind_the_end(int by) nogil
+    int shifted(int by) nogil
+    int two_at_once() nogil
+
+
+def misbehave(str how):
+    """What only a sanitizer sees: a read behind a block, an impossible shift, a race."""
+    if how == "overflow":
+        return behind_the_end(1)
+    if how == "undefined":
+        return shifted(40)
+    with nogil:
+        two_at_once()

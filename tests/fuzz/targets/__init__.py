@@ -1,1 +1,1 @@
-"""One file for each part of the house that reads what it cannot trust; `ALL` is in registry.py."""
+"""One file for each part of the house that reads what it cannot trust; registry.py has them all."""

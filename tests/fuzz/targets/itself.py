@@ -29,6 +29,10 @@ class Self(PythonTarget):
             ctypes.string_at(8)
         while self.fault == "stuck":
             pass
+        if self.fault in ("overflow", "undefined", "race"):
+            from tests.fuzz.drivers.planted import misbehave
+
+            misbehave(self.fault)
         if self.fault == "raise":
             raise ZeroDivisionError
         if self.fault == "memory":
@@ -42,4 +46,4 @@ class Self(PythonTarget):
             atexit.register(os._exit, 3)
 
 
-SELF = Self()
+TARGETS = (Self(),)

@@ -146,7 +146,7 @@ def racing_console(stack: ExitStack, sides: Any, ram: Any) -> list:
 
 
 def _race(name: str, device: Callable[[ExitStack, Any, Any], list], quick: int) -> NativeTarget:
-    plants = ("twice",) if "console" not in name else ("unchecked",)
+    plants = ("twice",) if "blk" in name else ("unchecked",)
     return NativeTarget(name, partial(Race, device), quick, plants, racing=True)
 
 
@@ -160,6 +160,6 @@ TARGETS = (
     _race("blk-racing", partial(racing_disks, "preadv"), 5_000),
     _race("blk-uring-racing", partial(racing_disks, "uring"), 3_000),
     _race("blk-overlay-racing", partial(racing_disks, "overlay"), 5_000),
-    _race("rng-racing", racing_rng, 20_000),
+    _race("rng-racing", racing_rng, 5_000),
     _race("console-racing", racing_console, 5_000),
 )
