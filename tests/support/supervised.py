@@ -38,6 +38,7 @@ LOAD, EQUAL, AND, RETURN = 0x20, 0x15, 0x54, 0x06
 ALLOW, ASK = 0x7FFF0000, 0x7FC00000
 RECEIVE, SEND, GO_ON = 0xC0502100, 0xC0182101, 1
 NOTICE = struct.Struct("<QIIiIQ6Q")
+GOES_ON = 1000
 ANSWER = struct.Struct("<QqiI")
 DEFINE = re.compile(r"#define\s+(KVM_\w+)\s+_IO\w*\(\s*KVMIO,\s*(0x[0-9a-fA-F]+)")
 
@@ -176,14 +177,18 @@ class Supervised:
         self._marked = True
 
     def end(self, seconds: float = 30) -> tuple[int, str]:
-        """(exit code, stdout and stderr); it is killed when it does not end."""
+        """(exit code, stdout and stderr); it is killed when it does not end (code GOES_ON)."""
         try:
             if self.process.stdin is not None:
                 self.process.stdin.flush()
             text = self.process.communicate(timeout=patience(seconds))[0]
+            code = self.process.returncode
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            text, code = self.process.communicate()[0], GOES_ON
         finally:
             self.process.kill()
             self._thread.join(patience(10))
         if self.failed is not None:
             raise self.failed
-        return self.process.returncode, text.decode(errors="replace")
+        return code, text.decode(errors="replace")
