@@ -16,8 +16,7 @@ from vmm._native.disk.limits cimport pace_take, pace_wait
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
 from vmm._native.disk.request cimport (
     ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, ACTION_ZERO, ZERO_BY_HOLE,
-    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, moves_data, set_data,
-    skip_done,
+    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, moves_data, set_data, skip_done,
 )
 from vmm._native.disk.syscalls cimport *
 from vmm._native.host.confine cimport KIND_DISK
