@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
@@ -31,14 +32,15 @@ def test_nothing_is_found(kind):
 @pytest.mark.parametrize(
     ("made", "fault", "told"),
     [
-        ("asan", "overflow", "heap-buffer-overflow"),
+        # Whichever of the two that look at it is the first to see it.
+        ("asan", "overflow", "heap-buffer-overflow|insufficient space for an object"),
         ("asan", "undefined", "shift exponent 40 is too large"),
         ("tsan", "race", "data race"),
     ],
 )
 def test_what_only_they_see_is_seen(made, fault, told):
     build.build(made)
-    assert told in supervise.run("self", 1, count=100, kind=made, plant=fault).found
+    assert re.search(told, supervise.run("self", 1, count=100, kind=made, plant=fault).found)
     assert not supervise.run("self", 1, count=100, plant=fault).found
 
 

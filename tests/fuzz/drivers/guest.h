@@ -56,6 +56,13 @@ GUEST void dice_choose_hostility(Dice *d) {
     d->hostile = kinds[dice_below(d, 8)];
 }
 
+/* What the device has told, and what the driver tells it, while both run. */
+GUEST int guest_look(const int *at) { return __atomic_load_n(at, __ATOMIC_RELAXED); }
+GUEST void guest_put(char *to, const void *from, size_t length) {
+    for (size_t i = 0; i < length; i++)
+        ((volatile char *)to)[i] = ((const char *)from)[i];
+}
+
 /* Host address of [gpa, gpa + length), NULL unless it lies in one region. */
 GUEST char *guest_at(const GuestRing *ring, uint64_t gpa, uint64_t length) {
     for (int i = 0; i < REGIONS; i++) {
@@ -81,6 +88,10 @@ GUEST int guest_neighbour_unhurt(const GuestRing *ring, size_t bytes) {
 GUEST void guest_neighbours_go(const GuestRing *ring) {
     for (int i = 0; i < REGIONS; i++)
         munmap(ring->ram[i].hva + ring->ram[i].size, NEIGHBOUR);
+}
+
+GUEST uint16_t guest_used(const GuestRing *ring) {
+    return __atomic_load_n(&ring->used[1], __ATOMIC_ACQUIRE);
 }
 
 /* A place for `length` bytes that no other piece has; or one that no driver would give. */

@@ -1,7 +1,6 @@
 """A driver that goes on writing into rings and buffers while the device's thread serves them."""
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
 
 from tests.fuzz.drivers.guest cimport *
 from vmm._native.virtio.worker cimport Worker, signal_fd
@@ -54,8 +53,8 @@ cdef void add_chain(Dice *dice, GuestRing *ring) noexcept nogil:
         pieces[i].writable = i == count - 1 or (i and kind != 1)
     at = guest_at(ring, pieces[0].address, 16)
     if at != NULL:
-        memcpy(at, &kind, 4)
-        memcpy(at + 8, &sector, 8)
+        guest_put(at, &kind, 4)
+        guest_put(at + 8, &sector, 8)
     if not guest_add(dice, ring, pieces, count):
         ring.free = 0
         guest_add(dice, ring, pieces, count)
@@ -63,8 +62,8 @@ cdef void add_chain(Dice *dice, GuestRing *ring) noexcept nogil:
 
 cdef void wait_for_room(GuestRing *ring, Worker worker, int kick) noexcept nogil:
     cdef int turns = 0
-    while <uint16_t>(ring.next_avail - ring.used[1]) > ring.size // 2 and turns < TURNS:
-        if worker.broken:
+    while <uint16_t>(ring.next_avail - guest_used(ring)) > ring.size // 2 and turns < TURNS:
+        if guest_look(&worker.broken):
             return
         signal_fd(kick)
         sched_yield()
@@ -76,7 +75,7 @@ cdef uint64_t drive(uint64_t seed, uint64_t first, uint64_t count, Rig rig, Work
     # Inputs until the device gives up its ring; returns the number of the next one.
     cdef Dice dice
     cdef uint64_t index = first
-    while index < first + count and not worker.broken:
+    while index < first + count and not guest_look(&worker.broken):
         dice_begin(&dice, seed, index)
         dice.hostile = 400
         add_chain(&dice, &rig.ring)
@@ -116,7 +115,7 @@ def run(uint64_t seed, uint64_t first, uint64_t count, uint64_t[::1] progress, r
         progress[0] = index
         with nogil:
             index = drive(seed, index, until - index, rig, worker, kick)
-        if worker.broken:
+        if guest_look(&worker.broken):
             worker.pause()
             begin_anew(rig, worker)
             worker.start("fuzzed")
