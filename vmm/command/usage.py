@@ -113,13 +113,13 @@ EXIT_CODES = (
     ("1", "the VMM failed"),
     ("2", "bad settings, or a kernel that cannot be booted"),
     ("3, 4", "not running; not known"),
-    ("31", "a thread left its bounds"),
+    ("31", "out of bounds"),
     ("33", "the guest crashed"),
     ("34", "a device failed"),
     ("35", "the guest panicked"),
     ("36", "it did nothing but reset"),
     ("37", "it was killed"),
-    ("38", "this host cannot: no KVM, too little memory"),
+    ("38", "this host cannot"),
     ("39", "instance or image in use"),
 )
 

@@ -178,7 +178,7 @@ def test_a_guest_that_is_stopped_meanwhile_leaves_no_dump(tmp_path):
 def test_root_dumps_another_users_instance_and_a_script_is_told_whose_it_is(memory):
     with tempfile.TemporaryDirectory(prefix="vm") as name:
         folder = Path(name)
-        command = Command(folder, counting(), MEMORY_CONFIG=memory)
+        command = Command(folder, counting(), MEMORY_CONFIG=memory, ATTACH="on")
         for path in (folder, *folder.iterdir()):
             os.chown(path, NOBODY, NOBODY)
         process = subprocess.Popen(
