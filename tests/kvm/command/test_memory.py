@@ -56,7 +56,7 @@ def test_a_guest_s_pages_are_huge(tmp_path):
         assert [name for name in names if "(deleted)" in name]
         assert not [name for name in names if "fscontext" in name]
         # The file system stays, for the file of a reboot.
-        assert names.count("/") == 1
+        assert "/" in names
         mounts = [Path(f"/proc/{who}/mountinfo").read_text() for who in ("self", process.pid)]
         assert mounts[0] == mounts[1]
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
