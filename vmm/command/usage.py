@@ -118,7 +118,7 @@ EXIT_CODES = (
     ("1", "the VMM failed"),
     ("2", "bad settings, or a kernel that cannot be booted"),
     ("3, 4", "not running; not known"),
-    ("31", "a thread broke out"),
+    ("31", "out of bounds"),
     ("33", "the guest crashed"),
     ("34", "a device failed"),
     ("35", "the guest panicked"),

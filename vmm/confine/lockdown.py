@@ -5,6 +5,7 @@ Made before anything is opened, entered when all is. What is on is told by `stat
 
 from __future__ import annotations
 
+import encodings.ascii  # noqa: F401  a status needs it, and its file may be closed by then
 import os
 
 from vmm._native.host import confine
