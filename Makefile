@@ -85,7 +85,7 @@ WORKERS = -n 2 --dist loadscope --no-loadscope-reorder
 test: build binary
 	@$(PACKAGES) test
 	VLLMD_TEST_KVM=$${VLLMD_TEST_KVM-1} VLLMD_TEST_LAB=$${VLLMD_TEST_LAB-1} \
-	    $(BIN)/python -m pytest $(WORKERS) --durations=10 $(PYTEST_ARGS)
+	    $(BIN)/python -m pytest $(WORKERS) --durations=60 $(PYTEST_ARGS)
 
 test-full: build binary
 	@$(PACKAGES) test full
