@@ -202,8 +202,8 @@ def test_a_virtio_device_that_raises_needs_a_reset(tmp_path, monkeypatch, way):
             monkeypatch.setattr(function.device, "read_config", fail)
             ones = program.read(bars[DISK] + 0x4000, 4)
         else:
-            monkeypatch.setattr(function.config, "get", fail)
-            ones = cf8(program, DISK, 0)
+            monkeypatch.setattr(function, "config_read", fail)
+            ones = cf8(program, DISK, 0x10)  # a BAR, which is read in Python
         state = program.read(bars[DISK] + COMMON_STATUS, 1)
         program.write(bars[DISK] + COMMON_STATUS, 0, 1)
         after = program.read(bars[DISK] + COMMON_STATUS, 1)

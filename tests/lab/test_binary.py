@@ -23,6 +23,7 @@ def test_bad_settings(lab, binary):
     lab.call(f"{SCENARIO}:refuses_bad_settings", binary=binary)
 
 
+@pytest.mark.full
 def test_an_nvme(lab, binary, job, nvme):
     md5 = hashlib.md5(nvme.read_bytes()).hexdigest()
     lab.call(f"{SCENARIO}:passes_the_nvme", binary=binary, md5=md5, **job)

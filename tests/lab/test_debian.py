@@ -34,6 +34,7 @@ def test_boots_and_stop_shuts_systemd_down(lab, debian):
     print(told)
 
 
+@pytest.mark.full
 def test_data_survives_a_reboot_of_a_small_guest(lab, job):
     lab.call(f"{SCENARIO}.disks:small_data_survives", mib=SMALL_MIB, **job)
 

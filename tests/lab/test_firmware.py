@@ -49,12 +49,10 @@ def test_grub_boots(lab):
     )  # fmt: skip
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("names", "vcpus"),
-    [
-        pytest.param(["first"], 1, id="once"),
-        pytest.param(["second", "third"], 2, marks=pytest.mark.full, id="again"),
-    ],
+    [pytest.param(["first"], 1, id="once"), pytest.param(["second", "third"], 2, id="again")],
 )
 def test_cloud_init_obeys_its_seed(lab, names, vcpus):
     lab.call(

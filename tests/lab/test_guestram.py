@@ -30,11 +30,8 @@ def test_a_kernel_is_seen_in_its_ram(lab, suite, kaslr):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "suite",
-    [None, pytest.param(BACKPORTS, marks=pytest.mark.full)],
-    ids=["stable", "backports"],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("suite", [None, BACKPORTS], ids=["stable", "backports"])
 def test_symbols_before_the_kernels_first_instruction(lab, suite):
     guest = SeenGuest(suite)
     lab.call(

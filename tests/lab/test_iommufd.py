@@ -59,7 +59,8 @@ def test_killed_and_started_again(iommufd_lab, job):
 
 @pytest.mark.parametrize(
     "name",
-    ["by_its_file_alone", "a_group_and_a_file_are_refused", "without_the_group_s_file",
+    ["by_its_file_alone", "a_group_and_a_file_are_refused",
+     pytest.param("without_the_group_s_file", marks=pytest.mark.full),
      pytest.param("two_devices_by_one_file", marks=pytest.mark.full)],
 )  # fmt: skip
 def test_files(iommufd_lab, job, name):

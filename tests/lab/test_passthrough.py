@@ -34,7 +34,7 @@ def test_reboots_with_a_device(lab, job, nvme, boots):
 @pytest.mark.parametrize(
     "name",
     [
-        "killed_and_started_again",
+        pytest.param("killed_and_started_again", marks=pytest.mark.full),
         "a_device_of_the_host_is_refused",
         pytest.param("two_devices_in_two_groups", marks=pytest.mark.full),
     ],
@@ -82,6 +82,7 @@ def test_peer_to_peer(lab):
     lab.call(f"{SCENARIO}.edu:peer_to_peer")
 
 
+@pytest.mark.full
 def test_a_large_bar(lab, job):
     lab.call(f"{SCENARIO}.passthrough:a_large_bar", size=LARGE_BYTES, **job)
 

@@ -21,6 +21,7 @@ def test_linux_binds_its_drivers(lab, job):
     print(lab.call(f"{SCENARIO}:linux_binds", timeout=600, **job))
 
 
+@pytest.mark.full
 def test_hooks_on_the_lab_s_kvm(lab):
     result = lab.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kvm/test_hooks.py"],

@@ -9,7 +9,8 @@ from tests.lab.guests.seen_guest import SeenGuest
 SCENARIO = "tests.lab.scenarios.research"
 
 
-@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("cpus", [1, 2])
 def test_the_first_sixty_seconds(lab, cpus):
     guest = SeenGuest()
     lab.call(

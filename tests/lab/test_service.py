@@ -76,7 +76,8 @@ def test_two_instances_are_strangers_to_each_other(host):
     host.call("tests.lab.scenarios.strangers:two_instances")
 
 
-@pytest.mark.parametrize("kind", both("user"))
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["user", "system"])
 def test_restarted_after_its_death(host, kind):
     host.call(f"{SCENARIO}:restarted_after_its_death", kind=kind)
 
@@ -85,6 +86,7 @@ def test_a_crash_is_a_failure(host):
     host.call(f"{SCENARIO}:crash_is_a_failure", kind="system")
 
 
+@pytest.mark.full
 def test_a_panic_is_a_failure(host, guest):
     host.call(f"{SCENARIO}:panic_is_a_failure", kind="user", **guest)
 

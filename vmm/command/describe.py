@@ -81,9 +81,9 @@ def _disks(facts: dict[str, Any]) -> list[str]:
 
 def _consoles(facts: dict[str, Any]) -> list[str]:
     rows = []
-    for console in facts.get("consoles", [])[:ROWS_MAX]:
+    for name, console in zip(("console", "serial"), facts.get("consoles", []), strict=False):
         where = f" {console['path']}" if console["path"] else ""
-        rows.append(f"  console: {console['kind']}{where}")
+        rows.append(f"{name:>9}: {console['kind']}{where}")
     return rows
 
 

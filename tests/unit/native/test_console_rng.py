@@ -89,6 +89,12 @@ def console(memory):
     running.close()
 
 
+def test_a_stopped_worker_is_not_started_again(console):
+    console.worker.stop()
+    with pytest.raises(ValueError, match="console-test: a console's worker that was stopped"):
+        console.worker.start("console-test")
+
+
 def test_output_reaches_the_host(console, memory):
     memory.write(DATA, b"hello, host")
     console.transmit.driver.add([(DATA, 5, False), (DATA + 5, 6, False)])

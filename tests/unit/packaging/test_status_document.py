@@ -18,6 +18,7 @@ SOURCES = [
     ("vmm/command/status.py", "status"),
     ("vmm/command/status.py", "_dead_status"),
     ("vmm/debug/gdb/service.py", "status"),
+    ("vmm/confine/lockdown.py", "status"),
     ("vmm/machine.py", "status"),
     ("vmm/settings/placement.py", "status"),
     ("vmm/memory.py", "memory_status"),

@@ -56,8 +56,10 @@ cdef class ConsoleWorker(Worker):
         free(self.segments)
 
     def start(self, str name):
-        """Start serving; the port's input goes to this console from now on."""
+        """Start serving; the port's input goes to this console from now on. Once, before stop()."""
         cdef BytePort port = self.port
+        if port is None:
+            raise ValueError(f"{name}: a console's worker that was stopped is not started again")
         if self.receive is not None:
             with nogil:
                 port.set_listener(console_input, <void *>self)
