@@ -22,8 +22,10 @@ def main() -> int:
     parser.add_argument("--lab-rounds", type=int, default=3)
     parser.add_argument(
         "--lab-only",
-        default="",
-        help="memory, exits, linux, debian, fio, hypervisor-fw or CLOUDHV.fd",
+        action="append",
+        default=[],
+        choices=["memory", "exits", "linux", "debian", "fio", "hypervisor-fw", "CLOUDHV.fd"],
+        help="one question of the lab's; may be given several times",
     )
     parser.add_argument("--disk-place", help="a folder on the file system that disk asks")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=PATH")
