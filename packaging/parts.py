@@ -63,13 +63,12 @@ def of_debian(files: set[Path]) -> list[Part]:
     """The source packages that files come from."""
     owners = ask("dpkg-query", "--search", *sorted(map(str, files)))
     packages = {line.partition(": ")[0] for line in owners.splitlines()}
-    form = "${source:Package}\t${source:Version}\t${Architecture}\t${Package}\n"
+    form = "${source:Package}\t${source:Version}\t${Package}\n"
     rows = ask("dpkg-query", "--show", f"--showformat={form}", *sorted(packages)).splitlines()
     found: dict[str, Part] = {}
     for row in rows:
-        name, version, architecture, package = row.split("\t")
+        name, version, package = row.split("\t")
         purl = f"pkg:deb/debian/{quote(name, safe='.-')}@{quote(version)}?arch=source"
-        assert architecture
         found[name] = Part(name, version, debian_licence(name, package), purl)
     return [found[name] for name in sorted(found)]
 

@@ -145,15 +145,19 @@ class MsiVector:
     """One MSI-X vector. While masked, an interrupt written to ``fd`` waits in the eventfd.
 
     KVM looks at the eventfd when the irqfd is assigned, so what waited is injected on unmask().
-    ``gsi`` (None while masked) and ``unmasked`` change under the router's lock, by calls that the
-    owner's lock lets through one at a time; ``fd`` stays till close(), and any thread may write it.
+    ``gsi``, None while masked, changes under the router's lock, by calls that the owner's lock lets
+    through one at a time; ``fd`` stays till close(), and any thread may write it.
     """
 
     def __init__(self, router: IrqRouter) -> None:
         self._router = router
         self.fd = _eventfd()
         self.gsi: int | None = None
-        self.unmasked = False
+
+    @property
+    def unmasked(self) -> bool:
+        """Whether what is written to ``fd`` arrives at once."""
+        return self.gsi is not None
 
     def unmask(self, address: int, data: int) -> None:
         """Route to ``address``/``data`` (64 and 32 bits of the MSI-X entry) and connect.
@@ -300,7 +304,7 @@ class IrqRouter:
         # What comes in between waits in the eventfd.
         self._disconnect(vector)
         self.vm.irqfd(vector.fd, gsi)
-        vector.gsi, vector.unmasked = gsi, True
+        vector.gsi = gsi
         self._users[gsi] = self._users.get(gsi, 0) + 1
 
     def _disconnect(self, vector: MsiVector) -> None:
@@ -309,7 +313,7 @@ class IrqRouter:
             self._users[vector.gsi] -= 1
             if not self._users[vector.gsi]:
                 del self._users[vector.gsi]
-            vector.gsi, vector.unmasked = None, False
+            vector.gsi = None
 
     def _have(self, messages: list[Message]) -> None:
         """Give KVM a table with all of them, or the first for which there are GSIs.

@@ -65,10 +65,10 @@ class Msix:
 
         A driver that lets the function's mask go connects many at once.
         """
-        for index in range(len(self.vectors)):
-            if self._message(index) is None:
-                self.vectors[index].mask()
         messages = [(vector, self._message(n)) for n, vector in enumerate(self.vectors)]
+        for vector, message in messages:
+            if message is None:
+                vector.mask()
         unmask_all([(vector, *message) for vector, message in messages if message is not None])
 
     def _message(self, index: int) -> tuple[int, int] | None:

@@ -35,9 +35,19 @@ def reset(program: Program) -> None:
 def running(
     folder: Path, code: bytes | None = None, **settings: object
 ) -> Iterator[tuple[Command, subprocess.Popen[bytes]]]:
-    """The command, and the process of an instance that runs such a guest."""
-    settings = {"STOP_TIMEOUT_SECONDS": "0.2", "ATTACH": "on", **settings}
-    command = Command(folder, counting() if code is None else code, **settings)
+    """The command, and the process of an instance that runs such a guest, and may be seen."""
+    settings = {"ATTACH": "on", **settings}
+    with instance(folder, counting() if code is None else code, **settings) as started:
+        yield started
+
+
+@contextlib.contextmanager
+def instance(
+    folder: Path, code: bytes, **settings: object
+) -> Iterator[tuple[Command, subprocess.Popen[bytes]]]:
+    """The same of any guest, with no setting but these and a short time to stop."""
+    settings = {"STOP_TIMEOUT_SECONDS": "0.2", **settings}
+    command = Command(folder, code, **settings)
     process = command.start()
     try:
         yield command, process

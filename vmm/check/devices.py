@@ -6,9 +6,9 @@ import errno
 import os
 
 from vmm.errors import BusyError
+from vmm.host.files import SYS_NODES
 from vmm.host.finding import Finding, problem, warning
 from vmm.host.pci import SYS_DEVICES
-from vmm.host.preflight import SYS_NODES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmm.host.files import Host
+    from vmm.settings.memory import MemoryConfig
 
 SCHEMA_VERSION = 1
 
@@ -133,10 +134,8 @@ def examine(environment: Mapping[str, str], host: Host = HOST) -> Report:
     groups = dict.fromkeys([device.group for device in found])
     stages.append(devices.groups_in_use(host, groups, stop))
     if "memory" in values:
-        placing, specs = values.get("placement"), values.get("devices", ())
-        node = placement.ram(values["memory"], placing, specs, host).host_numa_node
         bdfs = [device.bdf for device in found]
-        stages.append(devices.device_nodes(host, bdfs, node))
+        stages.append(devices.device_nodes(host, bdfs, _ram(values, host).host_numa_node))
     return Report(name, host.user(), host.uid, stages)
 
 
@@ -151,6 +150,12 @@ def _settings(warnings: list[str], problems: list[tuple[str, str]]) -> list[Find
     return findings or [Finding("setting", "all settings are well formed")]
 
 
+def _ram(values: dict[str, Any], host: Host) -> MemoryConfig:
+    """Guest RAM, on the node where it will be."""
+    placing, specs = values.get("placement"), values.get("devices", ())
+    return placement.ram(values["memory"], placing, specs, host)
+
+
 def _host(values: dict[str, Any], host: Host) -> list[Finding]:
     """What `start` checks before anything else, and the host's memory, IOMMU and devices."""
     findings = preflight.kernel_files(values.get("kernel_path"), values.get("initramfs_path"))
@@ -161,10 +166,7 @@ def _host(values: dict[str, Any], host: Host) -> list[Finding]:
             values.get("memory"), host,
         )  # fmt: skip
     if "memory" in values:
-        ram = placement.ram(
-            values["memory"], values.get("placement"), values.get("devices", ()), host
-        )
-        findings.append(preflight.memory(ram, host))
+        findings.append(preflight.memory(_ram(values, host), host))
     findings += resources.memory_nodes(host)
     findings.append(kvm_node(host))
     findings.append(vfio.iommu(host))

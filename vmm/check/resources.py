@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from vmm.errors import HostError
+from vmm.host.files import SYS_NODES
 from vmm.host.finding import Finding, of_error, problem, warning
-from vmm.host.preflight import MIB, SYS_NODES, free_bytes
+from vmm.host.preflight import MIB, free_bytes
 from vmm.layout import disk_queues
 
 TYPE_CHECKING = False

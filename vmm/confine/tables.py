@@ -200,11 +200,9 @@ CONTROL = (
     Line("ioctl", "VFIO and iommufd", (Arg(1, VFIO_LETTER, LETTER_MASK),)),
     Line("memfd_create", "guest RAM"),
     Line("ftruncate", "its size; a lock file's"),
-    Line("fcntl", "its seals, and flags of descriptors", (Arg(1, FCNTL["F_ADD_SEALS"]),)),
     *(
-        Line("fcntl", f"{name}: flags, copies and locks of what is open", (Arg(1, number),))
+        Line("fcntl", f"{name}: its seals; flags, copies and locks", (Arg(1, number),))
         for name, number in FCNTL.items()
-        if name != "F_ADD_SEALS"
     ),
     Line("madvise", "guest RAM, of any kind"),
     Line("mbind", "guest RAM of one NUMA node"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 KVM_PATH = "/dev/kvm"
+SYS_NODES = "/sys/devices/system/node"
 UNLIMITED = "unlimited"
 READ_SIZE = 1 << 14
 CAP_IPC_LOCK = 14  # capability.h

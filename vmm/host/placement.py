@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.errors import SETTING_PREFIX, ConfigError, HostError
-from vmm.host.files import HOST
+from vmm.host.files import HOST, SYS_NODES
 from vmm.host.finding import Finding, problem, warning
 from vmm.host.pci import SYS_DEVICES, look_up_devices
 from vmm.settings.placement import AUTO, EXITS
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 VARIABLE = f"{SETTING_PREFIX}CPU_PLACEMENT"
 ONLINE = "/sys/devices/system/cpu/online"
-SYS_NODES = "/sys/devices/system/node"
 CAP_DISABLE_EXITS = 143  # KVM_CAP_X86_DISABLE_EXITS
 
 

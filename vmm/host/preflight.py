@@ -11,7 +11,7 @@ import stat
 from vmm.errors import SETTING_PREFIX as PREFIX
 from vmm.errors import ConfigError
 from vmm.host.disk import is_image
-from vmm.host.files import HOST, KVM_PATH
+from vmm.host.files import HOST, KVM_PATH, SYS_NODES
 from vmm.host.finding import Finding, problem, refuse
 from vmm.host.image_format import conversion, foreign_format
 from vmm.host.roles import FIELDS, file_roles
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 # Beside the host bridge, the console and the random number generator.
 DISKS_MAX = PCI_SLOTS - 3
-SYS_NODES = "/sys/devices/system/node"
 SYS_HUGEPAGES = "/sys/kernel/mm/hugepages"
 # What a node can give without swapping: free pages, and caches that are dropped for a guest.
 NODE_AVAILABLE = ("MemFree:", "Active(file):", "Inactive(file):", "SReclaimable:")

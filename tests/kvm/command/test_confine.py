@@ -10,11 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 
 import vmm
+from tests.support import counting_instance
 from tests.support.command import HALT, RESET, Command, finish
 from tests.support.counting_instance import running
 from tests.support.guest_asm import Program
@@ -43,15 +43,8 @@ def confinement(command: Command) -> dict[str, object]:
     return json.loads(text)["confinement"]
 
 
-@contextmanager
 def instance(folder, code=HALT, **settings):
-    command = Command(folder, code, STOP_TIMEOUT_SECONDS="0.2", **settings)
-    process = command.start()
-    try:
-        yield command, process
-    finally:
-        process.kill()
-        process.communicate()
+    return counting_instance.instance(folder, code, **settings)
 
 
 def test_every_thread_is_confined(tmp_path):
