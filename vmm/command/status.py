@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from vmm.run.places import Places
+    from vmm.run.process import Process
 
 EXIT_NOT_RUNNING = 3
 EXIT_UNKNOWN = 4
@@ -27,14 +28,22 @@ def status(folder: Folder, seconds: float = STATUS_SECONDS) -> tuple[int, dict[s
     if not folder.running:
         return EXIT_NOT_RUNNING, _dead_status(folder)
     process = folder.process()
+    try:
+        return _alive_status(folder, process, seconds)
+    finally:
+        if process is not None:
+            process.close()
+
+
+def _alive_status(
+    folder: Folder, process: Process | None, seconds: float
+) -> tuple[int, dict[str, Any]]:
     facts: dict[str, Any] = {"name": folder.name, "state": "unknown", "pid": None}
     who = "its process"
     if process is not None:
         facts["pid"] = process.pid
         who = f"process {process.pid}"
-        held = process.held()
-        process.close()
-        if held:
+        if held := process.held():
             return EXIT_UNKNOWN, {**facts, "error": f"{who} {held}"}
     try:
         answer = folder.ask({"command": "status"}, seconds)
@@ -44,7 +53,9 @@ def status(folder: Folder, seconds: float = STATUS_SECONDS) -> tuple[int, dict[s
             return 0, {**facts, "state": STARTING}
         return EXIT_UNKNOWN, {**facts, "error": f"{who} runs, but its control socket is gone"}
     except OSError as error:
-        told = f"{who} does not answer: {visible(error, 200)}"
+        # It may have been suspended in the meantime.
+        held = process.held() if process is not None else ""
+        told = f"{who} {held or f'does not answer: {visible(error, 200)}'}"
         if folder.unseen:
             told += f"; {folder.unseen}"
         return EXIT_UNKNOWN, {**facts, "error": told}

@@ -96,7 +96,9 @@ class Stopping:
                     return f"its control socket does not work ({visible(error.strerror or error)})"
                 time.sleep(0.05)
             except OSError as error:
-                return f"it does not answer ({visible(error.strerror or error)})"
+                # It may have been suspended in the meantime: stopping takes a moment.
+                silent = f"it does not answer ({visible(error.strerror or error)})"
+                return self._held() or silent
             else:
                 if "error" in answer:
                     return f"it refuses: {visible(answer['error'], 200)}"

@@ -20,7 +20,8 @@ def test_memory_without_what_is_as_large_as_guest_ram():
             own[place] = 1
         after = procfs.memory_kib(os.getpid())
     for kind in ("pss", "private"):
-        assert 8 * 1024 <= after[kind] - before[kind] < 24 * 1024
+        # What this process gives back meanwhile is missing in it.
+        assert 7 * 1024 <= after[kind] - before[kind] < 24 * 1024
 
 
 def test_context_switches_are_counted():
