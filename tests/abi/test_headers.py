@@ -9,9 +9,11 @@ import pytest
 
 from devices import pvpanic
 from devices.virtio import block, console
+from vmm import vm
 from vmm.boot import params
 from vmm.boot.bzimage import CMDLINE_SIZE, SETUP_HEADER_OFFSET
-from vmm.debug import exitnames
+from vmm.debug import abilities, exitnames, msrhooks, pagewatch
+from vmm.host import kvm, placement
 
 # The kernel's names of exitnames.REASONS, in their order.
 EXITS = dict(
@@ -24,6 +26,19 @@ EXITS = dict(
         strict=True,
     )
 )  # fmt: skip
+CAPABILITIES = {
+    **{name: number for number, name in kvm.REQUIRED_CAPS.items()},
+    "COALESCED_MMIO": vm.CAP_COALESCED_MMIO,
+    "COALESCED_PIO": vm.CAP_COALESCED_PIO,
+    "MAX_VCPUS": kvm.CAP_MAX_VCPUS,
+    "NR_MEMSLOTS": pagewatch.CAP_NR_MEMSLOTS,
+    "NR_VCPUS": kvm.CAP_NR_VCPUS,
+    "SET_GUEST_DEBUG2": abilities.CAP_GUEST_DEBUG2,
+    "X2APIC_API": vm.CAP_X2APIC_API,
+    "X86_DISABLE_EXITS": placement.CAP_DISABLE_EXITS,
+    "X86_MSR_FILTER": msrhooks.CAP_MSR_FILTER,
+    "X86_USER_SPACE_MSR": msrhooks.CAP_USER_SPACE_MSR,
+}
 BOOT = "struct boot_params"
 BLK = "struct virtio_blk_config"
 EXPECTED = {
@@ -43,6 +58,7 @@ EXPECTED = {
     "KVM_EXIT_X86_RDMSR": exitnames.EXIT_RDMSR,
     "KVM_EXIT_X86_WRMSR": exitnames.EXIT_WRMSR,
     **{f"KVM_EXIT_{name}": number for name, number in EXITS.items()},
+    **{f"KVM_CAP_{name}": number for name, number in CAPABILITIES.items()},
     f"sizeof({BOOT})": params.ZERO_PAGE_SIZE,
     "sizeof(struct boot_e820_entry)": 20,
     f"offsetof({BLK}, wce)": block.WRITEBACK,
