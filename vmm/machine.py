@@ -34,7 +34,7 @@ from vmm.host.kvm import check_vcpu_count, open_kvm
 from vmm.light.teardown import try_all
 from vmm.log.hub import get_logger
 from vmm.memory import allocate, memory_status, no_progress
-from vmm.vcpu import Vcpu
+from vmm.vcpu import Vcpu, start_all
 from vmm.vm import Vm
 from vmm.x86 import cpuid, lapic, msr, regs
 
@@ -144,7 +144,7 @@ def create_vm(machine: Machine, apic_ids: list[int], memory: GuestMemory | None 
     if memory is not None:
         machine.memory = memory
     config = machine.config
-    kvm = open_kvm()
+    kvm = open_kvm(-1 if machine.kept is None else machine.kept.kvm)
     try:
         check_vcpu_count(kvm, config.cpu_count)
         machine.vm = Vm(kvm)
@@ -320,10 +320,9 @@ class Machine:
         """Remember when a phase of the start ended, in ms since its beginning."""
         self.phases[phase] = round((time.monotonic() - self._started) * 1000, 3)
 
-    def start(self) -> None:
-        """Let the guest run."""
-        for vcpu in self.vcpus:
-            vcpu.start()
+    def start(self, first: Callable[[], None] | None = None) -> None:
+        """Let the guest run, once ``first`` is done."""
+        start_all(self.vcpus, first)
         self.mark("running")
         self.memory.settle()
 

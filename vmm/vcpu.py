@@ -229,6 +229,16 @@ class Vcpu:
             return f"outside RAM ({gpa:#x})"
 
 
+def start_all(vcpus: Sequence[Vcpu], first: Callable[[], None] | None = None) -> None:
+    """Run the guest on threads, which get ready while ``first`` is done. Control thread."""
+    for vcpu in vcpus:
+        vcpu.start(held=first is not None)
+    if first is not None:
+        first()
+        for vcpu in vcpus:
+            vcpu.let_go()
+
+
 def linear_address(regs: Registers, sregs: Registers) -> int:
     """Of the next instruction: rip, outside of 64-bit code with the base of cs."""
     base = 0 if sregs["cs"]["l"] else sregs["cs"]["base"]

@@ -29,7 +29,7 @@ def machine(tmp_path, monkeypatch):
 
     def letting(tiny, start):
         monkeypatch.setattr(tiny.machine, "start", start)
-        Runner().start(tiny.machine)
+        Runner().start(tiny.machine, lambda: None)
         if not tiny.machine.pio.ring_offset:
             pytest.skip("this KVM keeps no port writes back (KVM_CAP_COALESCED_PIO)")
 

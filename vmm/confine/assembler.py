@@ -31,7 +31,7 @@ ARCH_X86_64 = 0xC000003E
 WORD = 0xFFFFFFFF
 JUMP_MAX = 255
 # So few are looked at one after the other.
-LEAF = 8
+LEAF = 16
 NAMES = Path(__file__).resolve().parents[1] / "_native/linux/syscall_names.h"
 PROGRAMS = Path(__file__).with_name("programs.py")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Hands:
-    """Made by the control thread once it is confined. OSError without a descriptor.
+    """Made by the control thread, and started once it is confined. OSError without a descriptor.
 
     What is asked before start() waits for it.
     """

@@ -54,7 +54,7 @@ class Lockdown:
         self._keep = 1 << IPC_LOCK if config.devices else 0
         self._inherited: list[int] = []
         self._abi = 0
-        self._entered = False
+        self._entered = self._locked = False
         self._hands: Hands | None = None
         self.kept: Kept | None = None
 
@@ -65,9 +65,9 @@ class Lockdown:
         confine.arm(programs, self.seccomp == LOG, self._keep)
 
     def enter(self, machine: Machine, place: Place) -> None:
-        """Before this machine's guest runs: the process is confined, and it does without.
+        """Before this machine's vCPUs have threads: the process is confined, and it does without.
 
-        HostError when the kernel refuses it.
+        What is left is lock_calls(). HostError when the kernel refuses it.
         """
         if not self._entered:
             self._entered = True
@@ -79,13 +79,15 @@ class Lockdown:
             confine.lock_privileges()
             if self._config.seccomp == ON:
                 confine.no_core()
-            self._lock_calls()
+            if self.seccomp != OFF:
+                self._hands = Hands()
         if self._hands is not None:
             for function in machine.virtio:
                 function.carry_out = self._hands.carry_out
 
     def _keep_open(self, machine: Machine) -> None:
         self.kept = Kept(self._config.kernel_path, self._config.initramfs_path)
+        self.kept.kvm = os.dup(machine.vm.kvm.fileno())
         self.kept.mount = machine.memory.dup_mount()
         self.kept.refused = machine.memory.refused
 
@@ -108,9 +110,15 @@ class Lockdown:
             rules.rules(self._config, place.directory, place.root, self.kept.mount),
         )
 
-    def _lock_calls(self) -> None:
-        if self.seccomp == OFF:
+    def lock_calls(self) -> None:
+        """The control thread has its filter from now on; idempotent. HostError.
+
+        After enter(), and before any vCPU runs. One whose thread is there already has no filter
+        but its own: each that it has costs every exit some time.
+        """
+        if self.seccomp == OFF or self._locked:
             return
+        self._locked = True
         log_fd = next((sink.fileno() for sink in hub.sinks if isinstance(sink, FileSink)), -1)
         try:
             confine.lock_calls(CONTROL, log_fd)
@@ -119,7 +127,6 @@ class Lockdown:
                 f"this kernel gives no filter of system calls: {error}",
                 "use one with CONFIG_SECCOMP_FILTER, or set VLLMD_HYPERVISOR_SECCOMP=off",
             ) from error
-        self._hands = Hands()
 
     def running(self) -> None:
         """Its guest runs: what it need not have waited for. OSError."""
@@ -129,7 +136,7 @@ class Lockdown:
     def status(self) -> dict[str, object]:
         """Facts for `status`: what is on."""
         return {
-            "seccomp": self.seccomp if self._entered else OFF,
+            "seccomp": self.seccomp if self._locked else OFF,
             "landlock": self._abi,
             "capabilities": ["ipc_lock"] if self._keep else [],
             "core_dumps": not (self._entered and self._config.seccomp == ON),

@@ -6,6 +6,8 @@ import os
 import stat
 import sys
 
+from vmm.log.stream import can_wait, is_terminal
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,21 +52,22 @@ def rules(config: Config, directory: str, root: str, mount: int) -> list[Rule]:
         # Of others' processes and secrets the kernel gives nothing away: landlock(7), "Ptrace".
         ("/proc", READ),
         ("/sys", READ),
-        ("/dev/null", CHANGE),
-        ("/dev/tty", DEVICE),
-        ("/dev/kvm", DEVICE),
         *_outputs(config),
         *_devices(config),
         *_code(),
     ]
-    descriptors: list[Rule] = [(0, DEVICE), (1, DEVICE), (2, DEVICE)]
+    # Those that are opened anew, so that nobody waits for who reads them.
+    anew = [fd for fd in range(3) if can_wait(fd)]
+    if any([is_terminal(fd) for fd in anew]):
+        found.append(("/dev/tty", DEVICE))
+    descriptors: list[Rule] = [(fd, DEVICE) for fd in anew]
     if mount >= 0:
         descriptors.append((mount, CHANGE | MAKE_REG))
     return [*descriptors, *[(os.fsencode(path), rights) for path, rights in found]]
 
 
 def _outputs(config: Config) -> Iterator[tuple[str, int]]:
-    """Logs and consoles, which are opened anew when they are rotated."""
+    """Logs and consoles, which are opened anew when they are rotated; a debugger's socket."""
     for path in config.log_destinations:
         if "/" in path:
             yield _output(path, ADD)
@@ -74,8 +77,11 @@ def _outputs(config: Config) -> Iterator[tuple[str, int]]:
             yield _output(end.path, ADD | (TRUNCATE | REMOVE_FILE if end.max_bytes else 0))
         elif end.kind == "socket":
             yield _folder(end.path), REMOVE_FILE
-    if config.gdb is not None and config.gdb.path:
-        yield _folder(config.gdb.path), REMOVE_FILE
+    if config.gdb is not None:
+        # What it can do here is found out by trying, with a VM of its own.
+        yield "/dev/kvm", DEVICE
+        if config.gdb.path:
+            yield _folder(config.gdb.path), REMOVE_FILE
 
 
 def _folder(path: str) -> str:

@@ -1,9 +1,9 @@
 """Which system calls a kind of thread makes, and why: one line a call. Not read by a start.
 
 `python -m vmm.confine.assembler` makes vmm/confine/programs.py of this. What stands in no line ends
-the process with code 31. A thread that another one makes has its maker's filter as well: what the
-kinds below control may do, control may do, too. Every number that is compared has 32 bits in the
-kernel, or is a flag in the lower half. Source: seccomp(2).
+the process with code 31. A thread that another one makes has its maker's filter as well, where that
+has one by then: what the kinds below control may do, control may do, too. Every number that is
+compared has 32 bits in the kernel, or is a flag in the lower half. Source: seccomp(2).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from vmm._native.kvm.vm import Kvm
 from vmm.errors import HostError
@@ -26,8 +27,13 @@ CAP_NR_VCPUS = 9
 CAP_MAX_VCPUS = 66
 
 
-def open_kvm() -> Kvm:
-    """Open KVM and check what it can do; HostError says what is missing and what helps."""
+def open_kvm(opened: int = -1) -> Kvm:
+    """Open KVM and check what it can do; HostError says what is missing and what helps.
+
+    ``opened``: a descriptor of one that was checked when it was opened; it stays its owner's.
+    """
+    if opened >= 0:
+        return Kvm(os.dup(opened))
     try:
         kvm = Kvm.open(KVM_PATH)
     except (FileNotFoundError, PermissionError):

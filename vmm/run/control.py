@@ -200,7 +200,7 @@ class ControlServer:
 
 
 def _spare() -> int:
-    return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return os.eventfd(0, os.EFD_CLOEXEC)
 
 
 class _Connection:

@@ -166,7 +166,7 @@ class Lifecycle:
             debugtrail.tell_machine(machine)
             self._rates = debugtrail.ExitRates(machine, self.loop)
         self.lockdown.enter(machine, self.instance)
-        self.runner.start(machine)
+        self.runner.start(machine, self.lockdown.lock_calls)
         self.ran = True
         self.lockdown.running()
         if first:

@@ -26,12 +26,12 @@ class Runner:
         """Becomes readable when the guest has ended, or is to be ended."""
         return machine.outcome_fd
 
-    def start(self, machine: Machine) -> None:
-        """Let the guest run."""
+    def start(self, machine: Machine, first: Callable[[], None]) -> None:
+        """Let the guest run, once ``first`` is done."""
         # Nobody looks at single accesses here, as debuggers and scripts do: the address of each
         # access to configuration space comes together with the access.
         machine.vm.keep_writes(machine.pio, layout.PCI_CONFIG_PORT, layout.PCI_CONFIG_SIZE // 2)
-        machine.start()
+        machine.start(first)
 
     def let_go(self) -> None:
         """Have nothing to do with the machine any more."""

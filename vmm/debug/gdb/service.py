@@ -23,6 +23,8 @@ from vmm.run.outcome import Outcome
 from vmm.run.runner import Runner
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm.debug.gdb.client import Client
     from vmm.guest.symbols import Symbols
     from vmm.machine import Machine
@@ -55,8 +57,9 @@ class ServiceGdb(Runner):
         """One for all machines: the vCPUs' own tells of breakpoints, too."""
         return self._left_fd
 
-    def start(self, machine: Machine) -> None:
+    def start(self, machine: Machine, first: Callable[[], None]) -> None:
         """Let the guest run, or wait for a debugger first; in place of ``machine.start()``."""
+        first()
         self._leaving = False
         self._held = Held(
             machine, symbols=_Nameless, run_driver=Several(machine), outcome_of=_outcome
