@@ -31,6 +31,11 @@ MEMORY_KEYS = {
     "mergeable": (
         "on|off", "let the host merge equal pages (KSM); with shared=off only. Default: off",
     ),
+    "mlock": (
+        "on|off",
+        "keep RAM's pages in memory once they are there: what the guest knows comes to no swap "
+        "device. RLIMIT_MEMLOCK must allow it. Default: off",
+    ),
     "thp": ("on|off", "transparent huge pages, as the host allows them. Default: on"),
     "host_numa_node": (f"0 to {NODE_MAX}", "take RAM from this node of the host's only"),
 }  # fmt: skip

@@ -1,10 +1,11 @@
-"""Guest RAM by configuration: regions, backing, NUMA node, prefault."""
+"""Guest RAM by configuration: regions, backing, NUMA node, locks, prefault."""
 
 from __future__ import annotations
 
 import os
 import time
 
+from vmm._native.host.posix import lock_pages
 from vmm._native.memory.guestmem import GuestMemory
 from vmm.errors import HostError
 from vmm.layout import GIB, MIB, ram_regions
@@ -68,9 +69,13 @@ def map_ram(config: MemoryConfig, kept: Kept | None = None) -> GuestMemory:
 
 
 def place(memory: GuestMemory, config: MemoryConfig, progress: Progress = no_progress) -> None:
-    """Bind it to its node and prefault it; HostError where that is refused, and it is closed."""
+    """Bind, lock and prefault it; HostError where that is refused, and it is closed."""
     try:
-        _place(memory, config, progress)
+        if config.host_numa_node is not None:
+            memory.bind_node(config.host_numa_node)
+        if config.mlock:
+            _lock(memory, config)
+        _prefault(memory, config, progress)
     except OSError as error:
         memory.close()
         node = config.host_numa_node
@@ -97,9 +102,20 @@ def _cannot_map(config: MemoryConfig, error: OSError) -> HostError:
     )
 
 
-def _place(memory: GuestMemory, config: MemoryConfig, progress: Progress) -> None:
-    if config.host_numa_node is not None:
-        memory.bind_node(config.host_numa_node)
+def _lock(memory: GuestMemory, config: MemoryConfig) -> None:
+    try:
+        for _, size, address in memory.slots:
+            lock_pages(address, size)
+    except OSError as error:
+        memory.close()
+        raise HostError(
+            f"mlock=on: cannot lock {config.size / GIB:.2f} GiB of guest RAM: {error}",
+            "raise the limit (`ulimit -l`; LimitMEMLOCK= in a unit), or leave mlock=on out of "
+            "VLLMD_HYPERVISOR_MEMORY_CONFIG; `vllmd-hypervisor check` tells how",
+        ) from error
+
+
+def _prefault(memory: GuestMemory, config: MemoryConfig, progress: Progress) -> None:
     # The kernel reserves huge pages of the host, not of a node: those have to be taken.
     if config.prefault or (config.hugepages and config.host_numa_node is not None):
         threads = min(
@@ -141,6 +157,7 @@ def memory_status(config: MemoryConfig, memory: GuestMemory) -> dict[str, object
         "huge": memory.huge,
         "huge_refused": memory.refused,
         "hugepage_size": config.hugepage_size if config.hugepages else 0,
+        "locked": config.mlock,
         "node": config.host_numa_node,
         "rss": rss,
     }

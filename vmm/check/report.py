@@ -173,6 +173,8 @@ def _host(values: dict[str, Any], host: Host) -> list[Finding]:
     if values.get("devices"):
         disks = len(values.get("system_images", ())) + len(values.get("config_images", ()))
         return findings + preflight.devices(values["devices"], values.get("memory"), host, disks)
+    if "memory" in values:
+        findings += preflight.locked(values["memory"], host)
     remapping = vfio.interrupt_remapping(host)
     findings += vfio.modules(host, needed=False)
     if remapping is not None:

@@ -35,7 +35,7 @@ log = get_logger(__name__)
 
 ON, LOG, OFF = "on", "log", "off"
 CONTROL = 0
-# linux/capability.h: what is pinned for a device is not counted.
+# linux/capability.h: what is pinned for a device, or locked, is not counted.
 IPC_LOCK = 14
 
 
@@ -51,7 +51,7 @@ class Lockdown:
         self._abstract = abstract
         # A debugger's thread drives the guest, and does what no vCPU does.
         self.seccomp = OFF if config.gdb is not None else config.seccomp
-        self._keep = 1 << IPC_LOCK if config.devices else 0
+        self._keep = 1 << IPC_LOCK if config.devices or config.memory.mlock else 0
         self._inherited: list[int] = []
         self._abi = 0
         self._entered = self._locked = False

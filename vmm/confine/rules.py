@@ -58,7 +58,7 @@ def rules(config: Config, directory: str, root: str, mount: int) -> list[Rule]:
     ]
     # Those that are opened anew, so that nobody waits for who reads them.
     anew = [fd for fd in range(3) if can_wait(fd)]
-    if any([is_terminal(fd) for fd in anew]):
+    if [fd for fd in anew if is_terminal(fd)]:
         found.append(("/dev/tty", DEVICE))
     descriptors: list[Rule] = [(fd, DEVICE) for fd in anew]
     if mount >= 0:

@@ -206,6 +206,7 @@ CONTROL = (
     ),
     Line("madvise", "guest RAM, of any kind"),
     Line("mbind", "guest RAM of one NUMA node"),
+    Line("mlock2", "guest RAM that is to stay in memory"),
     Line("eventfd2", "interrupts and doorbells"),
     Line("pread64", "kernel and initramfs"),
     Line("pwrite64", "the same for a device of the host's, and lock files"),

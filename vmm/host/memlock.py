@@ -1,4 +1,4 @@
-"""RLIMIT_MEMLOCK: what VFIO pins for a guest counts against it.
+"""RLIMIT_MEMLOCK: what VFIO pins for a guest counts against it, and what mlock=on locks.
 
 VFIO's container counts the process's pages, iommufd those of all the user's processes, and device
 memory as well. CAP_IPC_LOCK frees from both. Source: drivers/vfio/vfio_iommu_type1.c,
@@ -17,13 +17,15 @@ MIB = 1 << 20
 LIMITS = "/etc/security/limits.d/vllmd-hypervisor-{}.conf"  # limits.conf(5)
 
 
-def memlock(host: Host, ram: int, bars: int, iommufd: bool = False) -> Finding:
+def memlock(
+    host: Host, ram: int, bars: int, iommufd: bool = False, why: str = "for devices"
+) -> Finding:
     """The limit against ``ram`` bytes of guest RAM and, under iommufd, ``bars`` of devices.
 
     The cure allows both, so that it holds for either interface.
     """
     need = ram + bars if iommufd else ram
-    told = f"{_mib(need)} MiB will be locked for devices"
+    told = f"{_mib(need)} MiB will be locked {why}"
     if host.may_lock_everything():
         return Finding("memlock", f"{told}; CAP_IPC_LOCK: no limit")
     soft, hard = host.locked_memory_limits()

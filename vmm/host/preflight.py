@@ -56,6 +56,8 @@ def check_host(config: Config, host: Host = HOST) -> None:
     if config.devices:
         disks = len(config.system_images) + len(config.config_images)
         findings += devices(config.devices, config.memory, host, disks)
+    else:
+        findings += locked(config.memory, host)
     refuse(findings)
 
 
@@ -209,6 +211,15 @@ def free_bytes(host: Host, node: int | None = None) -> int | None:
     return sum(sizes) if sizes else None
 
 
+def locked(ram: MemoryConfig, host: Host) -> list[Finding]:
+    """What mlock=on needs without devices; with them devices() tells of both."""
+    if not ram.mlock:
+        return []
+    from vmm.host.memlock import memlock
+
+    return [memlock(host, ram.size, 0, why="(mlock=on)")]
+
+
 def devices(
     specs: Sequence[DeviceSpec], ram: MemoryConfig | None, host: Host, disks: int = 0
 ) -> list[Finding]:
@@ -240,5 +251,7 @@ def devices(
         ranges = [vfio.reserved_regions(host, group, regions) for group in groups]
         findings += [finding for finding in ranges if finding is not None]
         bars = sum([pci.bar_bytes(device.bdf, host) for device in found])
-        findings.append(memlock(host, ram.size, bars, iommufd=bool(cdevs)))
+        # What is locked already counts once more.
+        pinned = 2 * ram.size if ram.mlock else ram.size
+        findings.append(memlock(host, pinned, bars, iommufd=bool(cdevs)))
     return findings

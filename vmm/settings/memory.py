@@ -26,11 +26,11 @@ SIZE_MIN = 4 * MIB
 SIZE_MAX = 1 << 43
 HUGEPAGE_DEFAULT = 2 * MIB
 NODE_MAX = 1023
-SWITCHES = ("shared", "hugepages", "prefault", "mergeable", "thp")
+SWITCHES = ("shared", "hugepages", "prefault", "mergeable", "mlock", "thp")
 KEYS = ["size", "hugepage_size", "host_numa_node", *SWITCHES]
 FORM = (
     "size=16G,shared=on with the keys size, shared, hugepages, hugepage_size, prefault, "
-    "mergeable, thp, host_numa_node"
+    "mergeable, mlock, thp, host_numa_node"
 )
 
 
@@ -38,8 +38,8 @@ class MemoryConfig(Record):
     """Guest RAM: sizes in bytes; ``host_numa_node`` None for no binding."""
 
     __slots__ = (
-        "host_numa_node", "hugepage_size", "hugepages", "mergeable", "prefault", "shared", "size",
-        "thp",
+        "host_numa_node", "hugepage_size", "hugepages", "mergeable", "mlock", "prefault", "shared",
+        "size", "thp",
     )  # fmt: skip
     size: int
     shared: bool
@@ -47,6 +47,7 @@ class MemoryConfig(Record):
     hugepage_size: int
     prefault: bool
     mergeable: bool
+    mlock: bool
     thp: bool
     host_numa_node: int | None
 
@@ -58,6 +59,7 @@ class MemoryConfig(Record):
         hugepage_size: int = HUGEPAGE_DEFAULT,
         prefault: bool = False,
         mergeable: bool = False,
+        mlock: bool = False,
         thp: bool = True,
         host_numa_node: int | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class MemoryConfig(Record):
             hugepage_size=hugepage_size,
             prefault=prefault,
             mergeable=mergeable,
+            mlock=mlock,
             thp=thp,
             host_numa_node=host_numa_node,
         )

@@ -15,7 +15,7 @@ SOURCES = [
     ("vmm/run/status.py", "run_facts"),
     ("vmm/run/status.py", "_last_exit"),
     ("vmm/run/attach/door.py", "status"),
-    ("vmm/command/status.py", "status"),
+    ("vmm/command/status.py", "_alive_status"),
     ("vmm/command/status.py", "_dead_status"),
     ("vmm/debug/gdb/service.py", "status"),
     ("vmm/confine/lockdown.py", "status"),

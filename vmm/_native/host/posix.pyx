@@ -1,6 +1,7 @@
 """The few Linux calls that Python has no module for."""
 
 from libc.errno cimport EACCES, EAGAIN, errno
+from libc.stdint cimport uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from posix.types cimport off_t
 
@@ -63,6 +64,10 @@ cdef extern from *:
         memcpy(file, found + 0x9c, 4);
         return 1;
     }
+    /* mlock2(2), which has no wrapper in older C libraries; 1 is MLOCK_ONFAULT. */
+    static int vmm_lock_pages(void *start, size_t size) {
+        return (int)syscall(SYS_mlock2, start, size, 1);
+    }
     static int vmm_set_name(const char *name) { return prctl(PR_SET_NAME, name, 0, 0, 0); }
     """
     int F_OFD_SETLK, F_OFD_GETLK, F_RDLCK, F_WRLCK, F_UNLCK
@@ -76,6 +81,7 @@ cdef extern from *:
     int vmm_punch_hole(int fd, off_t offset, off_t length)
     int vmm_dio_alignment(int fd, unsigned int *memory, unsigned int *file)
     void vmm_cpuid(unsigned int leaf, unsigned int sub, unsigned int *r)
+    int vmm_lock_pages(void *start, size_t size) nogil
     int vmm_set_name(const char *name)
 
 cdef enum:
@@ -165,6 +171,14 @@ def dio_alignment(int fd):
 cdef enum:
     ADDRESS_BITS = 0x80000008
 cdef tuple address_bits = None
+
+
+def lock_pages(uint64_t address, size_t size):
+    """Pages of this mapping stay in memory once they are there (MLOCK_ONFAULT). IoctlError."""
+    cdef int rc
+    with nogil:
+        rc = vmm_lock_pages(<void *><uintptr_t>address, size)
+    check(rc, b"mlock2")
 
 
 def host_cpuid(unsigned int leaf, unsigned int subleaf=0):
