@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from tests.support.guest_asm import Program
+from tests.support.guest_asm import RESULT_GPA, Program
+from tests.support.speed import patience
 from tests.support.tiny_machine import TinyMachine, results
 
 
@@ -88,6 +89,36 @@ def test_a_spinning_guest_can_be_stopped(tmp_path):
         time.sleep(0.05)
         tiny.machine.stop_vcpus()
         assert not tiny.machine.vcpus[0].loop.running
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_no_guest_runs_before_what_comes_first(tmp_path, count):
+    """The vCPUs have threads by then, which wait; where it fails they have never run."""
+    program = Program().write(RESULT_GPA, 1).raw("ebfe")
+    with TinyMachine(tmp_path, bytes(program.code), CPU_COUNT=count) as tiny:
+        memory = tiny.machine.memory
+        seen = []
+
+        def first() -> None:
+            time.sleep(0.1)
+            running = [vcpu.loop.running for vcpu in tiny.machine.vcpus]
+            seen.append((memory.read(RESULT_GPA, 1), running))
+
+        tiny.machine.start(first)
+        assert seen == [(b"\0", [True] * count)]
+        deadline = time.monotonic() + patience(5)
+        while memory.read(RESULT_GPA, 1) != b"\1":
+            assert time.monotonic() < deadline
+
+    with TinyMachine(tmp_path, bytes(program.code), CPU_COUNT=count) as tiny:
+
+        def fail() -> None:
+            raise OSError("no filter")
+
+        with pytest.raises(OSError, match="no filter"):
+            tiny.machine.start(fail)
+        time.sleep(0.1)
+        assert tiny.machine.memory.read(RESULT_GPA, 1) == b"\0"
 
 
 @pytest.mark.parametrize("count", [2, 5, 64])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,11 +16,28 @@ from tests.support.binary import ROOT
 
 SUITE = "trixie"
 SECONDS = 1200
+SOURCE = """
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static char *words[] = {WORDS};
+int main(int count, char **given) {
+    char **all = calloc(sizeof words + sizeof(char *) * count, 1);
+    memcpy(all, words, sizeof words);
+    memcpy(all + sizeof words / sizeof *words, given + 1, sizeof(char *) * count);
+    return execv(all[0], all);
+}
+"""
+# Another user cannot run an interpreter of root's own, which that test sees of the installed one.
+LEFT_OUT = "not another_users_instance"
 
 
 @pytest.fixture
 def command(tmp_path) -> Path:
-    """The installed command, its interpreter loaded with that library."""
+    """The installed command, its interpreter loaded with that library.
+
+    By a program, since a shell needs descriptors that the tests of limits do not leave it.
+    """
     library = unpacked("libc6", SUITE)
     interpreter = Path(sys.executable)
     words = [
@@ -28,9 +45,12 @@ def command(tmp_path) -> Path:
         "--library-path", library / "usr/lib/x86_64-linux-gnu",
         interpreter, interpreter.with_name("vllmd-hypervisor"),
     ]  # fmt: skip
+    # JSON writes texts as C does.
+    texts = ", ".join([json.dumps(str(word)) for word in words])
+    source = tmp_path / "wrapper.c"
+    source.write_text(SOURCE.replace("WORDS", texts))
     wrapper = tmp_path / "vllmd-hypervisor"
-    wrapper.write_text(f'#!/bin/sh\nexec {shlex.join(map(str, words))} "$@"\n')
-    wrapper.chmod(0o755)
+    subprocess.run(["gcc", "-O1", "-static", "-o", wrapper, source], check=True)
     return wrapper
 
 
@@ -40,7 +60,7 @@ def test_no_thread_makes_a_call_that_its_filter_lacks(command):
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0",
-            "-m", "not waits", "tests/kvm/command",
+            "-m", "not waits", "-k", LEFT_OUT, "tests/kvm/command",
         ],
         cwd=ROOT, env={**os.environ, "VLLMD_TEST_COMMAND": str(command)}, capture_output=True,
         text=True, check=False,

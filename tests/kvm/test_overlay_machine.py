@@ -11,13 +11,12 @@ import pytest
 
 from tests.kvm.test_state import (
     AVAIL_IDX,
-    DATA,
     DISK,
-    HEADER,
     QUEUE,
     STATUS,
     USED_IDX,
     add_read,
+    add_write,
     answer,
     copy_ram,
     set_up,
@@ -52,11 +51,7 @@ def machine_over(folder, monkeypatch, disk):
 def write(tiny: TinyMachine, number: int, sector: int, data: bytes) -> None:
     """As the driver: the ``number``-th request, to its end."""
     memory = tiny.machine.memory
-    add_read(memory, number, sector)
-    memory.write(HEADER + 16 * number, struct.pack("<IIQ", 1, 0, sector))
-    memory.write(DATA + 4096 * number, data)
-    # The data is read by the device.
-    memory.write(QUEUE + 16 * (3 * number + 1) + 12, struct.pack("<H", 1))
+    add_write(memory, number, sector, data)
     ring(tiny, number)
     assert memory.read(STATUS + number, 1) == b"\0"
 

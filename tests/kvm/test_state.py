@@ -29,6 +29,7 @@ DOORBELL, TABLE = 0x6000, 0x8000
 HEADER, DATA, STATUS = 0x310000, 0x320000, 0x330000
 AVAIL_IDX = QUEUE + 0x1000 + 2
 USED_IDX = QUEUE + 0x2000 + 2
+NEXT, WRITABLE = 1, 2
 
 
 @pytest.fixture
@@ -39,10 +40,22 @@ def folder(tmp_path):
 
 def add_read(memory, number: int, sector: int) -> None:
     """The driver's side of a read of 4 KiB, the ``number``-th."""
+    add(memory, number, 0, sector, WRITABLE)
+
+
+def add_write(memory, number: int, sector: int, data: bytes) -> None:
+    """The same of a write."""
+    memory.write(DATA + 4096 * number, data)
+    add(memory, number, 1, sector, 0)
+
+
+def add(memory, number: int, kind: int, sector: int, writable: int) -> None:
+    """What the device may see from its last line on: it may be polling."""
     header, data, status = HEADER + 16 * number, DATA + 4096 * number, STATUS + number
-    memory.write(header, struct.pack("<IIQ", 0, 0, sector))
+    memory.write(header, struct.pack("<IIQ", kind, 0, sector))
     memory.write(status, b"\xff")
-    for index, one in enumerate(((header, 16, 1), (data, 4096, 3), (status, 1, 2))):
+    buffers = (header, 16, NEXT), (data, 4096, NEXT | writable), (status, 1, WRITABLE)
+    for index, one in enumerate(buffers):
         slot = 3 * number + index
         memory.write(QUEUE + 16 * slot, struct.pack("<QIHH", *one, slot + 1))
     memory.write(QUEUE + 0x1000 + 4 + 2 * number, struct.pack("<H", 3 * number))
