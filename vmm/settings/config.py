@@ -30,6 +30,7 @@ from vmm.settings.parse import (
     parse_integer,
     parse_paths,
     parse_seconds,
+    parse_switch,
     split_list,
 )
 from vmm.settings.traps import exported, service_variables, service_warning, unwrap
@@ -54,7 +55,6 @@ PLACEMENT_FORM = (
 )
 CLIQUE_WORDS = ("auto", "off")
 SECCOMP_WORDS = ("on", "log", "off")
-ATTACH_WORDS = ("on", "off")
 # The capability has four bits for it.
 CLIQUE_MAX = 15
 
@@ -120,19 +120,11 @@ def _parse_placement(text: str) -> Placement:
     return parse_placement(text)
 
 
-def _one_of(words: Sequence[str], text: str) -> str:
-    word = text.strip().lower()
-    if word not in words:
-        raise BadValue(f"{quote(text)} is neither {', '.join(words[:-1])} nor {words[-1]}")
-    return word
-
-
 def _parse_seccomp(text: str) -> str:
-    return _one_of(SECCOMP_WORDS, text)
-
-
-def _parse_attach(text: str) -> bool:
-    return _one_of(ATTACH_WORDS, text) == "on"
+    word = text.strip().lower()
+    if word not in SECCOMP_WORDS:
+        raise BadValue(f"{quote(text)} is neither on, log nor off")
+    return word
 
 
 def _parse_cpu_count(text: str) -> int:
@@ -174,7 +166,7 @@ SETTINGS = (
             "host processors of the vCPUs, NUMA node, what the guest does without KVM",
             _parse_placement),
     Setting("ATTACH", "attach", "off", "on or off",
-            "whether vmm.attach() and `dump` may look at the running guest", _parse_attach),
+            "whether vmm.attach() and `dump` may look at the running guest", parse_switch),
     Setting("SECCOMP", "seccomp", "on", "on, log or off",
             "what a system call does that its thread does not need: end the VM, be logged, nothing",
             _parse_seccomp),

@@ -206,6 +206,13 @@ def test_debug(text, debug):
     assert config(DEBUG=text).debug is debug
 
 
+@pytest.mark.parametrize(
+    ("text", "attach"), [("on", True), ("Yes", True), ("1", True), ("off", False), ("0", False)]
+)
+def test_attach(text, attach):
+    assert config(ATTACH=text).attach is attach
+
+
 def test_identity_needs_no_more_than_a_name_or_an_image():
     assert identity({PREFIX + "NAME": "vm"}) == ("vm", None)
     assert identity({PREFIX + "SYSTEM_IMAGE_FILEPATH": '"/a.img"'}) == (None, "/a.img")
