@@ -54,7 +54,9 @@ cdef extern from *:
         int rc = io_uring_queue_init(entries, ring, flags | IORING_SETUP_R_DISABLED);
         if (rc == -EINVAL) rc = io_uring_queue_init(entries, ring, IORING_SETUP_R_DISABLED);
         if (rc == -EINVAL) return io_uring_queue_init(entries, ring, 0);    /* before 5.10 */
-        if (rc == 0) rc = vmm_ring_restrict(ring);
+        /* One that was not made has no descriptor to close: its 0 is somebody else's. */
+        if (rc < 0) return rc;
+        rc = vmm_ring_restrict(ring);
         if (rc < 0) io_uring_queue_exit(ring);
         return rc;
     }
