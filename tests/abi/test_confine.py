@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from vmm.confine import assembler, lockdown, rules, tables
+from vmm.confine import assembler, rules, tables
+from vmm.host import files
 
 IOCTLS = {
     **tables.KVM_RUN, **tables.KVM_OF_VCPUS, **tables.VFIO_OF_VCPUS, **tables.BLKDISCARD,
@@ -29,7 +30,7 @@ EXPECTED = {
         tables.FRESH_FILE,
     "CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID"
     " | CLONE_NEWNET": tables.CLONE_NEW,
-    "CAP_IPC_LOCK": lockdown.IPC_LOCK,
+    "CAP_IPC_LOCK": files.CAP_IPC_LOCK,
     "AUDIT_ARCH_X86_64": assembler.ARCH_X86_64,
     "SECCOMP_RET_ALLOW": assembler.RET_ALLOW,
     "SECCOMP_RET_ERRNO": assembler.RET_ERRNO,

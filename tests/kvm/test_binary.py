@@ -9,13 +9,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.binary import BINARY, ROOT, difference
 from tests.support.command import Command
+from tests.support.commands_tests import pass_with
 from tests.support.packaging_tools import load
 
 # What the kernel itself offers: no files of the host's installation.
@@ -49,13 +49,7 @@ def test_it_is_static():
 @pytest.mark.parametrize("which", ["not waits", pytest.param("waits", marks=pytest.mark.full)])
 def test_the_commands_tests_pass_with_it(which):
     """The same suite as the installed package, with the command taken from the variable."""
-    env = {**os.environ, "VLLMD_TEST_COMMAND": str(BINARY)}
-    done = run(
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0",
-        "-m", which, "tests/kvm/command", cwd=ROOT, env=env,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:]
-    assert re.search(r"\d{2,} passed", done.stdout), done.stdout
+    pass_with(BINARY, which)
 
 
 def test_pythons_variables_change_nothing(tmp_path):

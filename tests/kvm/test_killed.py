@@ -17,14 +17,14 @@ import pytest
 from tests.support.command import COMMAND, Command
 from tests.support.faulty_disk import FaultyDisk, needs_fuse
 from tests.support.journal import IMAGE_BYTES, acknowledged, journal_guest, lost, said
-from tests.support.seccomp import answer
+from tests.support.seccomp import IO_URING_SETUP, answer
 from tests.support.speed import patience
 
 # The longest that a guest lives before it is killed, in seconds.
 LIFE = 0.15
 
 
-IO_URING_SETUP, FDATASYNC = 425, 75
+FDATASYNC = 75
 
 
 def start(command: Command, **options: Any) -> subprocess.Popen[bytes]:

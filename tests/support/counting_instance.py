@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from tests.support.command import Command
+from tests.support.command import Command, finish
 from tests.support.guest_asm import Program
 from tests.support.speed import patience
 from vmm.debug.attach.attached import Attached
@@ -29,6 +31,13 @@ def counting(end: Callable[[Program], object] = Program.power_off) -> bytes:
 def reset(program: Program) -> None:
     """A reboot by the keyboard controller."""
     program.out(0x64, 0xFE).raw("f4")
+
+
+def resetting() -> bytes:
+    """Says "up", and reboots."""
+    program = Program().out_string(0x3F8, b"up\n")
+    reset(program)
+    return bytes(program.code)
 
 
 @contextlib.contextmanager
@@ -54,6 +63,19 @@ def instance(
     finally:
         process.kill()
         process.communicate()
+
+
+def rebooted(command: Command, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """The status of an instance that has rebooted a few times."""
+    deadline = time.monotonic() + patience(20)
+    while True:
+        assert process.poll() is None, finish(process)[1]
+        code, text = command.run("status", "vm", "--json")
+        facts = json.loads(text) if code == 0 else {}
+        if facts.get("reboots", 0) >= 2 and "memory" in facts:
+            return dict(facts)
+        assert time.monotonic() < deadline, text
+        time.sleep(0.05)
 
 
 def count(attached: Attached) -> int:

@@ -13,6 +13,7 @@ from vmm.confine import rules
 from vmm.confine.hands import Hands
 from vmm.confine.programs import PROGRAMS
 from vmm.errors import HostError
+from vmm.host.files import CAP_IPC_LOCK
 from vmm.kept import Kept
 from vmm.log.hub import get_logger, hub
 from vmm.log.sinks import FileSink
@@ -35,8 +36,6 @@ log = get_logger(__name__)
 
 ON, LOG, OFF = "on", "log", "off"
 CONTROL = 0
-# linux/capability.h: what is pinned for a device, or locked, is not counted.
-IPC_LOCK = 14
 
 
 class Lockdown:
@@ -51,7 +50,8 @@ class Lockdown:
         self._abstract = abstract
         # A debugger's thread drives the guest, and does what no vCPU does.
         self.seccomp = OFF if config.gdb is not None else config.seccomp
-        self._keep = 1 << IPC_LOCK if config.devices or config.memory.mlock else 0
+        # By it, what is pinned for a device, or locked, is not counted.
+        self._keep = 1 << CAP_IPC_LOCK if config.devices or config.memory.mlock else 0
         self._inherited: list[int] = []
         self._abi = 0
         self._entered = self._locked = False

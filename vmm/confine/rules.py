@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 
+from vmm.host.files import KVM_PATH
 from vmm.log.stream import can_wait, is_terminal
 
 TYPE_CHECKING = False
@@ -77,11 +78,8 @@ def _outputs(config: Config) -> Iterator[tuple[str, int]]:
             yield _output(end.path, ADD | (TRUNCATE | REMOVE_FILE if end.max_bytes else 0))
         elif end.kind == "socket":
             yield _folder(end.path), REMOVE_FILE
-    if config.gdb is not None:
-        # What it can do here is found out by trying, with a VM of its own.
-        yield "/dev/kvm", DEVICE
-        if config.gdb.path:
-            yield _folder(config.gdb.path), REMOVE_FILE
+    if config.gdb is not None and config.gdb.path:
+        yield _folder(config.gdb.path), REMOVE_FILE
 
 
 def _folder(path: str) -> str:
@@ -102,6 +100,9 @@ def _devices(config: Config) -> Iterator[tuple[str, int]]:
     if config.devices:
         yield "/dev/vfio", DEVICE | READ_DIR
         yield "/dev/iommu", DEVICE
+    if config.gdb is not None:
+        # What a debugger can do here is found out by trying, with a VM of its own.
+        yield KVM_PATH, DEVICE
 
 
 def _code() -> Iterator[tuple[str, int]]:

@@ -15,9 +15,8 @@ import pytest
 
 import vmm
 from tests.support import counting_instance
-from tests.support.command import HALT, RESET, Command, finish
-from tests.support.counting_instance import running
-from tests.support.guest_asm import Program
+from tests.support.command import HALT, Command, finish
+from tests.support.counting_instance import rebooted, resetting, running
 from tests.support.speed import patience
 from vmm._native.host import confine
 
@@ -126,34 +125,6 @@ def test_nobody_looks_in_unless_that_was_said_at_the_start(tmp_path):
         assert not (tmp_path / "core").exists()
 
 
-def reboots(tmp_path, code: bytes, **settings: object) -> dict[str, object]:
-    """The status of an instance that has rebooted a few times."""
-    command = Command(tmp_path, code, STOP_TIMEOUT_SECONDS="0.2", **settings)
-    process = subprocess.Popen(
-        [*_start(command)], env=command.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    deadline = time.monotonic() + patience(20)
-    try:
-        while time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()[0]
-            code_, text = command.run("status", "vm", "--json")
-            facts = json.loads(text) if code_ == 0 else {}
-            if facts.get("reboots", 0) >= 2 and "memory" in facts:
-                return facts
-            time.sleep(0.05)
-        raise AssertionError(text)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def _start(command: Command) -> list[str]:
-    from tests.support.command import COMMAND
-
-    return [COMMAND, "start"]
-
-
 @pytest.mark.parametrize(
     "memory", ["size=16M,shared=on", "size=16M,shared=on,thp=off", "size=16M,shared=off"]
 )
@@ -161,15 +132,15 @@ def test_a_reboot_opens_nothing_that_is_closed_to_it(tmp_path, memory):
     """RAM anew in the same kind of file, and the kernel that is no longer there."""
     with instance(tmp_path, MEMORY_CONFIG=memory) as (command, _):
         first = json.loads(command.run("status", "--json")[1])["memory"]
-    facts = reboots(tmp_path, RESET, MEMORY_CONFIG=memory)
+    with instance(tmp_path, resetting(), MEMORY_CONFIG=memory) as (command, process):
+        facts = rebooted(command, process)
     assert facts["memory"]["backing"] == first["backing"]
     assert facts["memory"]["huge_refused"] == first["huge_refused"]
 
 
 def test_a_kernel_that_is_replaced_does_not_stop_a_reboot(tmp_path):
     """The reboot has the kernel of the start."""
-    guest = Program().out_string(0x3F8, b"up\n").out(0x64, 0xFE).raw("f4")
-    command = Command(tmp_path, bytes(guest.code))
+    command = Command(tmp_path, resetting())
     process = command.start()
     try:
         (tmp_path / "guest.elf").unlink()

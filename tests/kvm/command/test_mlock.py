@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import resource
 import subprocess
@@ -11,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import COMMAND, HALT, Command, finish
-from tests.support.guest_asm import Program
+from tests.support.command import COMMAND, HALT, Command
+from tests.support.counting_instance import instance, rebooted, resetting
 from tests.support.speed import patience
 
 RAM_KIB = 16 << 10
-RESET = bytes(Program().out_string(0x3F8, b"up\n").out(0x64, 0xFE).raw("f4").code)
 
 
 def locked_kib(pid: int) -> int:
@@ -28,28 +26,15 @@ def locked_kib(pid: int) -> int:
 
 @pytest.mark.parametrize("kind", ["shared=on", "shared=on,thp=off", "shared=off,prefault=on"])
 def test_ram_is_locked_over_reboots(tmp_path, kind):
-    memory = f"size=16M,mlock=on,{kind}"
-    command = Command(tmp_path, RESET, MEMORY_CONFIG=memory, STOP_TIMEOUT_SECONDS="0.2")
-    process = command.start()
-    try:
+    settings = {"MEMORY_CONFIG": f"size=16M,mlock=on,{kind}"}
+    with instance(tmp_path, resetting(), **settings) as (command, process):
+        assert rebooted(command, process)["memory"]["locked"] is True
+        # Between two guests there is none, or not all.
         deadline = time.monotonic() + patience(20)
-        while True:
-            code, text = command.run("status", "vm", "--json")
-            facts = json.loads(text) if code == 0 else {}
-            if facts.get("reboots", 0) >= 2 and "memory" in facts:
-                break
-            assert process.poll() is None, finish(process)[1]
-            assert time.monotonic() < deadline, text
-            time.sleep(0.05)
-        assert facts["memory"]["locked"] is True
-        # Between two guests there is none.
         found = 0
-        while not found and time.monotonic() < deadline:
+        while found != RAM_KIB and time.monotonic() < deadline:
             found = locked_kib(process.pid)
         assert found == RAM_KIB
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def limited(*command: str) -> list[str]:

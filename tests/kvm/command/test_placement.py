@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kvm.command.test_confine import reboots
-from tests.support.command import HALT, RESET, Command, finish
+from tests.support.command import HALT, Command, finish
+from tests.support.counting_instance import instance, rebooted, resetting
 from tests.support.speed import patience
 from vmm.host.kvm import open_kvm
 from vmm.host.placement import CAP_DISABLE_EXITS
@@ -135,5 +135,6 @@ def test_exits_that_this_kvm_lacks_are_refused_alike(tmp_path):
 def test_a_guest_that_reboots_is_placed_again(tmp_path):
     """By a process that has given up what it did not need any more."""
     placement = f"cpus={OURS[-1]}" + (",exits=hlt" if "hlt" in offered() else "")
-    facts = reboots(tmp_path, RESET, CPU_PLACEMENT=placement)
+    with instance(tmp_path, resetting(), CPU_PLACEMENT=placement) as (command, process):
+        facts = rebooted(command, process)
     assert facts["placement"]["cpus"] == [OURS[-1]]

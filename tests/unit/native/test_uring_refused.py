@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-# io_uring_setup; a filter cannot be taken back, so in a process of its own.
+# A filter cannot be taken back, so in a process of its own.
 SCRIPT = """
 import os, sys
-from tests.support.seccomp import answer
+from tests.support.seccomp import IO_URING_SETUP, answer
 from vmm._native.disk import uring
 from vmm._native.memory.guestmem import GuestMemory
 from vmm._native.virtio.virtqueue import VirtQueue
@@ -22,7 +22,7 @@ if not uring.supported():
     sys.exit(77)
 memory = GuestMemory([(0, 1 << 20)])
 queue = VirtQueue(memory, 8, 0x1000, 0x2000, 0x3000)
-answer(425, int(sys.argv[1]))
+answer(IO_URING_SETUP, int(sys.argv[1]))
 try:
     uring.UringBlkWorker(queue, -1, 8, False, False, b"", -1, -1, -1)
 except OSError as error:
