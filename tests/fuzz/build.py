@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import subprocess
 import sys
 import sysconfig
 from contextlib import contextmanager
@@ -71,7 +72,8 @@ def build(name: str) -> Path:
         wanted = fingerprint(name)
         if not stamp.exists() or stamp.read_text() != wanted:
             print(f"building the {name} modules in {folder}", file=sys.stderr)
-            _build(name, folder)
+            # In a process of its own: Cython keeps the first set's arguments for the next one.
+            subprocess.run([sys.executable, "-m", "tests.fuzz.build", name], check=True, cwd=ROOT)
             stamp.write_text(wanted)
     return folder
 
@@ -84,30 +86,27 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _build(name: str, folder: Path) -> None:
+def compile_set(name: str) -> None:
+    """All modules of a set, once in a process."""
     from Cython.Build import cythonize
     from setuptools import Distribution, Extension
 
+    folder = FOLDER / name
     arguments, rooms = SETS[name]
-    before = os.getcwd()
     os.chdir(ROOT)
-    try:
-        extensions = [_extension(Extension, path, arguments) for path in sources(rooms)]
-        made = cythonize(
-            extensions,
-            build_dir=str(folder / "cython"),
-            include_path=[str(ROOT)],
-            language_level=3,
-            compiler_directives=DIRECTIVES,
-            quiet=True,
-        )
-        command = Distribution({"ext_modules": made}).get_command_obj("build_ext")
-        command.build_lib, command.build_temp = str(folder), str(folder / "objects")
-        command.parallel = os.cpu_count()
-        command.ensure_finalized()
-        command.run()
-    finally:
-        os.chdir(before)
+    made = cythonize(
+        [_extension(Extension, path, arguments) for path in sources(rooms)],
+        build_dir=str(folder / "cython"),
+        include_path=[str(ROOT)],
+        language_level=3,
+        compiler_directives=DIRECTIVES,
+        quiet=True,
+    )
+    command = Distribution({"ext_modules": made}).get_command_obj("build_ext")
+    command.build_lib, command.build_temp = str(folder), str(folder / "objects")
+    command.parallel = os.cpu_count()
+    command.ensure_finalized()
+    command.run()
 
 
 def _extension(kind: Any, path: Path, arguments: list[str]) -> Any:
@@ -143,5 +142,4 @@ def use(name: str) -> None:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[1:] or ["plain"]:
-        build(wanted)
+    compile_set(sys.argv[1])
