@@ -13,12 +13,13 @@ from pathlib import Path
 from vmm.bench.kinds import registry
 from vmm.bench.model import SECONDS, Contender, Measurement
 from vmm.bench.tables import Table
-from vmm.bench.template import Word
+from vmm.bench.template import Word, uses
 from vmm.errors import ConfigError
 
 FORMAT = 1
 CONTENDER_KEYS = (
-    "name, command, env, files, version, prepare, exits, timing, prefault, optional, limit"
+    "name, command, env, files, version, prepare, exits, timing, prefault, optional, terminal,"
+    " limit"
 )
 MEASUREMENT_KEYS = (
     "name, kind, memory, cpus, kernel, initramfs, cmdline, disk, rounds, warmup, timeout,"
@@ -93,6 +94,7 @@ def _contender(table: Table) -> Contender:
         timing=table.texts("timing"),
         prefault=table.texts("prefault"),
         optional=table.take("optional", bool, False),
+        terminal=table.take("terminal", bool, False),
         limit=table.size("limit", "1024T"),
     )
     for key, wanted in (("timing", {"pattern", "unit"}), ("prefault", {"off", "on"})):
@@ -101,6 +103,8 @@ def _contender(table: Table) -> Contender:
             table.wrong(f"`{key}` must have {' and '.join(sorted(wanted))}, not {sorted(given)}")
     if not found.command:
         table.wrong("`command` must have words")
+    if found.terminal and uses(found.command, "serial"):
+        table.wrong("`terminal` or {serial}, not both: one place where the guest's words come from")
     _check_timing(table, found.timing)
     table.done(CONTENDER_KEYS)
     return found

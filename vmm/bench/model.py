@@ -18,7 +18,8 @@ class Contender:
 
     ``files`` are made in a folder of its own for each start: a size in bytes of zeros, or a text.
     ``prepare`` runs once. ``optional``: left out where its program is missing. ``limit``: the most
-    memory in bytes that it is asked for.
+    memory in bytes that it is asked for. ``terminal``: its stdin and stdout are a pseudoterminal,
+    raw, for a VMM that starts on nothing else.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Contender:
     timing: Mapping[str, str] = field(default_factory=dict)
     prefault: Mapping[str, str] = field(default_factory=dict)
     optional: bool = False
+    terminal: bool = False
     limit: int = 0
 
 

@@ -28,6 +28,11 @@ def parts(word: Word) -> tuple[str, ...]:
     return (word,) if isinstance(word, str) else word
 
 
+def uses(words: Sequence[Word], name: str) -> bool:
+    """Whether a command has this name anywhere."""
+    return any(name in names(part) for word in words for part in parts(word))
+
+
 def fill(text: str, values: Mapping[str, str | None], what: str) -> str:
     """The text with values; TemplateError says what is unknown or has none."""
     for name in sorted(names(text)):

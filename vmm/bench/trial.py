@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
@@ -9,12 +10,13 @@ import signal
 import subprocess
 import tempfile
 import time
+import tty
 from collections.abc import Mapping
 from pathlib import Path
 
 from vmm.bench import interrupt
 from vmm.bench.model import Contender
-from vmm.bench.template import Word, fill, fill_command, fill_environment, names, parts
+from vmm.bench.template import Word, fill, fill_command, fill_environment, uses
 from vmm.settings.config import read_environment
 
 CHUNK = 1 << 16
@@ -79,7 +81,8 @@ class Trial:
         self.started = time.perf_counter()
         with interrupt.deferred():
             self.process = subprocess.Popen(
-                words, env=self.environment, stdin=subprocess.DEVNULL, stdout=writer,
+                words, env=self.environment, stdout=writer,
+                stdin=writer if self.contender.terminal else subprocess.DEVNULL,
                 stderr=self._words, start_new_session=True,
             )  # fmt: skip
         self._alive = os.pidfd_open(self.process.pid)
@@ -90,15 +93,17 @@ class Trial:
 
     def _serial(self) -> int:
         """Opens what is read; returns what is to be the program's stdout."""
-        if any("serial" in names(part) for word in self.contender.command for part in parts(word)):
+        if uses(self.contender.command, "serial"):
             fifo = self.folder / "serial"
             os.mkfifo(fifo)
             # Open for writing as well: it has no end before its program has one.
             self._reader = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
             self._open.append(self._reader)
             return self._words.fileno()
-        self._reader, writer = os.pipe()
+        self._reader, writer = os.openpty() if self.contender.terminal else os.pipe()
         self._open += [self._reader, writer]
+        if self.contender.terminal:
+            tty.setraw(writer)  # what the guest writes comes as it is, and nothing is echoed
         return writer
 
     @property
@@ -136,7 +141,7 @@ class Trial:
         left = deadline - time.perf_counter()
         ready = select.select([self._reader, self._alive], [], [], max(left, 0))[0]
         if self._reader in ready:
-            data = os.read(self._reader, CHUNK)
+            data = self._take()
             now = time.perf_counter()
             self.text += data
             self.chunks.append((now, len(self.text)))
@@ -146,6 +151,14 @@ class Trial:
         if not ready:
             raise TrialError(f"not done within {self.timeout:g} s{self._said()}")
         return False
+
+    def _take(self) -> bytes:
+        try:
+            return os.read(self._reader, CHUNK)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""  # a terminal that nobody has open any more
 
     def _end(self) -> str:
         assert self.process is not None

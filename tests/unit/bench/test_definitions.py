@@ -107,6 +107,11 @@ def test_a_file_that_would_leave_its_folder_is_refused(tmp_path):
     assert "a file's name must not have a folder" in problems(path)
 
 
+def test_a_guest_has_one_serial_port(tmp_path):
+    path = write(tmp_path, [contender("a", "x", "-s", "{serial}", terminal=True)], [question()])
+    assert "contender[0]: `terminal` or {serial}, not both" in problems(path)
+
+
 def test_variables_of_the_file_and_of_the_command(tmp_path):
     path = write(tmp_path, [], [question()], variables={"a": "{here}/x", "b": "y"})
     assert definitions.read(path, {"b": "z"}).variables == {"a": "{here}/x", "b": "z"}

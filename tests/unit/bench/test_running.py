@@ -101,6 +101,23 @@ def test_files_environment_and_serial_of_each_start(tmp_path):
     assert min(rows(document)["a"]["values"]["first_byte"]) > 100
 
 
+def test_a_terminal_for_one_that_wants_it(tmp_path):
+    script = (
+        "import os, sys, time; assert os.isatty(0) and os.isatty(1) and not os.isatty(2)\n"
+        "os.write(1, b'no echo, no carriage return\\n\\x02'); time.sleep(60)"
+    )
+    asks = "import os, sys; sys.exit('no terminal' if not os.isatty(0) else 0)"
+    contenders = [
+        contender("has", script, terminal=True), contender("has none", asks),
+        contender("ends", asks, terminal=True),
+    ]  # fmt: skip
+    document, _ = run(write(tmp_path, contenders, [question()]))
+    found = rows(document)
+    assert "error" not in found["has"], found["has"]
+    assert found["has none"]["error"] == r"no b'\x02': ended with code 1: no terminal"
+    assert found["ends"]["error"] == r"no b'\x02': ended with code 0"
+
+
 def test_a_boot_is_told_in_its_phases_with_the_vmms_own(tmp_path):
     script = (
         "import sys, time\n"
