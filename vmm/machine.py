@@ -34,7 +34,7 @@ from vmm.host.kvm import check_vcpu_count, open_kvm
 from vmm.light.teardown import try_all
 from vmm.log.hub import get_logger
 from vmm.memory import allocate, memory_status, no_progress
-from vmm.vcpu import Vcpu, start_all
+from vmm.vcpu import Vcpu, configure_all, start_all
 from vmm.vm import Vm
 from vmm.x86 import cpuid, lapic, msr, regs
 
@@ -265,10 +265,8 @@ def configure_vcpus(machine: Machine, topology: cpuid.Topology, entry: dict[str,
     )
     if machine.config.placement is not None:
         common = cpuid.placed(common, host_cpuid, machine.config.placement)
-    msrs = msr.boot_msrs()
     tables = cpuid.vcpu_tables(common, topology, pack_cpuid)
-    for vcpu, table in zip(machine.vcpus, tables, strict=True):
-        vcpu.configure(table, msrs)
+    configure_all(machine.vcpus, tables, msr.boot_msrs())
     machine.vcpus[0].set_entry(entry, regs.boot_sregs(), (regs.FCW_DEFAULT, regs.MXCSR_DEFAULT))
     machine.vcpus[0].patch_lapic(lapic.set_lint)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import _thread
+import os
 
+from vmm._native.kvm.configure import configure
 from vmm._native.kvm.runloop import VcpuLoop
 from vmm.errors import HostError
 
@@ -76,16 +78,6 @@ class Vcpu:
         self._held = False
         # The host's processors that its thread may run on; None: all that are ours.
         self.processors: set[int] | None = None
-
-    def configure(self, cpuid: bytes, msrs: Sequence[tuple[int, int]]) -> None:
-        """CPUID first (packed; MSRs depend on it), then MSRs."""
-        self.fd.set_cpuid2(cpuid)
-        done = self.fd.set_msrs(msrs)
-        if done != len(msrs):
-            raise HostError(
-                f"vCPU {self.index}: KVM refuses MSR {msrs[done][0]:#x}",
-                "use a kernel whose KVM offers it",
-            )
 
     def set_entry(
         self, regs: Mapping[str, int], sregs: Mapping[str, Any], fpu: tuple[int, int]
@@ -227,6 +219,20 @@ class Vcpu:
             return memory.read(gpa, CODE_BYTES).hex(" ")
         except ValueError:
             return f"outside RAM ({gpa:#x})"
+
+
+def configure_all(
+    vcpus: Sequence[Vcpu], tables: list[bytes], msrs: Sequence[tuple[int, int]]
+) -> None:
+    """CPUID (packed, of each) and MSRs (the same for all); on every processor that is ours."""
+    helpers = len(os.sched_getaffinity(0)) - 1
+    taken = configure([vcpu.fd for vcpu in vcpus], tables, msrs, helpers)
+    for vcpu, done in zip(vcpus, taken, strict=True):
+        if done != len(msrs):
+            raise HostError(
+                f"vCPU {vcpu.index}: KVM refuses MSR {msrs[done][0]:#x}",
+                "use a kernel whose KVM offers it",
+            )
 
 
 def start_all(vcpus: Sequence[Vcpu], first: Callable[[], None] | None = None) -> None:

@@ -2,6 +2,7 @@
 
 # The tables of vmm/confine/tables.py have the same order.
 cdef enum Kind:
+    KIND_NONE = -1               # ended before the guest runs, or held by its maker's filter
     KIND_CONTROL = 0
     KIND_VCPU = 1
     KIND_DISK = 2

@@ -244,7 +244,8 @@ KINDS = VMM_KINDS
 
 
 cdef void confine_thread(int kind) noexcept nogil:
-    vmm_confine_thread(kind)
+    if kind != KIND_NONE:
+        vmm_confine_thread(kind)
 
 
 def arm(programs, bint logs, uint64_t keep):

@@ -13,6 +13,8 @@ cdef class VcpuFd(OwnedFd):
 
 # A kvm_cpuid2 as KVM_SET_CPUID2 takes it, of (function, index, flags, eax, ebx, ecx, edx) each.
 cdef bytes packed_cpuid(entries)
+# The table, which is as long as it says; it lives as long as the bytes do.
+cdef const char *checked_cpuid(bytes table) except NULL
 cdef int set_packed_cpuid(int fd, bytes table) except -1
 
 # (function, index, flags, eax, ebx, ecx, edx) each, by an ioctl that fills a kvm_cpuid2.

@@ -352,12 +352,16 @@ cdef bytes packed_cpuid(entries):
     return bytes(room)
 
 
-cdef int set_packed_cpuid(int fd, bytes table) except -1:
+cdef const char *checked_cpuid(bytes table) except NULL:
     # SAFETY: KVM reads as many entries as the table says that it has.
     if len(table) < sizeof(kvm_cpuid2) or len(table) < (
             sizeof(kvm_cpuid2) + (<kvm_cpuid2 *><char *>table).nent * sizeof(kvm_cpuid_entry2)):
         raise ValueError(f"a CPUID table of {len(table)} bytes is shorter than it says")
-    return check(ioctl(fd, KVM_SET_CPUID2, <const char *>table), b"KVM_SET_CPUID2")
+    return <const char *>table
+
+
+cdef int set_packed_cpuid(int fd, bytes table) except -1:
+    return check(ioctl(fd, KVM_SET_CPUID2, checked_cpuid(table)), b"KVM_SET_CPUID2")
 
 
 cdef list cpuid_of(int fd, unsigned long request, const char *name):
