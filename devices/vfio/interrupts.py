@@ -92,7 +92,8 @@ class Interrupts:
         self._line: LevelLine | None = None
         self._has_intx = device.get_irq_count(vfio.INTX) > 0
         self._msi = capabilities.get(MSI_ID, 0) if device.get_irq_count(vfio.MSI) else 0
-        self._msix_offset = capabilities.get(MSIX_ID, 0) if device.get_irq_count(vfio.MSIX) else 0
+        count = device.get_irq_count(vfio.MSIX)
+        self._msix_offset = capabilities.get(MSIX_ID, 0) if count > 0 else 0
         self.kind = "none"
         # How many messages the host gives for the kind that is on.
         self._connected = 0
@@ -105,7 +106,6 @@ class Interrupts:
         self.table_bar = -1
         self._table = (0, 0)
         if self._msix_offset:
-            count = device.get_irq_count(vfio.MSIX)
             self.msix = Msix(irq.msi_vectors(count))
             overlay.own(self._msix_offset + CONTROL, count - 1, 2)
             place = get(self._msix_offset + TABLE, 4)

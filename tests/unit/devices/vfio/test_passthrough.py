@@ -296,6 +296,16 @@ def attach(device: FakeDevice, irq: IrqRouter) -> PassthroughFunction:
     return PassthroughFunction(HOST, device, irq, 7, None, PeerToPeer(None))
 
 
+def test_the_number_of_vectors_is_what_the_host_says_first(monkeypatch):
+    said = {vfio.MSIX: iter([VECTORS, 0, 0]), vfio.MSI: iter([4, 4])}
+    device, irq = FakeDevice(), IrqRouter(FakeVm())
+    monkeypatch.setattr(device, "get_irq_count", lambda index: next(said.get(index, iter([0]))))
+    function = PassthroughFunction(HOST, device, irq, 7, None, PeerToPeer(None))
+    assert function.config_read(MSIX + 2, 2) == VECTORS - 1
+    function.close()
+    irq.close()
+
+
 def test_fewer_vectors_than_the_table_has(made):
     """The host gives two of four: those are connected, and `status` says so."""
     function, device, _ = made
