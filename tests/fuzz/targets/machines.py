@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import struct
 import threading
@@ -262,7 +263,8 @@ class SnapshotFile(PythonTarget):
             return value ^ 1 << dice.randrange(64)
         if isinstance(value, bytes) and dice.chance(2):
             return random.Random(dice.integer()).randbytes(len(value))
-        return dice.choice((*self.odd, dice.integer()))
+        # A copy: what the next change puts into a list is in the file alone.
+        return copy.deepcopy(dice.choice((*self.odd, dice.integer())))
 
 
 TARGETS = (
