@@ -251,7 +251,7 @@ def devices(
         ranges = [vfio.reserved_regions(host, group, regions) for group in groups]
         findings += [finding for finding in ranges if finding is not None]
         bars = sum([pci.bar_bytes(device.bdf, host) for device in found])
-        # What is locked already counts once more.
-        pinned = 2 * ram.size if ram.mlock else ram.size
+        # VFIO's container counts where mlock() does, so that RAM counts twice; iommufd does not.
+        pinned = 2 * ram.size if ram.mlock and not cdevs else ram.size
         findings.append(memlock(host, pinned, bars, iommufd=bool(cdevs)))
     return findings

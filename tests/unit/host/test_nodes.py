@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from tests.support.fake_host import FakeHost
 from vmm.check import devices, resources
-from vmm.host import nodes, preflight, vfio
+from vmm.host import nodes, pci, preflight, vfio
 from vmm.host.finding import OK, PROBLEM, WARNING
 from vmm.host.memlock import memlock
 from vmm.settings.memory import MemoryConfig
@@ -277,3 +279,15 @@ def test_groups_in_use(host, tmp_path):
     assert free.level == OK
     assert (busy.level, busy.code, busy.cure) == (PROBLEM, 39, ("stop it",))
     assert asked == [[4242]]
+
+
+@pytest.mark.parametrize(("cdev", "sizes"), [("", 2), ("/dev/vfio/devices/vfio3", 1)])
+def test_locked_and_pinned_by_the_container_counts_twice(host, monkeypatch, cdev, sizes):
+    device = SimpleNamespace(bdf="0000:01:00.0", group=7, cdev=cdev)
+    monkeypatch.setattr(pci, "look_up_devices", lambda specs, host: ([device], []))
+    monkeypatch.setattr(pci, "bar_bytes", lambda bdf, host: 0)
+    limited(host, 8 * MIB)
+    ram = MemoryConfig(size=256 * MIB, mlock=True)
+    findings = preflight.devices([], ram, host)
+    (found,) = [finding for finding in findings if finding.name == "memlock"]
+    assert f"{256 * sizes} MiB" in found.found
