@@ -3,14 +3,14 @@
 # Prints what it installs; without root it prints the one command to run, and fails.
 set -euo pipefail
 build="gcc libc6-dev python3-dev python3-venv liburing-dev"
-binary="libpython3.11-dev python3.11"
+binary="libpython3.11-dev python3.11 valgrind"
 deb="dpkg-dev lintian"
 demo="busybox-static kmod e2fsprogs dosfstools mtools"
 firmware="debootstrap fdisk"
 lab="qemu-system-x86"
 test="acpica-tools fio gdb strace procps lz4 zstd xz-utils make gcc-12 binutils libelf1"
 test+=" systemd-sysv libpam-systemd dbus-user-session logrotate fish zsh nodejs"
-full="chromium"
+full="chromium dmsetup"
 
 wanted=$build
 for group in "$@"; do

@@ -2,7 +2,8 @@
 
 Run by the Debian interpreter whose static library is linked (`make binary` does):
     /usr/bin/python3.11 -I packaging/binary/build.py --elftools DIR --output dist/vllmd-hypervisor
-Everything made on the way is under --work. The same sources and tools give the same bytes.
+Everything made on the way is under --work, with what starts were seen to use (the profile). The
+same sources, tools and profile give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -26,8 +28,13 @@ from commit import commit  # noqa: E402
 from hardening import COMPILE, LINK  # noqa: E402
 from modules import BUILTIN, CORE, IN_LIBRARY, LEFT_OUT, LINKED, ROOTS  # noqa: E402
 from parts import MODULE, Part, PartError, inputs, of_debian, of_python, source_of  # noqa: E402
-from rehearsal import RANGES_MAX, RehearsalError, pages_written, ranges  # noqa: E402
+from placing import Heap, have_valgrind, placing  # noqa: E402
+from rehearsal import RANGES_MAX, RehearsalError, have_kvm, pages_written, ranges  # noqa: E402
 
+# The profile: struct vmm_placing, and ranges of pages as JSON.
+PLACING, PAGES = "snapshot.placing", "snapshot.pages"
+# What a snapshot's file begins with: vmm_snapshot_take().
+HEAD = struct.Struct("<10Q")
 PREPARE = "_vmm_prepare"
 OWN = {"vmm", "devices"}
 C_FLAGS = [
@@ -187,33 +194,77 @@ def link(objects: list[Path], library: Path, output: Path) -> None:
     run(command)
 
 
-def add_snapshot(linked: Path, taken: Path, output: Path) -> str:
+class Snapshot(NamedTuple):
+    """Address and bytes of one, where in it the list of ranges is, and its heap."""
+
+    start: int
+    data: bytes
+    table: int
+    heap: Heap
+
+
+def take_snapshot(linked: Path, taken: Path, *placing: Path) -> Snapshot:
+    """Let the executable take its snapshot."""
+    command = [str(path.resolve()) for path in (linked, taken, *placing)]
+    run(command, env={}, stdin=subprocess.DEVNULL)
+    whole = taken.read_bytes()
+    start, length, table, heap, *bounds = HEAD.unpack_from(whole)
+    data = whole[HEAD.size : HEAD.size + length]
+    areas = list(zip(bounds[::2], bounds[1::2], strict=True))
+    memory = data[heap - start : heap - start + areas[-1][1]]
+    return Snapshot(start, data, table - start, Heap(heap, memory, areas))
+
+
+def add_snapshot(linked: Path, work: Path, output: Path, profile: Path | None) -> str:
     """Let the executable take its snapshot, and put that into the file; in place at once.
 
-    Returns what is to be told of the pages that a start writes to.
+    What an earlier build has measured is taken from ``profile``; else it is measured, and kept in
+    ``work``. Returns what is to be told of the pages that a start writes to.
     """
-    run([str(linked.resolve()), str(taken.resolve())], env={}, stdin=subprocess.DEVNULL)
-    data = taken.read_bytes()
-    start, length, table = struct.unpack_from("<QQQ", data)
+    new, taken = output.with_suffix(".new"), work / "snapshot.bin"
+    known = profile or work
+    if profile is None:
+        measure_placing(linked, work, new)
+    placed = [path for path in [known / PLACING] if path.exists()]
+    snapshot = take_snapshot(linked, taken, *placed)
+    if profile is None:
+        measure_pages(linked, snapshot, work, new)
+    pairs = [tuple(pair) for pair in json.loads((known / PAGES).read_text())]
+    write_executable(new, with_ranges(linked, snapshot, pairs))
+    new.replace(output)
+    count = sum(pair[1] for pair in pairs)
+    if not pairs:
+        return "no KVM here to find out which pages a start writes to: it will copy all of them"
+    told = f"a start writes to {count} of {len(snapshot.data) // 4096} pages"
+    return told if placed else f"{told}; fewer with valgrind (apt-get install valgrind)"
+
+
+def measure_placing(linked: Path, work: Path, new: Path) -> None:
+    """Writes the file; or none, where nothing can be measured."""
+    (work / PLACING).unlink(missing_ok=True)
+    if have_kvm() and have_valgrind():
+        snapshot = take_snapshot(linked, work / "snapshot.bin")
+        write_executable(new, with_ranges(linked, snapshot, [(0, 0)]))
+        (work / PLACING).write_bytes(placing(new, snapshot.heap))
+
+
+def measure_pages(linked: Path, snapshot: Snapshot, work: Path, new: Path) -> None:
+    """Writes the file of ranges; of none, where there is no KVM."""
+    write_executable(new, with_ranges(linked, snapshot, [(0, 0)]))
+    pages = pages_written(new, snapshot.start, len(snapshot.data))
+    (work / PAGES).write_text(json.dumps(ranges(pages)))
+
+
+def with_ranges(linked: Path, snapshot: Snapshot, pairs: list[tuple[int, int]]) -> bytes:
+    """The executable with the snapshot and these ranges of pages in it; none: all of them."""
     image = bytearray(linked.read_bytes())
-    at = file_offset(image, start)
-    image[at : at + length] = data[24 : 24 + length]
-    temporary = output.with_suffix(".new")
-    at += table - start
-    everything = image[at : at + 8]
-    image[at : at + 8] = bytes(8)
-    write_executable(temporary, image)
-    pages = pages_written(temporary, start, length)
-    if pages:
-        rows = b"".join(struct.pack("<II", *pair) for pair in ranges(pages))
+    at = file_offset(image, snapshot.start)
+    image[at : at + len(snapshot.data)] = snapshot.data
+    if pairs:
+        at += snapshot.table
+        rows = b"".join(struct.pack("<II", *pair) for pair in pairs)
         image[at : at + 8 * RANGES_MAX] = rows.ljust(8 * RANGES_MAX, b"\0")
-        told = f"a start writes to {len(pages)} of {length // 4096} pages"
-    else:
-        image[at : at + 8] = everything
-        told = "no KVM here to find out which pages a start writes to: it will copy all of them"
-    write_executable(temporary, image)
-    temporary.replace(output)
-    return told
+    return bytes(image)
 
 
 def write_executable(path: Path, image: bytes) -> None:
@@ -239,6 +290,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--elftools", type=Path, required=True, help="pyelftools' package folder")
     parser.add_argument("--work", type=Path, default=ROOT / "build/binary")
+    parser.add_argument("--profile", type=Path, help="the work folder of a build to do again")
     parser.add_argument("--output", type=Path, default=ROOT / "dist/vllmd-hypervisor")
     options = parser.parse_args()
     try:
@@ -257,7 +309,7 @@ def main() -> int:
         link(objects, library, linked)
         check_parts(linked.with_suffix(".map"), library, parts, options.work.resolve())
         (options.work / "parts.json").write_text(json.dumps(parts))
-        told = add_snapshot(linked, options.work / "snapshot.bin", options.output)
+        told = add_snapshot(linked, options.work, options.output, options.profile)
     except (BuildError, Missing, PartError, RehearsalError) as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,11 @@
  * The linker sends every call of malloc() and its kin here (--wrap). While the snapshot is made
  * memory comes from one array, block after block, and what is freed is used again for the same size;
  * later it comes from the C library, and a block of the array that is freed is forgotten.
+ *
+ * Blocks that a start writes to lie together at the begin, so that few pages have to be copied, then
+ * those that it only reads, so that few have to be mapped: the build tells which, by the numbers of
+ * the calls that allocate them (placing.py). Python's objects are blocks of their own for that; its
+ * own allocator, which packs them by size, serves later.
  */
 #include "snapshot.h"
 
@@ -12,19 +17,29 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#define HEAP_SIZE (5u << 20)
+#define HEAP_SIZE (6u << 20)
 #define UNIT 16u /* of sizes and of alignment */
 #define LISTED 4096u /* larger blocks are not used again */
 
 struct block {
-    size_t size; /* without this head */
+    uint32_t size; /* without this head */
+    uint32_t number; /* of the call that allocated it */
     struct block *next; /* while it is free */
 };
 
+/* Of blocks that a start writes to, that it reads, and of the others: offsets in the heap. */
+static struct area {
+    uint32_t begin, used, end;
+    struct block *freed[LISTED / UNIT + 1];
+} areas[VMM_AREAS];
+#define OTHERS (&areas[VMM_AREAS - 1])
+
 static _Alignas(4096) char heap[HEAP_SIZE];
-static size_t used;
-static struct block *freed[LISTED / UNIT + 1];
 static int taking;
+static uint32_t calls;
+static const struct vmm_placing *told;
+static PyMemAllocatorEx pythons[2];
+static const PyMemAllocatorDomain domains[2] = {PYMEM_DOMAIN_MEM, PYMEM_DOMAIN_OBJ};
 
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t count, size_t size);
@@ -36,30 +51,55 @@ static int within(const void *at)
     return (uintptr_t)at - (uintptr_t)heap < HEAP_SIZE;
 }
 
-static void *carve(size_t size, size_t alignment)
+static struct area *area_of(const struct block *block)
 {
-    size_t at = (used + alignment - 1) & ~(alignment - 1);
-    if (size > HEAP_SIZE || at > HEAP_SIZE - size) {
+    uint32_t at = (uint32_t)((const char *)block - heap);
+    struct area *area = areas;
+    while (at >= area->end)
+        area++;
+    return area;
+}
+
+/* Where a block of the next call belongs; where it would not fit, among the others. */
+static struct area *area_for(size_t size)
+{
+    uint32_t number = calls++;
+    struct area *area = told && number < told->calls && told->area[number] < VMM_AREAS
+                            ? &areas[told->area[number]]
+                            : OTHERS;
+    if (size <= LISTED && area->freed[size / UNIT])
+        return area;
+    return size + sizeof(struct block) <= area->end - area->used ? area : OTHERS;
+}
+
+static struct block *carve(struct area *area, size_t size)
+{
+    struct block *block = (struct block *)(heap + area->used);
+    if (size > HEAP_SIZE || sizeof *block + size > area->end - area->used) {
         fprintf(stderr, "heap.c: the snapshot needs more than HEAP_SIZE, %u bytes\n", HEAP_SIZE);
         exit(1);
     }
-    used = at + size;
-    return heap + at;
+    area->used += sizeof *block + size;
+    block->size = size;
+    return block;
 }
 
 void *__wrap_malloc(size_t size)
 {
     struct block *block;
+    struct area *area;
     if (!taking)
         return __real_malloc(size);
     size = size ? (size + UNIT - 1) & ~(size_t)(UNIT - 1) : UNIT;
-    if (size <= LISTED && freed[size / UNIT]) {
-        block = freed[size / UNIT];
-        freed[size / UNIT] = block->next;
+    area = area_for(size);
+    if (size <= LISTED && area->freed[size / UNIT]) {
+        block = area->freed[size / UNIT];
+        area->freed[size / UNIT] = block->next;
+        block->next = NULL;
     } else {
-        block = carve(sizeof *block + size, UNIT);
-        block->size = size;
+        block = carve(area, size);
     }
+    block->number = calls - 1;
     return block + 1;
 }
 
@@ -77,13 +117,14 @@ void *__wrap_calloc(size_t count, size_t size)
 void __wrap_free(void *at)
 {
     struct block *block = (struct block *)at - 1;
-    if (!within(at))
+    if (!within(at)) {
         __real_free(at);
-    else if (taking && block->size <= LISTED) {
+    } else if (taking && block->size <= LISTED) {
+        struct area *area = area_of(block);
         /* Nothing of what it held may differ between two builds. */
         memset(at, 0, block->size);
-        block->next = freed[block->size / UNIT];
-        freed[block->size / UNIT] = block;
+        block->next = area->freed[block->size / UNIT];
+        area->freed[block->size / UNIT] = block;
     }
 }
 
@@ -103,12 +144,13 @@ void *__wrap_realloc(void *at, size_t size)
     return moved;
 }
 
+/* Stacks of Python's frames; later also what its own allocator hands out. */
 static void *new_arena(void *context, size_t size)
 {
     void *at;
     (void)context;
     if (taking)
-        return carve(size, 4096);
+        return __wrap_malloc(size);
     at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return at == MAP_FAILED ? NULL : at;
 }
@@ -116,25 +158,56 @@ static void *new_arena(void *context, size_t size)
 static void free_arena(void *context, void *at, size_t size)
 {
     (void)context;
-    if (!within(at))
+    if (within(at))
+        __wrap_free(at);
+    else
         munmap(at, size);
 }
 
-static PyObjectArenaAllocator arenas = {NULL, new_arena, free_arena};
+static PyObjectArenaAllocator stacks = {NULL, new_arena, free_arena};
 
-void vmm_heap_open(void)
+static uint32_t area_bytes(const struct vmm_placing *placing, int n, uint32_t left)
 {
+    if (n == VMM_AREAS - 1)
+        return left;
+    return !placing ? 0 : placing->bytes[n] < left ? placing->bytes[n] : left;
+}
+
+void vmm_heap_open(const struct vmm_placing *placing)
+{
+    uint32_t at = 0;
+    for (int n = 0; n < VMM_AREAS; n++) {
+        uint32_t bytes = area_bytes(placing, n, HEAP_SIZE - at);
+        areas[n].begin = areas[n].used = at;
+        areas[n].end = at += bytes;
+    }
+    for (int n = 0; n < 2; n++)
+        PyMem_GetAllocator(domains[n], &pythons[n]);
+    PyObject_SetArenaAllocator(&stacks);
+    told = placing;
     taking = 1;
-    PyObject_SetArenaAllocator(&arenas);
 }
 
 void vmm_heap_close(void)
 {
-    memset(freed, 0, sizeof freed);
+    for (int n = 0; n < VMM_AREAS; n++)
+        memset(areas[n].freed, 0, sizeof areas[n].freed);
+    for (int n = 0; n < 2; n++)
+        PyMem_SetAllocator(domains[n], &pythons[n]);
+    told = NULL;
     taking = 0;
+}
+
+void vmm_heap_areas(uint64_t bounds[1 + 2 * VMM_AREAS])
+{
+    bounds[0] = (uintptr_t)heap;
+    for (int n = 0; n < VMM_AREAS; n++) {
+        bounds[1 + 2 * n] = areas[n].begin;
+        bounds[2 + 2 * n] = areas[n].used;
+    }
 }
 
 char *vmm_heap_end(void)
 {
-    return heap + used;
+    return heap + OTHERS->used;
 }

@@ -1,18 +1,21 @@
 /* The binary's main(): resumes the interpreter of the snapshot inside this file, and runs the program.
  *
  * As it is linked the file holds no snapshot yet. It then starts an interpreter, imports, and writes
- * the snapshot to the file that its only argument names: the last step of the build. The interpreter's
+ * the snapshot to the file that its argument names: the last step of the build. The interpreter's
  * configuration is CPython's isolated one: no environment variable of Python's counts, there is no
  * site, no path is searched, the locale is not looked at (text is UTF-8). Built-in modules and frozen
  * code come from generated tables (tables.c).
  */
 #include "snapshot.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 extern const struct _frozen *vmm_frozen_modules;
 
@@ -49,6 +52,7 @@ static PyStatus preconfigure(void)
     PyPreConfig_InitIsolatedConfig(&config);
     config.configure_locale = 0; /* no locale files are read */
     config.utf8_mode = 1;
+    config.allocator = PYMEM_ALLOCATOR_MALLOC; /* heap.c; each object is a block of its own */
     return Py_PreInitialize(&config);
 }
 
@@ -100,9 +104,26 @@ static void skip_time_zone(void)
     kept ? setenv("TZ", kept, 1) : unsetenv("TZ");
 }
 
-/* An interpreter with all that is imported, written to a file. Returns the exit code as a pointer. */
-static void *take_snapshot(void *path)
+/* A file as it is mapped into memory; NULL where it cannot be, or is none. */
+static void *mapped(const char *path)
 {
+    struct stat facts;
+    void *at = MAP_FAILED;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd >= 0 && fstat(fd, &facts) == 0)
+        at = mmap(NULL, facts.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (fd >= 0)
+        close(fd);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+/* An interpreter with all that is imported, written to a file: the arguments' first; the second, if
+ * there is one, says how the heap's blocks are placed. Returns the exit code as a pointer.
+ */
+static void *take_snapshot(void *arguments)
+{
+    const char *path = ((char **)arguments)[0], *placing = ((char **)arguments)[1];
+    void *places = NULL;
     PyConfig config;
     PyObject *module;
     PyStatus status;
@@ -110,8 +131,12 @@ static void *take_snapshot(void *path)
     /* The builder's signal dispositions would be in the snapshot. */
     for (number = 1; number < NSIG; number++)
         signal(number, SIG_DFL);
+    if (placing && !(places = mapped(placing))) {
+        perror(placing);
+        return FAILED(1);
+    }
     skip_time_zone(); /* Python's time module asks for it */
-    vmm_heap_open();
+    vmm_heap_open(places);
     PyImport_FrozenModules = vmm_frozen_modules;
     status = preconfigure();
     if (PyStatus_Exception(status))
@@ -138,7 +163,7 @@ static void *take_snapshot(void *path)
 /* Take the snapshot in a thread whose stack is at a place of our choice: a thread's identity is an
  * address on its stack, and would be another one in each build. Returns the exit code.
  */
-static int take_snapshot_in_thread(char *path)
+static int take_snapshot_in_thread(char **arguments)
 {
     pthread_attr_t attributes;
     pthread_t thread;
@@ -152,7 +177,7 @@ static int take_snapshot_in_thread(char *path)
     pthread_attr_init(&attributes);
     errno = pthread_attr_setstack(&attributes, stack, STACK_SIZE);
     if (!errno)
-        errno = pthread_create(&thread, &attributes, take_snapshot, path);
+        errno = pthread_create(&thread, &attributes, take_snapshot, arguments);
     if (!errno)
         errno = pthread_join(thread, &code);
     if (errno)
@@ -199,7 +224,7 @@ static int run(char **argv)
 int main(int argc, char **argv)
 {
     if (!vmm_snapshot_is_taken())
-        return argc == 2 ? take_snapshot_in_thread(argv[1]) : 2;
+        return argc == 2 || argc == 3 ? take_snapshot_in_thread(argv + 1) : 2;
     if (argc > 1 && strcmp(argv[1], "start") == 0)
         vmm_snapshot_touch();
     if (vmm_snapshot_resume() < 0) {

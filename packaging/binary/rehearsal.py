@@ -1,4 +1,4 @@
-"""Finds the pages of the snapshot that a start writes to, by starting a tiny guest."""
+"""Starts of a tiny guest by the new executable, and which pages of the snapshot they write to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vmm.bench.guests import pvh_elf
@@ -52,41 +54,71 @@ def environment(folder: Path) -> dict[str, str]:
     return found | {"XDG_RUNTIME_DIR": str(folder), "XDG_CACHE_HOME": str(folder / "cache")}
 
 
+def have_kvm() -> bool:
+    """Whether anything can be started here."""
+    return os.access(KVM, os.R_OK | os.W_OK)
+
+
+class Rehearsals:
+    """Starts of one executable, all in one folder; a context that removes it.
+
+    ``executable`` must not get copies of its own accord.
+    """
+
+    def __init__(self, executable: Path) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        # Where it lies must make no difference, and the length of a path would.
+        self.program = f"{self._folder.name}/executable"
+        Path(self.program).symlink_to(executable.resolve())
+        self._settings = environment(Path(self._folder.name))
+
+    def __enter__(self) -> Rehearsals:
+        # The first start of a kernel keeps what the next ones need to know of it.
+        with self.start():
+            return self
+
+    def __exit__(self, *error: object) -> None:
+        self._folder.cleanup()
+
+    @contextmanager
+    def start(
+        self, *tool: str, seconds: float = SECONDS, pass_fds: tuple[int, ...] = (), **more: str
+    ) -> Iterator[int]:
+        """The process id of one whose guest runs, and which rests; RehearsalError.
+
+        ``tool`` are words of a command that gets the program as its last words, ``more`` settings.
+        """
+        process = subprocess.Popen(
+            [*tool, self.program, "start"], env={**self._settings, **more}, pass_fds=pass_fds,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            _await_rest(process, seconds)
+            yield process.pid
+        finally:
+            process.kill()
+            process.communicate()
+
+
 def pages_written(executable: Path, start: int, length: int) -> list[int]:
     """Numbers of the snapshot's pages that starts write to, in order; RehearsalError.
 
-    ``executable`` must not get copies of its own accord. Empty where there is no KVM to start with.
+    Empty where there is no KVM to start with.
     """
-    if not os.access(KVM, os.R_OK | os.W_OK):
-        return []
-    with tempfile.TemporaryDirectory() as name:
-        # Where it lies must make no difference, and the length of a path would.
-        command, settings = [f"{name}/executable", "start"], environment(Path(name))
-        Path(command[0]).symlink_to(executable.resolve())
-        # The first start of a kernel keeps what the next ones need to know of it.
-        found = [_one_start(command, settings, start, length) for _ in range(REHEARSALS + 1)][1:]
-    counts = Counter(itertools.chain.from_iterable(found))
+    counts: Counter[int] = Counter()
+    if have_kvm():
+        with Rehearsals(executable) as rehearsals:
+            for _ in range(REHEARSALS):
+                with rehearsals.start() as pid:
+                    counts.update(_copied(pid, start, length))
     return sorted([page for page, count in counts.items() if count > REHEARSALS // 2])
 
 
-def _one_start(command: list[str], settings: dict[str, str], start: int, length: int) -> set[int]:
-    process = subprocess.Popen(
-        command, env=settings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        _await_rest(process)
-        return _copied(process.pid, start, length)
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def _await_rest(process: subprocess.Popen[bytes]) -> None:
+def _await_rest(process: subprocess.Popen[bytes], seconds: float) -> None:
     """Until the guest has said its byte, and the main thread has nothing more to do."""
     assert process.stdout is not None
     said, rested = b"", 0
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if select.select([process.stdout], [], [], POLL_SECONDS)[0]:
             said += os.read(process.stdout.fileno(), 4096)

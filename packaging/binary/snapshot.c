@@ -62,8 +62,8 @@ static int entries(const char *path)
 
 int vmm_snapshot_take(const char *path)
 {
-    uint64_t head[3] = {(uintptr_t)vmm_snapshot_start,
-                        (uint64_t)(vmm_snapshot_end - vmm_snapshot_start), (uintptr_t)written};
+    size_t length = (size_t)(vmm_snapshot_end - vmm_snapshot_start);
+    uint64_t head[4 + 2 * VMM_AREAS] = {(uintptr_t)vmm_snapshot_start, length, (uintptr_t)written};
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (fd < 0)
         return -1;
@@ -72,13 +72,14 @@ int vmm_snapshot_take(const char *path)
     thread->thread_id = thread->native_thread_id = 0;
     _PyRuntime.main_thread = 0;
     vmm_heap_close();
+    vmm_heap_areas(head + 3);
     /* The three standard streams, the snapshot's file and the listing; the first thread and this one. */
     if (entries("/proc/self/fd") != 5 || entries("/proc/self/task") != 2) {
         fprintf(stderr, "a module opens a file or starts a thread when it is imported\n");
         errno = EBUSY;
         return -1;
     }
-    if (write_all(fd, (char *)head, sizeof head) < 0 || write_all(fd, vmm_snapshot_start, head[1]) < 0)
+    if (write_all(fd, (char *)head, sizeof head) < 0 || write_all(fd, vmm_snapshot_start, length) < 0)
         return -1;
     return close(fd);
 }

@@ -12,16 +12,18 @@ PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 
 
 def load(name: str) -> ModuleType:
-    """packaging/NAME.py as a module."""
-    spec = importlib.util.spec_from_file_location(f"packaging_{name}", PACKAGING / f"{name}.py")
+    """packaging/NAME.py as a module, which finds those of its own folder and of packaging/."""
+    path = PACKAGING / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"packaging_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(PACKAGING))
+    before = list(sys.path)
+    sys.path[:0] = [str(path.parent), str(PACKAGING)]
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.remove(str(PACKAGING))
+        sys.path[:] = before
     return module
 
 
