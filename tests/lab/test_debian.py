@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.guests.debian import DebianGuest
+from tests.lab.guests.kernels import Kernel
 
 SCENARIO = "tests.lab.scenarios"
 BIG_MIB = 5 * 1024
@@ -37,6 +38,13 @@ def test_boots_and_stop_shuts_systemd_down(lab, debian):
 @pytest.mark.full
 def test_data_survives_a_reboot_of_a_small_guest(lab, job):
     lab.call(f"{SCENARIO}.disks:small_data_survives", mib=SMALL_MIB, **job)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["one_place_fails", "all_writes_fail"])
+def test_a_disk_that_fails_below(lab, job, name):
+    modules = str(Kernel("linux-image-amd64").root)
+    lab.call(f"{SCENARIO}.mapped:{name}", modules=modules, **job)
 
 
 @pytest.mark.full
