@@ -65,6 +65,8 @@ def main(peers: dict[str, str], lab_rounds: int, only: Sequence[str] = ()) -> di
     vmms = {"vllmd-hypervisor": "", "QEMU microvm": shutil.which("qemu-system-x86_64") or ""}
     if "cloud-hypervisor" in peers:
         vmms["Cloud Hypervisor"] = peers["cloud-hypervisor"]
+    if "alioth" in peers:
+        vmms["Alioth"] = peers["alioth"]
     results: dict[str, object] = {}
     linux = {"kernel": str(job.image), "initramfs": str(job.initramfs)}
     system = {"kernel": str(debian.kernel), "initramfs": str(debian.initramfs)}
@@ -90,8 +92,7 @@ def main(peers: dict[str, str], lab_rounds: int, only: Sequence[str] = ()) -> di
             {"what": what, "vmm": name, "path": path, **files}
             for _ in range(rounds)
             for name, path in vmms.items()
-            # QEMU's microvm is none of the machines that these firmwares know.
-            if what not in NAMES or "qemu" not in path
+            if what not in leaves_out(path)
         ]
         rows = collect(lambda drives=drives: Lab(drives=drives), calls)
         table: dict[str, list[Row]] = {}
@@ -99,6 +100,14 @@ def main(peers: dict[str, str], lab_rounds: int, only: Sequence[str] = ()) -> di
             table.setdefault(str(call["vmm"]), []).append(row)
         results[what] = show(title, table)
     return results
+
+
+def leaves_out(path: str) -> tuple[str, ...]:
+    """Questions that are none for a VMM."""
+    if "alioth" in path:
+        return ("debian", "fio", *NAMES)  # our Debian's console is a virtio device
+    # QEMU's microvm is none of the machines that these firmwares know.
+    return NAMES if "qemu" in path else ()
 
 
 def by_memory(vmms: dict[str, str], rounds: int, linux: dict[str, str]) -> dict[str, Row]:
@@ -109,7 +118,7 @@ def by_memory(vmms: dict[str, str], rounds: int, linux: dict[str, str]) -> dict[
         for _ in range(rounds)
         for name, path in vmms.items()
         for form in ("shared=on", "shared=on,thp=off", "shared=off")
-        # QEMU's is always a memfd; Cloud Hypervisor's thp= is of private memory alone.
+        # QEMU's is always a memfd; the others' thp= is of private memory alone.
         if "qemu" not in path and (not path or "thp" not in form)
     ]  # fmt: skip
     table: dict[str, list[Row]] = {}

@@ -26,6 +26,7 @@ END = "<!-- end -->"
 HEADS = ["What", "Aim", "Found", ""]
 PIP, BINARY, C = "ours (pip)", "ours (binary)", "C, the same ioctls"
 QEMU, CLOUD, FIRECRACKER = "QEMU microvm", "Cloud Hypervisor", "Firecracker"
+ALIOTH = "Alioth"
 SMALL, LARGE = "first byte", "first byte, 16 GiB, 4 vCPUs"
 # No figure: a test holds it.
 BY_TEST = ["exits of a passed-through device's interrupts and BAR accesses", "0",
@@ -91,7 +92,7 @@ def against(question: str, ours: str) -> Callable[[Found], tuple[Interval, str]]
         base = found.values(question, QEMU, "first_byte")
         ratio = ratio_interval(found.values(question, ours, "first_byte"), base)
         more = []
-        for peer in (FIRECRACKER, CLOUD, C):
+        for peer in (FIRECRACKER, CLOUD, ALIOTH, C):
             try:
                 theirs = ratio_interval(found.values(question, peer, "first_byte"), base)
             except MissingError:
@@ -108,7 +109,7 @@ def median_of(question: str, ours: str, metric: str) -> Callable[[Found], tuple[
     def find(found: Found) -> tuple[Interval, str]:
         figure = median_interval(found.values(question, ours, metric))
         more = []
-        for peer in (QEMU, CLOUD, FIRECRACKER):
+        for peer in (QEMU, CLOUD, FIRECRACKER, ALIOTH):
             try:
                 theirs = median_interval(found.values(question, peer, metric))
             except MissingError:
@@ -129,7 +130,7 @@ def boot(found: Found) -> tuple[Interval, str]:
     """Linux to user space, beside the best peer that is in the result."""
     ours = found.row("linux", "vllmd-hypervisor")["seconds"]
     peers = {}
-    for peer in (QEMU, CLOUD):
+    for peer in (QEMU, CLOUD, ALIOTH):
         try:
             peers[peer] = found.row("linux", peer)["seconds"]
         except MissingError:

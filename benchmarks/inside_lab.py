@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import select
 import subprocess
 import tempfile
 import time
+import tty
 from pathlib import Path
 
 from benchmarks.peers import QEMU_CPU
@@ -43,6 +45,8 @@ def command(
         return ours(kernel, initramfs, cmdline, disks, memory)
     if "qemu" in path:
         return qemu(path, kernel, initramfs, cmdline, disks)
+    if "alioth" in path:
+        return alioth(path, kernel, initramfs, cmdline, disks, memory)
     return cloud_hypervisor(path, kernel, initramfs, cmdline, disks, memory)
 
 
@@ -95,6 +99,20 @@ def cloud_hypervisor(
     return arguments + [f"path={disk},image_type=raw" for disk in disks], {}
 
 
+def alioth(
+    path: str, kernel: str, initramfs: str, cmdline: str, disks: list[str], memory: str
+) -> tuple[list[str], dict[str, str]]:
+    """It has no console but ttyS0, and must be told that private memory be in huge pages."""
+    backend = "backend=memfd" if "shared=on" in memory else "backend=anon,thp=true"
+    arguments = [
+        path, "boot", "--kernel", kernel, "--initramfs", initramfs, "--cmdline",
+        cmdline.replace("hvc0", "ttyS0"), "--cpu", "count=1", "--memory", f"size=512M,{backend}",
+    ]  # fmt: skip
+    for disk in disks:
+        arguments += ["--blk", f"file,path={disk},api=iouring"]
+    return arguments, {}
+
+
 def run(
     what: str, vmm: str, path: str, kernel: str, initramfs: str = "", memory: str = MEMORY
 ) -> None:
@@ -119,7 +137,8 @@ def run(
             cmdline = "console=hvc0 root=LABEL=root ro quiet panic=-1" if initramfs else ""
             awaited = "guest: multi-user reached"
         arguments, env = command(path, kernel, initramfs, cmdline, disks, memory)
-        seconds, text = watch(arguments, env, awaited)
+        # Alioth does not start where stdin is no terminal.
+        seconds, text = watch(arguments, env, awaited, terminal="alioth" in path)
     if what == "fio":
         figures = re.findall(r"figure (\w+) (\d+) (\d+)", text)
         found = {test: (float(rate), float(iops)) for test, rate, iops in figures}
@@ -129,24 +148,28 @@ def run(
         print(json.dumps({"seconds": seconds}))
 
 
-def watch(arguments: list[str], env: dict[str, str], awaited: str) -> tuple[float, str]:
+def watch(
+    arguments: list[str], env: dict[str, str], awaited: str, terminal: bool = False
+) -> tuple[float, str]:
     """Seconds from exec to ``awaited``, and all output once the VMM has ended."""
+    reader, writer = os.openpty() if terminal else os.pipe()
+    if terminal:
+        tty.setraw(writer)
     started = time.monotonic()
     process = subprocess.Popen(
-        arguments, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        arguments, env={**os.environ, **env}, stdin=writer if terminal else subprocess.DEVNULL,
+        stdout=writer, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert process.stdout is not None
+    os.close(writer)
     flaw = FlawWatch()
     text = ""
     reached = 0.0
     try:
         while time.monotonic() - started < SECONDS:
             flaw.check()
-            if not select.select([process.stdout], [], [], 0.5)[0]:
+            if not select.select([reader], [], [], 0.5)[0]:
                 continue
-            data = os.read(process.stdout.fileno(), 1 << 16)
-            if not data:
+            if not (data := read_or_end(reader)):
                 break
             text += data.decode(errors="replace")
             if not reached and awaited in text:
@@ -154,7 +177,17 @@ def watch(arguments: list[str], env: dict[str, str], awaited: str) -> tuple[floa
     finally:
         process.kill()
         process.wait()
-        process.stdout.close()
+        os.close(reader)
     if not reached:
         raise AssertionError(f"{arguments[0]}: never {awaited!r}\n{text[-3000:]}")
     return reached, text
+
+
+def read_or_end(fd: int) -> bytes:
+    """What is there; nothing at the end, which a terminal tells by an error."""
+    try:
+        return os.read(fd, 1 << 16)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        return b""

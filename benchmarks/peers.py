@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.binary import BINARY, command
 
 QEMU_CPU = "host,arch-capabilities=off"
-KNOWN_PEERS = ("cloud-hypervisor", "firecracker")
+KNOWN_PEERS = ("cloud-hypervisor", "firecracker", "alioth")
 SHARED = Path(__file__).resolve().parents[2] / "shared/peers"
 
 
