@@ -225,6 +225,8 @@ def add_snapshot(linked: Path, work: Path, output: Path, profile: Path | None) -
     known = profile or work
     if profile is None:
         measure_placing(linked, work, new)
+    elif not (profile / PAGES).exists():
+        raise BuildError(f"--profile {profile}: no {PAGES} there; name the --work of a build")
     placed = [path for path in [known / PLACING] if path.exists()]
     snapshot = take_snapshot(linked, taken, *placed)
     if profile is None:
