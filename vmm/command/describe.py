@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # So many of a kind are shown; --json has all.
 ROWS_MAX = 100
+INTERFACES_MAX = 4
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -94,6 +95,8 @@ def _confined(facts: dict[str, Any]) -> list[str]:
     files = f"by Landlock {found['landlock']}" if found["landlock"] else "open"
     kept = ", ".join(found["capabilities"]) or "none"
     row = f" confined: system calls {found['seccomp']}, files {files}, capabilities {kept}"
+    if found.get("network") is not None:
+        row += f", network {' '.join(found['network'][:INTERFACES_MAX]) or 'none'}"
     return [row + (", may be attached to" if found["attach"] else "")]
 
 

@@ -141,6 +141,7 @@ class Lockdown:
             "capabilities": ["ipc_lock"] if self._keep else [],
             "core_dumps": not (self._entered and self._config.seccomp == ON),
             "attach": self._config.attach,
+            "network": interfaces(),
         }
 
     def close(self) -> None:
@@ -150,3 +151,16 @@ class Lockdown:
             self._hands = None
         if self.kept is not None:
             self.kept.close()
+
+
+def interfaces() -> list[str] | None:
+    """Network interfaces in sight, but the loopback's; None where the kernel does not tell.
+
+    None at all is a network namespace of its own, which the system unit gives.
+    """
+    try:
+        with open("/proc/self/net/dev", encoding="ascii", errors="replace") as file:
+            rows = file.read().splitlines()[2:]
+    except OSError:
+        return None
+    return [name for row in rows if (name := row.partition(":")[0].strip()) != "lo"]

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,6 +37,11 @@ def threads(pid: int) -> dict[str, dict[str, str]]:
     return found
 
 
+def in_sight() -> list[str]:
+    """Interfaces of this network namespace, which an instance shares."""
+    return [name for _, name in socket.if_nameindex() if name != "lo"]
+
+
 def confinement(command: Command) -> dict[str, object]:
     code, text = command.run("status", "--json")
     assert code == 0, text
@@ -50,7 +56,7 @@ def test_every_thread_is_confined(tmp_path):
     with instance(tmp_path, CPU_COUNT=2, LOG_FILEPATH=tmp_path / "log") as (command, process):
         assert confinement(command) == {
             "seccomp": "on", "landlock": confine.landlock_abi(),
-            "capabilities": [], "core_dumps": False, "attach": False,
+            "capabilities": [], "core_dumps": False, "attach": False, "network": in_sight(),
         }  # fmt: skip
         named = {"vcpu0", "vcpu1", "serial", "hands"}
         deadline = time.monotonic() + patience(10)
@@ -63,6 +69,17 @@ def test_every_thread_is_confined(tmp_path):
                 assert int(facts[kind], 16) == 0, (name, kind)
         assert command.run("stop")[0] in (0, 37)
         assert finish(process)[0] == 37
+
+
+def test_a_network_namespace_of_its_own_has_no_interface():
+    code = "from vmm.confine.lockdown import interfaces; print(interfaces())"
+    for words, wanted in (((), in_sight()), (("unshare", "--net"), [])):
+        done = subprocess.run(
+            [*words, sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        if words and "unshare failed" in done.stderr:
+            pytest.skip(done.stderr)
+        assert done.stdout == f"{wanted}\n", done.stderr
 
 
 def test_without_filters_and_with_filters_that_log(tmp_path):
