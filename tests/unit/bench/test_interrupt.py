@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import threading
 
 import pytest
 
 from vmm.bench import interrupt
 
 
+def send(number: int) -> None:
+    """To this thread: one that is the process's another thread may take, and be late with it."""
+    signal.pthread_kill(threading.get_ident(), number)
+
+
 class Loses:
     """A finalizer in which a signal comes."""
 
     def __del__(self) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        send(signal.SIGINT)
         for _ in range(1000):
             pass
 
@@ -38,7 +43,7 @@ def test_deferred_until_the_end(number):
 
 def asked_meanwhile(number: int, done: list) -> None:
     with interrupt.deferred():
-        os.kill(os.getpid(), number)
+        send(number)
         done.append(True)
 
 
