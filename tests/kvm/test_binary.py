@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.binary import BINARY, ROOT, difference
+from tests.support.command import Command
+from tests.support.commands_tests import pass_with
 from tests.support.packaging_tools import load
 
 # What the kernel itself offers: no files of the host's installation.
@@ -40,6 +43,66 @@ def test_it_is_static():
     told = run("ldd", BINARY)
     assert "not a dynamic executable" in told.stdout + told.stderr
     assert b"/lib64/ld-linux" not in BINARY.read_bytes()
+
+
+@pytest.mark.timeout(BUILD_SECONDS)
+@pytest.mark.parametrize("which", ["not waits", pytest.param("waits", marks=pytest.mark.full)])
+def test_the_commands_tests_pass_with_it(which):
+    """The same suite as the installed package, with the command taken from the variable."""
+    pass_with(BINARY, which)
+
+
+def test_pythons_variables_change_nothing(tmp_path):
+    (tmp_path / "os.py").write_text("raise SystemExit('read a module from PYTHONPATH')")
+    (tmp_path / "vmm").mkdir()
+    (tmp_path / "vmm/__init__.py").write_text("raise SystemExit('read vmm from the folder')")
+    (tmp_path / "pyvenv.cfg").write_text("home = /nowhere\n")
+    shutil.copy(BINARY, tmp_path / "vllmd-hypervisor")
+    env = {
+        "PATH": os.environ["PATH"], "PYTHONPATH": str(tmp_path), "PYTHONHOME": str(tmp_path),
+        "PYTHONSTARTUP": str(tmp_path / "os.py"), "PYTHONINSPECT": "1", "PYTHONVERBOSE": "1",
+        "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-16", "PYTHONWARNINGS": "error",
+        "PYTHONDUMPREFS": "1", "PYTHONPROFILEIMPORTTIME": "1", "PYTHONCOERCECLOCALE": "warn",
+        "LC_ALL": "de_DE.ISO-8859-1",
+    }  # fmt: skip
+    plain = run(BINARY, "--version", env={"PATH": os.environ["PATH"]})
+    told = run(tmp_path / "vllmd-hypervisor", "--version", env=env, cwd=tmp_path)
+    assert told.returncode == plain.returncode == 0
+    assert (told.stdout, told.stderr) == (plain.stdout, "")
+
+
+def test_it_opens_only_what_the_settings_name(tmp_path):
+    """strace: of files that are not the kernel's, a start opens what it was told to, no other."""
+    command = Command(tmp_path)
+    trace = tmp_path / "trace"
+    done = run(
+        "strace", "-f", "-e", "trace=open,openat,openat2,execve", "-o", trace, BINARY, "start",
+        env=command.env,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = trace.read_text()
+    opened = re.findall(r"open(?:at2?)?\((?:AT_FDCWD, )?\"([^\"]*)\"", text)
+    assert str(tmp_path / "guest.elf") in opened
+    # Landlock's rules name folders: O_PATH opens nothing of what is in them.
+    named = {"/proc", "/sys", str(tmp_path)}
+    known = (*KERNEL_FILES, str(tmp_path) + "/")
+    assert not [path for path in opened if path not in named and not path.startswith(known)]
+    assert text.count("execve(") == 1, "another program was run"
+
+
+def test_version():
+    told = run(BINARY, "--version").stdout
+    form = (
+        r"vllmd-hypervisor \d+\.\d+\.\d+ \(commit ([0-9a-f]{12}(-dirty)?|unknown), "
+        r"Python 3\.11\.\d+, KVM API 12, kernel headers \d+\.\d+\.\d+\)\n"
+    )
+    assert re.fullmatch(form, told), told
+
+
+def test_help_fits_a_screen():
+    lines = run(BINARY, "--help").stdout.splitlines()
+    assert 10 < len(lines) < 24
+    assert max(map(len, lines)) < 80
 
 
 @pytest.mark.timeout(BUILD_SECONDS)
