@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -10,7 +9,6 @@ import select
 import subprocess
 import tempfile
 import time
-import tty
 from pathlib import Path
 
 from benchmarks.peers import QEMU_CPU
@@ -19,6 +17,7 @@ from tests.lab.guests.images import make_fat
 from tests.lab.guests.job_guest import write_job
 from tests.lab.rig.flaw import FlawWatch
 from tests.support import binary
+from vmm.bench.stdio import opened, read_or_end
 
 SECONDS = 400
 MEMORY = "size=512M,shared=on"
@@ -152,9 +151,7 @@ def watch(
     arguments: list[str], env: dict[str, str], awaited: str, terminal: bool = False
 ) -> tuple[float, str]:
     """Seconds from exec to ``awaited``, and all output once the VMM has ended."""
-    reader, writer = os.openpty() if terminal else os.pipe()
-    if terminal:
-        tty.setraw(writer)
+    reader, writer = opened(terminal)
     started = time.monotonic()
     process = subprocess.Popen(
         arguments, env={**os.environ, **env}, stdin=writer if terminal else subprocess.DEVNULL,
@@ -181,13 +178,3 @@ def watch(
     if not reached:
         raise AssertionError(f"{arguments[0]}: never {awaited!r}\n{text[-3000:]}")
     return reached, text
-
-
-def read_or_end(fd: int) -> bytes:
-    """What is there; nothing at the end, which a terminal tells by an error."""
-    try:
-        return os.read(fd, 1 << 16)
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        return b""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import select
@@ -10,16 +9,14 @@ import signal
 import subprocess
 import tempfile
 import time
-import tty
 from collections.abc import Mapping
 from pathlib import Path
 
-from vmm.bench import interrupt
+from vmm.bench import interrupt, stdio
 from vmm.bench.model import Contender
 from vmm.bench.template import Word, fill, fill_command, fill_environment, uses
 from vmm.settings.config import read_environment
 
-CHUNK = 1 << 16
 # More than any guest of a benchmark says; one that says more is not read for ever.
 TEXT_MAX = 64 << 20
 
@@ -100,10 +97,8 @@ class Trial:
             self._reader = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
             self._open.append(self._reader)
             return self._words.fileno()
-        self._reader, writer = os.openpty() if self.contender.terminal else os.pipe()
+        self._reader, writer = stdio.opened(self.contender.terminal)
         self._open += [self._reader, writer]
-        if self.contender.terminal:
-            tty.setraw(writer)  # what the guest writes comes as it is, and nothing is echoed
         return writer
 
     @property
@@ -141,7 +136,7 @@ class Trial:
         left = deadline - time.perf_counter()
         ready = select.select([self._reader, self._alive], [], [], max(left, 0))[0]
         if self._reader in ready:
-            data = self._take()
+            data = stdio.read_or_end(self._reader)
             now = time.perf_counter()
             self.text += data
             self.chunks.append((now, len(self.text)))
@@ -151,14 +146,6 @@ class Trial:
         if not ready:
             raise TrialError(f"not done within {self.timeout:g} s{self._said()}")
         return False
-
-    def _take(self) -> bytes:
-        try:
-            return os.read(self._reader, CHUNK)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return b""  # a terminal that nobody has open any more
 
     def _end(self) -> str:
         assert self.process is not None

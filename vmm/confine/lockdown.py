@@ -156,7 +156,7 @@ class Lockdown:
 def interfaces() -> list[str] | None:
     """Network interfaces in sight, but the loopback's; None where the kernel does not tell.
 
-    None at all is a network namespace of its own, which the system unit gives.
+    Without any, the network namespace is one of its own, as under the system unit.
     """
     try:
         with open("/proc/self/net/dev", encoding="ascii", errors="replace") as file:
