@@ -9,6 +9,7 @@
 #include "snapshot.h"
 
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -225,6 +226,10 @@ int main(int argc, char **argv)
 {
     if (!vmm_snapshot_is_taken())
         return argc == 2 || argc == 3 ? take_snapshot_in_thread(argv + 1) : 2;
+    /* The interpreter soon wants 128 KiB of zeroes, which hardly anybody writes to. On the heap as the
+     * C library has made it they would be written, one by one; without that they are a mapping.
+     */
+    malloc_trim(0);
     if (argc > 1 && strcmp(argv[1], "start") == 0)
         vmm_snapshot_touch();
     if (vmm_snapshot_resume() < 0) {

@@ -46,6 +46,9 @@ def forget():
     sys.argv[:] = sys.orig_argv[:] = []
     posix.environ.clear()
     os.environ._data.clear()
+    # It holds a name for each attribute that an import looked up: each entry that another attribute
+    # takes is a reference dropped, on a page of the snapshot that is not asked for otherwise.
+    sys._clear_type_cache()
     gc.collect()
     gc.freeze()
 
