@@ -1,4 +1,4 @@
-# Verbs: demo, test, test-full, fuzz, sanitize, soak, lint, bench, docs, binary, install, uninstall, deb, sbom. Each sets up what it needs on a Debian 12 machine.
+# Verbs: demo, test, test-full, fuzz, sanitize, soak, lint, bench, docs, binary, wheel, install, uninstall, deb, sbom. Each sets up what it needs on a Debian 12 machine.
 # demo FIRMWARE=1: a whole Debian disk that a firmware boots, with a cloud-init seed.
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +16,7 @@ BINARY := dist/vllmd-hypervisor
 BUNDLED := $(VENV)/.bundled
 MODULES := $(shell find vmm devices -name '*.py')
 
-.PHONY: demo test test-full fuzz sanitize soak lint bench docs build binary install uninstall deb sbom clean
+.PHONY: demo test test-full fuzz sanitize soak lint bench docs build binary wheel install uninstall deb sbom clean
 
 build: $(STAMP) $(BUNDLED)
 
@@ -68,12 +68,17 @@ deb: binary $(DOCUMENTS)
 	packaging/debian/build.sh
 	lintian --fail-on error dist/vllmd-hypervisor_*.deb
 
+# A wheel for pip whose command is the executable; `pip install .` has the same command in Python.
+wheel: binary
+	rm -f dist/*.whl
+	VLLMD_WHEEL_EXECUTABLE=$(abspath $(BINARY)) $(BIN)/python -m pip --quiet \
+	    --disable-pip-version-check wheel --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
+
 # What is inside executable and wheel, as CycloneDX: dist/*.cdx.json.
-sbom: build binary
-	$(BIN)/python -m pip --quiet --disable-pip-version-check wheel --no-deps --no-build-isolation \
-	    --wheel-dir dist .
-	$(BIN)/python packaging/sbom.py $(BINARY) build/binary/parts.json $(BINARY).cdx.json
-	for wheel in dist/*.whl; do $(BIN)/python packaging/sbom.py $$wheel - $$wheel.cdx.json; done
+sbom: wheel
+	for file in $(BINARY) dist/*.whl; do \
+	    $(BIN)/python packaging/sbom.py $$file build/binary/parts.json $$file.cdx.json; done
 
 demo: build
 	@$(PACKAGES) demo $(if $(FIRMWARE),firmware)

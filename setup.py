@@ -15,6 +15,10 @@ from setuptools.command.build_py import build_py
 from setuptools.command.editable_wheel import editable_wheel
 from setuptools.command.sdist import sdist
 
+# isort: split
+# The one that setuptools brings, behind it.
+from distutils.command.build_scripts import build_scripts
+
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "packaging"))
 
@@ -25,6 +29,9 @@ import inner  # noqa: E402
 import parts  # noqa: E402
 
 NATIVE = Path("vmm/_native")
+COMMAND = Path("packaging/bin/vllmd-hypervisor")
+# In the environment: an executable that a wheel is to have in place of that script.
+EXECUTABLE = "VLLMD_WHEEL_EXECUTABLE"
 # Modules that need liburing; without its header the build says so and leaves them out.
 NEED_LIBURING = {"uring"}
 COMPILE_ARGS = ["-O2", "-g1", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function"]
@@ -137,6 +144,27 @@ class BuildPy(build_py):
         bundle.write(target, editable=False)
 
 
+class BuildScripts(build_scripts):
+    """build_scripts that takes the executable for the command where `make wheel` names one."""
+
+    def run(self) -> None:
+        """Copy; nothing that an earlier build has left is up to date."""
+        self.force = True
+        named = os.environ.get(EXECUTABLE)
+        if named is None:
+            super().run()
+            return
+        told = subprocess.run([named, "--version"], capture_output=True, text=True, check=True)
+        ours = commit.commit(ROOT)
+        if ours != "unknown" and f"commit {ours}," not in told.stdout:
+            raise SystemExit(
+                f"{EXECUTABLE}: {named} is not of commit {ours} but {told.stdout.strip()}:"
+                f" rm {named}; make binary"
+            )
+        self.mkpath(self.build_dir)
+        self.copy_file(named, str(Path(self.build_dir, COMMAND.name)))
+
+
 class EditableWheel(editable_wheel):
     """editable_wheel of the tree as it is, with `devices` at the top."""
 
@@ -165,10 +193,11 @@ setup(
     cmdclass={
         "build_ext": BuildExt,
         "build_py": BuildPy,
+        "build_scripts": BuildScripts,
         "editable_wheel": EditableWheel,
         "sdist": Sdist,
     },
-    scripts=["packaging/bin/vllmd-hypervisor"],
+    scripts=[str(COMMAND)],
     packages=[inner.inner(package) for package in TREE],
     package_dir={inner.INNER: inner.OUTER},
     package_data={"": ["*.pyi", "py.typed"], "vmm.bench": ["example.toml"]},

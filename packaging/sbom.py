@@ -1,7 +1,8 @@
 """Writes what is inside the executable or a wheel as CycloneDX 1.6: sbom.py FILE PARTS|- OUTPUT.
 
-PARTS is parts.json of the executable's build; a wheel has its list inside. `make sbom` runs it for
-both. The same file gives the same document: its number is made of the file's digest.
+PARTS is parts.json of the executable's build, `-` for a wheel without it; a wheel has a list of its
+own inside. `make sbom` runs it for both. The same file gives the same document: its number is made
+of the file's digest.
 """
 
 from __future__ import annotations
@@ -84,10 +85,9 @@ def document(path: Path, parts: list[Part], beside: list[Part]) -> str:
 def main() -> int:
     """Write one document; returns the exit code."""
     path, listed, output = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-    if listed == "-":
-        parts, beside = wheel_parts(path)
-    else:
-        parts, beside = [Part(*row) for row in json.loads(Path(listed).read_text())], []
+    rows = [] if listed == "-" else json.loads(Path(listed).read_text())
+    inside, beside = wheel_parts(path) if path.suffix == ".whl" else ([], [])
+    parts = sorted({*inside, *(Part(*row) for row in rows)})
     output.write_text(document(path, parts, beside))
     print(f"{output}: {len(parts) + len(beside)} parts")
     return 0

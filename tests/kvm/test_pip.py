@@ -14,6 +14,7 @@ import elftools
 import pytest
 
 from tests.support import command
+from tests.support.binary import BINARY
 from tests.support.command import Command
 from tests.support.packaging_tools import load, run
 
@@ -52,19 +53,44 @@ def sdist(tmp_path_factory) -> Path:
     return found
 
 
+class Tree:
+    """What an sdist unpacks to, in which pip builds wheels one after the other."""
+
+    def __init__(self, sdist: Path, folder: Path) -> None:
+        with tarfile.open(sdist) as archive:
+            archive.extractall(folder, filter="data")
+        (self.folder,) = [path for path in folder.iterdir() if path.is_dir()]
+        self._quick = folder / "cc"
+        self._quick.write_text('#!/bin/sh\nexec gcc "$@" -O0 -g0\n')
+        self._quick.chmod(0o755)
+
+    def wheel(self, name: str, **variables: object) -> Path:
+        """Made by pip from nothing but the sdist, in a folder of that name."""
+        folder = self.folder.parent / name
+        env = {**os.environ, "CC": str(self._quick)}
+        env.update({key: str(value) for key, value in variables.items()})
+        run(
+            sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps",
+            "--no-index", "--wheel-dir", folder, self.folder, cwd=self.folder.parent, env=env,
+        )  # fmt: skip
+        (found,) = folder.glob("*.whl")
+        return found
+
+
 @pytest.fixture(scope="module")
-def wheel(sdist, tmp_path_factory) -> Path:
-    """Made by pip from nothing but the sdist."""
-    folder = tmp_path_factory.mktemp("wheel")
-    quick = folder / "cc"
-    quick.write_text('#!/bin/sh\nexec gcc "$@" -O0 -g0\n')
-    quick.chmod(0o755)
-    run(
-        sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--no-index",
-        "--wheel-dir", folder, sdist, cwd=folder, env={**os.environ, "CC": str(quick)},
-    )  # fmt: skip
-    (found,) = folder.glob("*.whl")
-    return found
+def tree(sdist, tmp_path_factory) -> Tree:
+    return Tree(sdist, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def with_executable(tree) -> Path | None:
+    return tree.wheel("one", VLLMD_WHEEL_EXECUTABLE=BINARY) if BINARY.exists() else None
+
+
+@pytest.fixture(scope="module")
+def wheel(tree, with_executable) -> Path:
+    """Built behind the other one, of which nothing must be left."""
+    return tree.wheel("other")
 
 
 class Environment:
@@ -159,9 +185,23 @@ def test_a_fresh_environment(wheel, environment, tmp_path, monkeypatch):
     count, path = environment.run(IMPORT_ALL).split()
     assert path == str(environment.packages / "vmm/__init__.py")
     assert int(count) > 80
+    assert (environment.folder / "bin/vllmd-hypervisor").read_bytes().startswith(b"#!")
     benchmark = environment.folder / "bin/vllmd-hypervisor-bench"
     assert "[[contender]]" in run(benchmark, "example", cwd=tmp_path)
     a_guest_runs(environment, tmp_path / "guest", monkeypatch)
+
+
+def test_a_wheel_with_the_executable(with_executable, environment, tmp_path, monkeypatch):
+    if with_executable is None:
+        pytest.skip(f"{BINARY} is not built: make binary")
+    environment.install(with_executable)
+    installed = environment.folder / "bin/vllmd-hypervisor"
+    assert installed.read_bytes() == BINARY.read_bytes()
+    a_guest_runs(environment, tmp_path / "guest", monkeypatch)
+    where = environment.run("import vmm.machine; print(vmm.machine.__file__)")
+    assert where.startswith(str(environment.packages))
+    environment.pip("uninstall", "--yes", "vllmd-hypervisor")
+    assert not installed.exists()
 
 
 def test_beside_somebody_else_s_devices(wheel, theirs, environment, tmp_path, monkeypatch):
