@@ -158,6 +158,7 @@ DISK = (
     *COMMON,
     *MEMORY,
     Line("preadv", "requests without a ring"),
+    Line("preadv2", "reads of what the page cache has"),
     Line("pwritev", "requests without a ring"),
     Line("pread64", "parts of blocks; layers of an overlay"),
     Line("pwrite64", "the same"),

@@ -16,7 +16,7 @@ from vmm._native.disk.limits cimport pace_take, pace_wait
 from vmm._native.disk.ranges cimport another_way, begin_step, by_writing, is_range, range_mode
 from vmm._native.disk.request cimport (
     ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, ACTION_ZERO, ZERO_BY_HOLE,
-    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, moves_data, set_data, skip_done,
+    ZERO_BY_RANGE, ZERO_BY_WRITING, Request, entries_of, moves_data, set_data, skip_done,
 )
 from vmm._native.disk.syscalls cimport *
 from vmm._native.host.confine cimport KIND_DISK
@@ -32,7 +32,6 @@ cdef enum:
     TRIES_AT_ONCE = 8            # after EAGAIN or EINTR, then one each millisecond
     TRIES_MAX = 1000
     TRIES_NS = 1000000
-    IOV_MAX_ENTRIES = 1024       # what the kernel takes in one call (UIO_MAXIOV)
 
 
 cdef class Flushed:
@@ -279,15 +278,13 @@ cdef class BlkWorker(Worker):
 
     cdef void execute(self, Request *request) noexcept nogil:
         # Does everything a request asks for, on this thread.
-        cdef int entries
         cdef bint more = request.action != ACTION_DONE
         self.count(request)
         while more:
             if is_range(request) and self.stop_for_good():
                 request.status = VIRTIO_BLK_S_IOERR      # not done, and nobody waits for it
                 break
-            entries = min(request.count - request.first, IOV_MAX_ENTRIES)
-            more = self.advance(request, self.perform(request, entries))
+            more = self.advance(request, self.perform(request, entries_of(request)))
 
     cdef int64_t perform(self, Request *request, int entries) noexcept nogil:
         cdef int64_t rc

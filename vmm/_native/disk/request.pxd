@@ -40,6 +40,10 @@ cdef struct Request:
 cdef enum:
     # A used length is 32 bits wide and counts the status byte too.
     DATA_MAX = 0x7ffff000
+    IOV_MAX_ENTRIES = 1024       # what the kernel takes in one call (UIO_MAXIOV)
+
+cdef inline int entries_of(const Request *request) noexcept nogil:
+    return min(request.count - request.first, IOV_MAX_ENTRIES)
 
 cdef inline bint moves_data(const Request *request) noexcept nogil:
     return request.action == ACTION_READ or request.action == ACTION_WRITE

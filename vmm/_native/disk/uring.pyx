@@ -9,28 +9,21 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from vmm._native.disk.blkpump cimport BlkWorker
+from vmm._native.disk.cached cimport CacheReads, read_if_cached
 from vmm._native.disk.direct cimport misaligned
 from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.liburing cimport *
 from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mode
 from vmm._native.disk.request cimport (
-    ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, Request,
+    ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, Request, entries_of,
 )
+from vmm._native.disk.syscalls cimport POLLIN, poll, pollfd
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
 from vmm._native.virtio.polling cimport Poller, PollRun, poll_begin, poll_end, poll_goes_on
 from vmm._native.virtio.worker cimport signal_fd
 
-cdef extern from "<poll.h>" nogil:
-    short POLLIN
-    struct pollfd:
-        int fd
-        short events
-        short revents
-    int poll(pollfd *fds, unsigned long count, int timeout)
-
 cdef enum:
-    IOV_MAX_ENTRIES = 1024
     # Buffers of a request that most have at most, and how many with more are under way at once: a
     # queue full of the longest would hold 256 KiB for ever.
     FEW = 16
@@ -54,10 +47,6 @@ def supported():
     return ring_is_there()
 
 
-cdef int entries_of(const Request *request) noexcept nogil:
-    return min(request.count - request.first, IOV_MAX_ENTRIES)
-
-
 cdef class UringBlkWorker(BlkWorker):
     """As BlkWorker, with many requests in flight. Needs blocking eventfds for the doorbell."""
 
@@ -73,6 +62,7 @@ cdef class UringBlkWorker(BlkWorker):
     cdef int *long_of            # which of `many` a slot has, or -1
     cdef int in_flight
     cdef int outstanding         # entries made and not completed, but for the wait for stop_fd
+    cdef CacheReads cache
     cdef uint64_t kick_value
     cdef bint ring_registered
     cdef bint kick_registered
@@ -271,10 +261,20 @@ cdef class UringBlkWorker(BlkWorker):
                     self.answer(<int>tag)
 
     cdef void go_on(self, int slot) noexcept nogil:
-        # What the kernel does not take as it is, is done at once.
+        # What the kernel does not take as it is, is done here; so is a read that it has at hand.
+        # One that more wait behind goes with them: a ring takes many for one call.
         cdef Request *request = &self.requests[slot]
-        while self.is_for_here(request):
-            if not self.has_more(request, self.perform(request, entries_of(request))):
+        cdef int64_t result
+        while True:
+            if self.is_for_here(request):
+                result = self.perform(request, entries_of(request))
+            elif self.queue.has_chains():
+                break
+            else:
+                result = read_if_cached(&self.cache, self.fd, request, entries_of(request))
+                if result == 0:
+                    break
+            if not self.has_more(request, result):
                 self.answer(slot)
                 return
         self.submit_request(slot)
@@ -335,6 +335,7 @@ cdef class UringBlkWorker(BlkWorker):
         # What costs the kernel a look-up each time is registered; a kernel that cannot (the ring:
         # before 5.18) is asked by descriptor. A registered ring belongs to one thread. The image
         # is not registered: after a sudden end the ring would keep its lock for another 0.15 s.
+        self.cache.refused = self.alignment.file != 0
         self.ring_registered = io_uring_register_ring_fd(self.ring) == 1
         self.kick_registered = io_uring_register_files(self.ring, &self.kick_fd, 1) == 0
 
