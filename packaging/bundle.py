@@ -24,6 +24,7 @@ ROOTS = (
     "vmm.command.cli",
     "vmm.boot.elf",
     "vmm.confine.lockdown",
+    "vmm.host.descriptors",
     "vmm.host.preflight",
     "vmm.log.sinks",
     "vmm.run.instance",

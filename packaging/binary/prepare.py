@@ -31,7 +31,7 @@ import _socket  # noqa: E402, F401
 import encodings.ascii  # noqa: E402, F401
 
 from vmm.confine import lockdown  # noqa: E402, F401
-from vmm.host import preflight  # noqa: E402, F401
+from vmm.host import descriptors, preflight  # noqa: E402, F401
 from vmm.log import sinks  # noqa: E402, F401
 from vmm.run import instance, lifecycle, notify  # noqa: E402, F401
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from vmm.errors import HostError
+from vmm.host.descriptors import needed
 from vmm.host.files import SYS_NODES
 from vmm.host.finding import Finding, of_error, problem, warning
 from vmm.host.preflight import MIB, free_bytes
-from vmm.layout import disk_queues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from vmm.settings.images import ImageSpec
     from vmm.settings.memory import MemoryConfig
 
-# What a VMM has open: standard streams, KVM, its lock, sockets, event loop, lines, consoles.
-DESCRIPTORS = 24
 DESCRIPTORS_USUAL = 1024
 # For memory whose program asks for huge pages, as ours does; others' stays as it is.
 SHMEM_ENABLED = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
@@ -32,8 +30,7 @@ USER_NAMESPACES = (
 
 def descriptors(host: Host, vcpus: int, images: Sequence[ImageSpec]) -> Finding:
     """The limit of open files against what a machine has open before its guest runs."""
-    disks = sum([2 + 2 * disk_queues(vcpus, image.queues) for image in images])
-    need = DESCRIPTORS + 2 * vcpus + disks
+    need = needed(vcpus, images)
     limit = host.open_files_limit()
     told = f"{need} files will be open when the guest starts, and more for devices passed through"
     if limit is None or limit >= need:

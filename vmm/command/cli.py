@@ -186,6 +186,7 @@ def run_instance(
     config = Config.from_env(environment)
     phases.mark("settings")
     from vmm.confine.lockdown import Lockdown
+    from vmm.host.descriptors import make_room
     from vmm.host.preflight import check_host, check_roles
     from vmm.log.sinks import open_sinks
     from vmm.run.instance import Instance, name_of
@@ -194,6 +195,7 @@ def run_instance(
     phases.mark("imports")
     lockdown = Lockdown(config, notifier.abstract)
     lockdown.arm()
+    make_room(config.cpu_count, [*config.system_images, *config.config_images])
     check_roles(config)
     journal_stream = environment.get("JOURNAL_STREAM", "")
     hub.configure(open_sinks(config.log_destinations, journal_stream), config.debug)

@@ -6,10 +6,11 @@ import os
 import resource
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.support.command import COMMAND, HALT, Command
+from tests.support.command import COMMAND, HALT, Command, finish
 from tests.support.speed import patience
 
 
@@ -44,6 +45,17 @@ def test_too_few_descriptors(tmp_path):
         assert "Too many open files" in text, (limit, text)
         assert "Traceback" not in text, (limit, text)
     assert command.run("start")[0] == 0
+
+
+def test_there_is_room_for_more_descriptors_than_a_machine_has(tmp_path):
+    """Where a thread is there, the kernel waits for all processors to enlarge their table."""
+    command = Command(tmp_path, HALT, CPU_COUNT=16)
+    process = command.start()
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    room = int(status.partition("FDSize:")[2].split()[0])
+    assert room >= 2 * len(os.listdir(f"/proc/{process.pid}/fd")) > 2 * 64
+    command.run("stop", "--now")
+    finish(process)
 
 
 def test_too_few_descriptors_to_check(tmp_path):
