@@ -12,7 +12,6 @@ import argparse
 import concurrent.futures
 import json
 import os
-import re
 import struct
 import subprocess
 import sys
@@ -47,9 +46,6 @@ LINK_FLAGS = [
     "-Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=free", "-Wl,--gc-sections",
     "-Wl,--build-id=none", *LINK,
 ]  # fmt: skip
-# Where the linker puts an executable's first byte if not told (x86-64 psABI).
-FIRST_ADDRESS, HUGE_PAGE = 0x400000, 2 << 20
-SNAPSHOT_START = re.compile(r"0x([0-9a-f]{16})\s+vmm_snapshot_start")
 # The static library calls these, which need the C library's shared parts; no code of ours gets
 # there (user names, host names, dlopen).
 KNOWN_WARNINGS = "statically linked applications requires at runtime the shared libraries"
@@ -192,15 +188,10 @@ def compile_all(work: Path, sources: dict[Path, str]) -> list[Path]:
 
 
 def link(objects: list[Path], library: Path, output: Path) -> None:
-    """The executable, with no snapshot yet. The snapshot's place begins a huge page."""
+    """The executable, with no snapshot yet."""
     command = [os.environ.get("CC", "gcc"), *LINK_FLAGS, "-o", str(output), *map(str, objects)]
     command += [str(library), "-luring", "-lz", "-lm", "-lpthread", f"-Wl,-Map={output}.map"]
     run(command)
-    found = SNAPSHOT_START.search(Path(f"{output}.map").read_text())
-    if found is None:
-        raise BuildError(f"{output}.map names no vmm_snapshot_start: snapshot.ld")
-    further = -int(found[1], 16) % HUGE_PAGE
-    run([*command, f"-Wl,-Ttext-segment={FIRST_ADDRESS + further:#x}"])
 
 
 class Snapshot(NamedTuple):

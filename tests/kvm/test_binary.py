@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,13 +22,6 @@ from tests.support.packaging_tools import load
 KERNEL_FILES = ("/proc/", "/dev/", "/sys/")
 STATIC_PYTHON = "/usr/bin/python3.11"
 BUILD_SECONDS = 600
-THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-# Runs a program that gets no huge pages (PR_SET_THP_DISABLE).
-WITHOUT_HUGE_PAGES = (
-    sys.executable, "-c",
-    "import ctypes, os, sys; a = sys.argv[1:];"
-    " ctypes.CDLL(None).prctl(41, 1, 0, 0, 0); os.execv(a[0], a)",
-)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -123,26 +115,6 @@ def test_two_builds_are_the_same_bytes(tmp_path):
     if not is_fresh():
         one, work = build(tmp_path / "one"), tmp_path / "one/work"
     assert difference(one, build(tmp_path / "another", "--profile", work)) == ""
-
-
-@pytest.mark.parametrize("tool", [(), WITHOUT_HUGE_PAGES], ids=["huge", "without"])
-def test_a_start_writes_to_one_huge_page(tool):
-    """Most of the snapshot that is written to; without huge pages the same start has small ones."""
-    if not tool and "[never]" in THP.read_text():
-        pytest.skip("this host has no transparent huge pages")
-    with (
-        load("binary/rehearsal").Rehearsals(BINARY) as rehearsals,
-        rehearsals.start(*tool, VLLMD_HYPERVISOR_SECCOMP="off") as pid,
-    ):
-        assert huge_within(pid, BINARY.name) == (0 if tool else 2048)
-
-
-def huge_within(pid: int, name: str) -> int:
-    """KiB of huge pages in what lies between the mappings of a process's executable (proc(5))."""
-    blocks = re.split(r"^(?=[0-9a-f]+-)", Path(f"/proc/{pid}/smaps").read_text(), flags=re.M)
-    own = [number for number, block in enumerate(blocks) if f"/{name}\n" in block]
-    sizes = re.findall(r"AnonHugePages: +(\d+)", "".join(blocks[own[0] : own[-1] + 1]))
-    return sum(map(int, sizes))
 
 
 def is_fresh() -> bool:
