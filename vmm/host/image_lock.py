@@ -13,6 +13,7 @@ QEMU's bytes, so that its readers and Cloud Hypervisor's go on and nobody's writ
 from __future__ import annotations
 
 import os
+import time
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError
@@ -23,15 +24,26 @@ log = get_logger(__name__)
 READS_BYTE = 100
 WRITES_BYTE = 101
 BEARS_NO_WRITER_BYTE = 201
+# The kernel ends the requests of a killed process behind its back, and lets go of the file then
+# (io_uring's: 0.05 to 0.15 s, and as long as the disk takes).
+ENDED_SECONDS = 2.0
+LOOK_SECONDS = 0.01
 
 
 def lock_image(path: str, fd: int, read_only: bool) -> None:
-    """Lock an image until ``fd`` is closed; BusyError names the process that is in the way."""
+    """Lock an image until ``fd`` is closed; BusyError names the process that is in the way.
+
+    A lock that no process in sight has may be a dead one's: waits for up to ENDED_SECONDS then.
+    """
+    until: float | None = None
     try:
-        if not _take(fd, read_only):
-            raise BlockingIOError
-    except BlockingIOError:
-        raise busy(path, lock_holders(os.fstat(fd))) from None
+        while not _taken(fd, read_only):
+            if until is None or time.monotonic() > until:
+                holders = lock_holders(os.fstat(fd), fd)
+                if holders or until is not None:
+                    raise busy(path, holders)
+                until = time.monotonic() + ENDED_SECONDS
+            time.sleep(LOOK_SECONDS)
     except OSError as error:
         log.warning(f"{path}: this file system cannot lock it ({error.strerror}); not protected")
 
@@ -55,12 +67,15 @@ def would_lock(fd: int, read_only: bool) -> bool:
         return True
 
 
-def _take(fd: int, read_only: bool) -> bool:
-    if not read_only:
-        ofd_lock(fd, True, 0, 0)
-        return True
-    ofd_lock(fd, False, READS_BYTE, 1)
-    ofd_lock(fd, False, BEARS_NO_WRITER_BYTE, 1)
+def _taken(fd: int, read_only: bool) -> bool:
+    try:
+        if not read_only:
+            ofd_lock(fd, True, 0, 0)
+            return True
+        ofd_lock(fd, False, READS_BYTE, 1)
+        ofd_lock(fd, False, BEARS_NO_WRITER_BYTE, 1)
+    except BlockingIOError:
+        return False
     return _no_writer(fd)
 
 
@@ -72,19 +87,24 @@ def _no_writer(fd: int) -> bool:
     return met is None or met[1] < READS_BYTE
 
 
-def lock_holders(image: os.stat_result) -> list[int]:
-    """Other processes with a lock on this file: fdinfo shows the locks of each open file."""
+def lock_holders(image: os.stat_result, but: int = -1) -> list[int]:
+    """Processes with a lock on this file, for which fdinfo shows the locks of each open file.
+
+    Ours is among them where it has one by another descriptor than ``but``.
+    """
     device = f"{os.major(image.st_dev):02x}:{os.minor(image.st_dev):02x}:{image.st_ino}"
     found = []
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
-        if pid != os.getpid() and _holds_lock(pid, device):
+        if _holds_lock(pid, device, str(but) if pid == os.getpid() else ""):
             found.append(pid)
     return found
 
 
-def _holds_lock(pid: int, device: str) -> bool:
+def _holds_lock(pid: int, device: str, but: str) -> bool:
     try:
         for fd in os.listdir(f"/proc/{pid}/fdinfo"):
+            if fd == but:
+                continue
             with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii") as info:
                 if any(line.startswith("lock:") and device in line for line in info):
                     return True

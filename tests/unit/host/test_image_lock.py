@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from vmm._native.host.posix import ofd_lock
 from vmm.errors import BusyError
+from vmm.host import image_lock
 from vmm.host.image_lock import lock_holders, lock_image, would_lock
 
 SIZE = 1 << 20
@@ -64,6 +69,61 @@ def test_beside_a_peer(fds, peer, reader_may, writer_may, read_only):
         ofd_lock(fds[0], exclusive, start, length)
     assert would_lock(fds[1], read_only) == (reader_may if read_only else writer_may)
     assert locks(fds[1], read_only) == (reader_may if read_only else writer_may)
+
+
+class Dead:
+    """A lock that no process has: the kernel alone holds the open file, on its way to a socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._ends = socket.socketpair()
+        fd = os.open(path, os.O_RDWR)
+        lock_image("image", fd, False)
+        socket.send_fds(self._ends[0], [b"x"], [fd])
+        os.close(fd)
+
+    def let_go(self) -> None:
+        for end in self._ends:
+            end.close()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_dead_process_s_lock_is_waited_for(tmp_path, read_only):
+    path = tmp_path / "image"
+    path.write_bytes(bytes(SIZE))
+    dead = Dead(path)
+    later = threading.Timer(0.2, dead.let_go)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        assert not would_lock(fd, read_only)
+        later.start()
+        began = time.monotonic()
+        lock_image("image", fd, read_only)
+        assert time.monotonic() - began > 0.1
+    finally:
+        later.join()
+        os.close(fd)
+
+
+def test_one_that_stays_is_an_error_after_a_while(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_lock, "ENDED_SECONDS", 0.1)
+    path = tmp_path / "image"
+    path.write_bytes(bytes(SIZE))
+    dead = Dead(path)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        with pytest.raises(BusyError, match="in use elsewhere"):
+            lock_image("image", fd, False)
+    finally:
+        dead.let_go()
+        os.close(fd)
+
+
+def test_of_our_own_process_s_nobody_waits(fds):
+    assert locks(fds[0], read_only=False)
+    began = time.monotonic()
+    with pytest.raises(BusyError, match=f"in use by process {os.getpid()}"):
+        lock_image("image", fds[1], False)
+    assert time.monotonic() - began < image_lock.ENDED_SECONDS
 
 
 def test_the_holder_is_found(tmp_path):
