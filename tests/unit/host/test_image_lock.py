@@ -95,8 +95,8 @@ def test_a_dead_process_s_lock_is_waited_for(tmp_path, read_only):
     fd = os.open(path, os.O_RDWR)
     try:
         assert not would_lock(fd, read_only)
-        later.start()
         began = time.monotonic()
+        later.start()
         lock_image("image", fd, read_only)
         assert time.monotonic() - began > 0.1
     finally:
