@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.lab.rig.lab import QEMU
-from tests.support.speed import patience
 from vmm.errors import BusyError
 from vmm.host.disk import Disk
 from vmm.host.image_lock import lock_holders
 
 SIZE = 1 << 20
-SECONDS = 20
 
 
 def qemu(path: Path, read_only: bool) -> subprocess.Popen[str]:
@@ -26,21 +24,26 @@ def qemu(path: Path, read_only: bool) -> subprocess.Popen[str]:
         [
             QEMU, "-accel", "tcg", "-M", "microvm", "-S", "-nodefaults", "-display", "none",
             "-drive", f"if=none,id=d,format=raw,file={path},readonly={mode}",
-            "-device", "virtio-blk-device,drive=d",
+            "-device", "virtio-blk-device,drive=d", "-qmp", "stdio",
         ],
-        stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def refused(process: subprocess.Popen[str], image: Path) -> bool:
-    """True when QEMU ends because of a lock, False once it holds its own."""
-    deadline = time.monotonic() + patience(SECONDS)
-    while process.poll() is None:
-        if process.pid in lock_holders(os.stat(image)):
-            return False
-        assert time.monotonic() < deadline, "QEMU neither locks nor ends"
-        time.sleep(0.05)
+    """True when QEMU ends because of a lock, False once it answers: it holds its own then.
+
+    That it has a lock is not enough: it takes one before it looks for those of others.
+    """
+    assert process.stdin is not None
+    assert process.stdout is not None
     assert process.stderr is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write('{"execute": "qmp_capabilities"}\n')
+        process.stdin.flush()
+    if any('"return"' in line for line in process.stdout):
+        assert process.pid in lock_holders(os.stat(image))
+        return False
     text = process.stderr.read()
     assert "lock" in text, text
     return True
