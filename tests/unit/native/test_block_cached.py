@@ -18,7 +18,7 @@ from tests.unit.native.test_block_worker import (
     SECTORS,
     STATUS_GPA,
     Rig,
-)  # fmt: skip
+)
 from vmm._native.disk.blkpump import BlkWorker
 
 READS = 40
@@ -35,10 +35,10 @@ def entries_made() -> int:
     return found
 
 
-def forget(rig: Rig, start: int = 0, length: int = 0) -> None:
-    """Take a part of the file out of the page cache, where the file system lets go of it."""
+def forget(rig: Rig) -> None:
+    """Take the file out of the page cache, where the file system lets go of it."""
     os.fsync(rig.fd)
-    os.posix_fadvise(rig.fd, start, length, os.POSIX_FADV_DONTNEED)
+    os.posix_fadvise(rig.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 @pytest.mark.skipif(worker_class() is BlkWorker, reason="no io_uring here")

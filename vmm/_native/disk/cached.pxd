@@ -8,18 +8,8 @@
 from libc.errno cimport EOPNOTSUPP, errno
 from libc.stdint cimport int64_t, uint32_t
 
-from vmm._native.disk.iov cimport iovec
 from vmm._native.disk.request cimport ACTION_READ, Request
-
-cdef extern from *:
-    """
-    #ifndef _GNU_SOURCE
-    #define _GNU_SOURCE
-    #endif
-    #include <sys/uio.h>
-    """
-    int RWF_NOWAIT
-    ssize_t preadv2(int fd, const iovec *iov, int count, int64_t offset, int flags) nogil
+from vmm._native.disk.syscalls cimport RWF_NOWAIT, preadv2
 
 cdef enum:
     CACHE_REST_MAX = 256         # reads

@@ -28,7 +28,9 @@ cdef extern from *:
     """
     int fallocate(int fd, int mode, int64_t offset, int64_t length) nogil
     int fdatasync(int fd) nogil
+    int RWF_NOWAIT
     ssize_t preadv(int fd, iovec *iov, int count, int64_t offset) nogil
+    ssize_t preadv2(int fd, const iovec *iov, int count, int64_t offset, int flags) nogil
     ssize_t pwritev(int fd, iovec *iov, int count, int64_t offset) nogil
     int vmm_block_discard(int fd, uint64_t start, uint64_t length) nogil
     struct pollfd:

@@ -332,10 +332,10 @@ cdef class UringBlkWorker(BlkWorker):
         return vmm_ring_has_done(self.ring) or (self.takes_chains() and self.queue.has_chains())
 
     cdef void begin(self) noexcept nogil:
+        self.cache.refused = self.alignment.file != 0
         # What costs the kernel a look-up each time is registered; a kernel that cannot (the ring:
         # before 5.18) is asked by descriptor. A registered ring belongs to one thread. The image
         # is not registered: after a sudden end the ring would keep its lock for another 0.15 s.
-        self.cache.refused = self.alignment.file != 0
         self.ring_registered = io_uring_register_ring_fd(self.ring) == 1
         self.kick_registered = io_uring_register_files(self.ring, &self.kick_fd, 1) == 0
 
