@@ -68,7 +68,7 @@ deb: binary $(DOCUMENTS)
 	packaging/debian/build.sh
 	lintian --fail-on error dist/vllmd-hypervisor_*.deb
 
-# A wheel for pip whose command is the executable; `pip install .` has the same command in Python.
+# A wheel for pip whose command is this executable; `pip install .` makes one of its own.
 wheel: binary
 	rm -f dist/*.whl
 	VLLMD_WHEEL_EXECUTABLE=$(abspath $(BINARY)) $(BIN)/python -m pip --quiet \
@@ -132,7 +132,7 @@ PEERS = $(foreach peer,cloud-hypervisor firecracker,$(addprefix --set $(subst -,
 bench: build
 	@$(PACKAGES) test
 	$(BIN)/vllmd-hypervisor-bench run benchmarks/definitions.toml --output build/bench \
-	    $(addprefix --set pip=,$(VLLMD_TEST_COMMAND)) $(PEERS) $(BENCH_ARGS)
+	    $(addprefix --set python=,$(VLLMD_TEST_COMMAND)) $(PEERS) $(BENCH_ARGS)
 	$(BIN)/python -m benchmarks
 
 # HTML in build/docs: tutorial, how-to, reference from the docstrings; pictures where /dev/kvm is.

@@ -24,14 +24,13 @@ sys.path.insert(0, str(ROOT / "packaging"))
 
 import bundle  # noqa: E402
 import commit  # noqa: E402
+import executable  # noqa: E402
 import hardening  # noqa: E402
 import inner  # noqa: E402
 import parts  # noqa: E402
 
 NATIVE = Path("vmm/_native")
 COMMAND = Path("packaging/bin/vllmd-hypervisor")
-# In the environment: an executable that a wheel is to have in place of that script.
-EXECUTABLE = "VLLMD_WHEEL_EXECUTABLE"
 # Modules that need liburing; without its header the build says so and leaves them out.
 NEED_LIBURING = {"uring"}
 COMPILE_ARGS = ["-O2", "-g1", "-fno-strict-aliasing", "-Wall", "-Wno-unused-function"]
@@ -94,10 +93,12 @@ class BuildExt(build_ext):
         """Translate .pyx to C under build/, then let setuptools go on."""
         from Cython.Build import cythonize
 
+        self.parallel = self.parallel or os.cpu_count()
         chosen = [e for e in self.distribution.ext_modules if self.only in (None, e.name)]
         self.distribution.ext_modules = cythonize(
             chosen,
             build_dir="build/cython",
+            nthreads=self.parallel if len(chosen) > 1 else 0,
             language_level=3,
             compiler_directives={
                 "boundscheck": False,
@@ -145,24 +146,18 @@ class BuildPy(build_py):
 
 
 class BuildScripts(build_scripts):
-    """build_scripts that takes the executable for the command where `make wheel` names one."""
+    """build_scripts that takes the executable for the command where there is one."""
 
     def run(self) -> None:
         """Copy; nothing that an earlier build has left is up to date."""
         self.force = True
-        named = os.environ.get(EXECUTABLE)
-        if named is None:
+        editable = "editable_wheel" in self.distribution.commands
+        found = None if editable else executable.wanted(ROOT)
+        if found is None:
             super().run()
             return
-        told = subprocess.run([named, "--version"], capture_output=True, text=True, check=True)
-        ours = commit.commit(ROOT)
-        if ours != "unknown" and f"commit {ours}," not in told.stdout:
-            raise SystemExit(
-                f"{EXECUTABLE}: {named} is not of commit {ours} but {told.stdout.strip()}:"
-                f" rm {named}; make binary"
-            )
         self.mkpath(self.build_dir)
-        self.copy_file(named, str(Path(self.build_dir, COMMAND.name)))
+        self.copy_file(str(found), str(Path(self.build_dir, COMMAND.name)))
 
 
 class EditableWheel(editable_wheel):

@@ -126,7 +126,7 @@ def firecracker(path: str, kernel: Path, folder: Path, mib: int, vcpus: int) -> 
 
 
 def all_vmms(peers: dict[str, str], kernel: Path, folder: Path, mib: int, vcpus: int) -> list[Vmm]:
-    vmms = [ours("ours (pip)", command(), kernel, folder, mib, vcpus)]
+    vmms = [ours("ours (Python)", command(), kernel, folder, mib, vcpus)]
     if BINARY.exists():
         vmms.append(ours("ours (binary)", str(BINARY), kernel, folder, mib, vcpus))
     vmms.append(bare(kernel, folder, mib, vcpus))

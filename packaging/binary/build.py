@@ -236,7 +236,7 @@ def add_snapshot(linked: Path, work: Path, output: Path, profile: Path | None) -
     new.replace(output)
     count = sum(pair[1] for pair in pairs)
     if not pairs:
-        return "no KVM here to find out which pages a start writes to: it will copy all of them"
+        return "no KVM here to find out which pages a start writes to: it will copy one by one"
     told = f"a start writes to {count} of {len(snapshot.data) // 4096} pages"
     return told if placed else f"{told}; fewer with valgrind (apt-get install valgrind)"
 
@@ -246,26 +246,25 @@ def measure_placing(linked: Path, work: Path, new: Path) -> None:
     (work / PLACING).unlink(missing_ok=True)
     if have_kvm() and have_valgrind():
         snapshot = take_snapshot(linked, work / "snapshot.bin")
-        write_executable(new, with_ranges(linked, snapshot, [(0, 0)]))
+        write_executable(new, with_ranges(linked, snapshot, []))
         (work / PLACING).write_bytes(placing(new, snapshot.heap))
 
 
 def measure_pages(linked: Path, snapshot: Snapshot, work: Path, new: Path) -> None:
     """Writes the file of ranges; of none, where there is no KVM."""
-    write_executable(new, with_ranges(linked, snapshot, [(0, 0)]))
+    write_executable(new, with_ranges(linked, snapshot, []))
     pages = pages_written(new, snapshot.start, len(snapshot.data))
     (work / PAGES).write_text(json.dumps(ranges(pages)))
 
 
 def with_ranges(linked: Path, snapshot: Snapshot, pairs: list[tuple[int, int]]) -> bytes:
-    """The executable with the snapshot and these ranges of pages in it; none: all of them."""
+    """The executable with the snapshot and these ranges of pages in it."""
     image = bytearray(linked.read_bytes())
     at = file_offset(image, snapshot.start)
     image[at : at + len(snapshot.data)] = snapshot.data
-    if pairs:
-        at += snapshot.table
-        rows = b"".join(struct.pack("<II", *pair) for pair in pairs)
-        image[at : at + 8 * RANGES_MAX] = rows.ljust(8 * RANGES_MAX, b"\0")
+    at += snapshot.table
+    rows = b"".join(struct.pack("<II", *pair) for pair in pairs)
+    image[at : at + 8 * RANGES_MAX] = rows.ljust(8 * RANGES_MAX, b"\0")
     return bytes(image)
 
 

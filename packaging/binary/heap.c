@@ -206,8 +206,3 @@ void vmm_heap_areas(uint64_t bounds[1 + 2 * VMM_AREAS])
         bounds[2 + 2 * n] = areas[n].used;
     }
 }
-
-char *vmm_heap_end(void)
-{
-    return heap + OTHERS->used;
-}

@@ -25,11 +25,11 @@ static PyThreadState *thread;
 
 /* The pages that `start` writes to, by their numbers in the snapshot, without an order; one of no
  * pages ends the list. The build measures them, and writes them here into the executable
- * (rehearsal.py); until then it is everything.
+ * (rehearsal.py); until then there is none.
  */
 static volatile struct {
     uint32_t first, count;
-} written[VMM_SNAPSHOT_RANGES] = {{0, UINT32_MAX}};
+} written[VMM_SNAPSHOT_RANGES];
 
 int vmm_snapshot_is_taken(void)
 {
@@ -87,11 +87,8 @@ int vmm_snapshot_take(const char *path)
 void vmm_snapshot_touch(void)
 {
     /* A few calls in place of a thousand page faults; a kernel before 5.14 has only these. */
-    size_t all = (size_t)(vmm_heap_end() - vmm_snapshot_start + PAGE - 1) / PAGE;
     for (int range = 0; range < VMM_SNAPSHOT_RANGES && written[range].count; range++) {
         size_t first = written[range].first, count = written[range].count;
-        if (count > all - first)
-            count = all - first;
         madvise(vmm_snapshot_start + first * PAGE, count * PAGE, MADV_POPULATE_WRITE);
     }
 }

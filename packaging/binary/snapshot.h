@@ -22,7 +22,6 @@ struct vmm_placing {
 void vmm_heap_open(const struct vmm_placing *placing);
 void vmm_heap_close(void);
 void vmm_heap_areas(uint64_t bounds[1 + 2 * VMM_AREAS]);
-char *vmm_heap_end(void);
 
 /* Whether this process began with a snapshot. */
 int vmm_snapshot_is_taken(void);

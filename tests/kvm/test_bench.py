@@ -19,7 +19,7 @@ from vmm.bench.tables import Table
 from vmm.bench.trial import Trial
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS, BARE = "ours (pip)", "C, the same ioctls"
+OURS, BARE = "ours (Python)", "C, the same ioctls"
 OPTIONS = {"density": {"guests": 2, "seconds": 0.2}, "jitter": {"count": 50},
            "exit-cost": {"reads": 1000}, "exits": {"reads": 100}}  # fmt: skip
 
@@ -29,7 +29,7 @@ def document(tmp_path_factory) -> Document:
     """The definitions of `make bench`, once each, as short as may be, beside the C program."""
     if shutil.which("gcc") is None:
         pytest.skip("needs gcc (apt-get install gcc libc6-dev)")
-    found = definitions.read(ROOT / "benchmarks/definitions.toml", {"pip": command()})
+    found = definitions.read(ROOT / "benchmarks/definitions.toml", {"python": command()})
     found = running.narrowed(found, [OURS, BARE], 1)
     short = [shortened(one) for one in found.measurements if one.memory < 1 << 30]
     return running.run(dataclasses.replace(found, measurements=tuple(short)), print)
@@ -84,7 +84,7 @@ def test_the_contenders_versions_are_told(document):
 
 def test_a_timer_takes_its_time(tmp_path):
     """What the guest calls 30 times 1 ms is no less by the host's clock."""
-    found = definitions.read(ROOT / "benchmarks/definitions.toml", {"pip": command()})
+    found = definitions.read(ROOT / "benchmarks/definitions.toml", {"python": command()})
     (ours,) = [one for one in found.contenders if one.name == OURS]
     (timer,) = [one for one in found.measurements if one.kind == "jitter"]
     bench = schedule.Bench(found, tmp_path, print)

@@ -90,7 +90,7 @@ def with_executable(tree) -> Path | None:
 @pytest.fixture(scope="module")
 def wheel(tree, with_executable) -> Path:
     """Built behind the other one, of which nothing must be left."""
-    return tree.wheel("other")
+    return tree.wheel("other", VLLMD_WHEEL_EXECUTABLE="none")
 
 
 class Environment:
@@ -202,6 +202,19 @@ def test_a_wheel_with_the_executable(with_executable, environment, tmp_path, mon
     assert where.startswith(str(environment.packages))
     environment.pip("uninstall", "--yes", "vllmd-hypervisor")
     assert not installed.exists()
+
+
+def test_a_plain_build_makes_the_executable(tree, environment, tmp_path, monkeypatch):
+    """Its own, not the checkout's; `python -m vmm` is the command in Python."""
+    if not load("executable").INTERPRETER.exists():
+        pytest.skip("no Debian 12 Python: packaging/debian-packages.sh binary")
+    environment.install(tree.wheel("plain"))
+    installed = environment.folder / "bin/vllmd-hypervisor"
+    assert installed.read_bytes().startswith(b"\x7fELF")
+    a_guest_runs(environment, tmp_path / "guest", monkeypatch)
+    in_python = run(environment.python, "-m", "vmm", "--version", cwd=tmp_path)
+    commits = [told.partition(",")[0] for told in (in_python, run(installed, "--version"))]
+    assert commits[0] == commits[1]
 
 
 def test_beside_somebody_else_s_devices(wheel, theirs, environment, tmp_path, monkeypatch):
