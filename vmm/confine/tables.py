@@ -80,6 +80,7 @@ PROT_WRITE, PROT_EXEC = 2, 4
 MAP_ANONYMOUS = 0x20
 MADV_DONTNEED, MADV_POPULATE_WRITE = 4, 23
 PR_SET_NAME, PR_GET_NAME = 15, 16
+RUSAGE_THREAD = 1
 AF_UNIX = 1
 SECCOMP_SET_MODE_FILTER = 1
 CLONE_NEW = 0x7E020000
@@ -164,6 +165,7 @@ DISK = (
     Line("pwrite64", "the same"),
     Line("fdatasync", "flush"),
     Line("fallocate", "discard, and zeroes"),
+    Line("getrusage", "whether another thread took the processor", (Arg(0, RUSAGE_THREAD),)),
     *requests("discard on a block device", BLKDISCARD),
 )
 CONSOLE = (

@@ -17,6 +17,9 @@ from vmm._native.disk.ranges cimport begin_step, by_writing, is_range, range_mod
 from vmm._native.disk.request cimport (
     ACTION_DISCARD, ACTION_DONE, ACTION_FLUSH, ACTION_READ, ACTION_WRITE, Request, entries_of,
 )
+from vmm._native.disk.slots cimport (
+    Slots, slot_give_back, slot_next, slot_take, slots_drop, slots_left, slots_make,
+)
 from vmm._native.disk.syscalls cimport POLLIN, poll, pollfd
 from vmm._native.host.fd import IoctlError
 from vmm._native.linux.virtio_blk cimport VIRTIO_BLK_S_IOERR
@@ -24,12 +27,12 @@ from vmm._native.virtio.polling cimport Poller, PollRun, poll_begin, poll_end, p
 from vmm._native.virtio.worker cimport signal_fd
 
 cdef enum:
-    # Buffers of a request that most have at most, and how many with more are under way at once: a
-    # queue full of the longest would hold 256 KiB for ever.
-    FEW = 16
-    LONG = 16
     # More requests under way come and go in batches, which looking for each would tear apart.
     SHALLOW = 4
+    # Of a batch so many are handed over by the first call, and twice as many by each further one:
+    # storage begins with them while the rest is read, and a long batch still takes few calls.
+    FIRST_TOGETHER = 2
+    MOST_TOGETHER = 8
     # Completions of the two eventfds; requests have their index.
     TAG_KICK = 0x100000000
     TAG_STOP = 0x200000000
@@ -53,13 +56,7 @@ cdef class UringBlkWorker(BlkWorker):
     engine = "io_uring"
     cdef io_uring *ring
     cdef bint ring_ready
-    cdef int *free_slots
-    cdef int free_count
-    cdef iovec *few              # FEW entries of each slot
-    cdef iovec *many             # queue size entries, LONG times
-    cdef int free_long[LONG]
-    cdef int long_count
-    cdef int *long_of            # which of `many` a slot has, or -1
+    cdef Slots slots
     cdef int in_flight
     cdef int outstanding         # entries made and not completed, but for the wait for stop_fd
     cdef CacheReads cache
@@ -76,14 +73,9 @@ cdef class UringBlkWorker(BlkWorker):
     def __init__(self, *args):
         cdef int size = self.queue.size
         self.ring = <io_uring *>calloc(1, sizeof(io_uring))
-        self.free_slots = <int *>calloc(size, sizeof(int))
-        self.long_of = <int *>calloc(size, sizeof(int))
-        self.few = <iovec *>calloc(size, FEW * sizeof(iovec))
-        self.many = <iovec *>calloc(size, LONG * sizeof(iovec))
         free(self.requests)
         self.requests = <Request *>calloc(size, sizeof(Request))
-        if not (self.ring and self.free_slots and self.long_of and self.few and self.many
-                and self.requests):
+        if not (self.ring and self.requests and slots_make(&self.slots, size)):
             raise MemoryError
         # Room for every request, both eventfds, a timer and two cancellations, so that an entry is
         # always free.
@@ -91,23 +83,13 @@ cdef class UringBlkWorker(BlkWorker):
         if rc < 0:
             raise IoctlError(-rc, "io_uring_setup")
         self.ring_ready = True
-        for i in range(size):
-            self.free_slots[i] = i
-            self.long_of[i] = -1
-        self.free_count = size
-        for i in range(LONG):
-            self.free_long[i] = i
-        self.long_count = LONG
 
     def __dealloc__(self):
         self.halt()
         if self.ring_ready:
             io_uring_queue_exit(self.ring)
         free(self.ring)
-        free(self.free_slots)
-        free(self.long_of)
-        free(self.few)
-        free(self.many)
+        slots_drop(&self.slots)
 
     cdef void submit_request(self, int slot) noexcept nogil:
         # SAFETY: the ring has an entry for every slot, and each slot has one request at a time.
@@ -180,16 +162,11 @@ cdef class UringBlkWorker(BlkWorker):
 
     cdef void answer(self, int slot) noexcept nogil:
         self.complete(&self.requests[slot])
-        if self.long_of[slot] >= 0:
-            self.free_long[self.long_count] = self.long_of[slot]
-            self.long_count += 1
-            self.long_of[slot] = -1
-        self.free_slots[self.free_count] = slot
-        self.free_count += 1
+        slot_give_back(&self.slots, slot)
 
     cdef void start_request(self, int slot, int count) noexcept nogil:
         cdef Request *request = &self.requests[slot]
-        self.give_vectors(slot, count)
+        request.iov = slot_take(&self.slots, slot, count)
         self.parse(request, count)
         if self.block_device and request.action == ACTION_DISCARD:
             self.execute(request)        # an ioctl, which rings have for new kernels only
@@ -201,30 +178,22 @@ cdef class UringBlkWorker(BlkWorker):
         else:
             self.go_on(slot)
 
-    cdef void give_vectors(self, int slot, int count) noexcept nogil:
-        # SAFETY: a chain has at most as many segments as the queue has entries, and so have the
-        # long ones, of which pop_all() has seen that one is free.
-        if count <= FEW:
-            self.requests[slot].iov = &self.few[<size_t>slot * FEW]
-            return
-        self.long_count -= 1
-        self.long_of[slot] = self.free_long[self.long_count]
-        self.requests[slot].iov = &self.many[<size_t>self.long_of[slot] * self.queue.size]
-
     cdef int pop_all(self) noexcept nogil:
-        # Takes chains while there are slots: 0 when the driver has no more or must wait, 1 when
-        # more may be there, < 0 when the ring is broken. At most a queue full at once: a driver
-        # that never stops must not keep completions and the end of this thread waiting.
+        # Takes chains while there are slots, and hands over most of their requests: 0 when the
+        # driver has no more or must wait, 1 when more may be there, < 0 when a ring is broken. At
+        # most a queue full at once: a driver that never stops must not keep completions and the
+        # end of this thread waiting.
         cdef int count
         cdef int slot
         cdef int taken = 0
+        cdef unsigned int together = FIRST_TOGETHER
         self.held = False
-        while self.free_count and self.long_count and not self.stop_asked():
+        while slots_left(&self.slots) and not self.stop_asked():
             if taken == self.queue.size:
                 return 1
             if self.wait_for_limits():
                 return 0
-            slot = self.free_slots[self.free_count - 1]
+            slot = slot_next(&self.slots)
             count = self.queue.pop(&self.requests[slot].head, self.segments)
             if count < 0:
                 return count
@@ -232,8 +201,12 @@ cdef class UringBlkWorker(BlkWorker):
                 return 0
             taken += 1
             self.worked = True
-            self.free_count -= 1
             self.start_request(slot, count - 1)
+            if io_uring_sq_ready(self.ring) >= together:
+                together = min(2 * together, <unsigned int>MOST_TOGETHER)
+                count = self.enter(0)
+                if count < 0:
+                    return count
         return 0
 
     cdef void reap(self) noexcept nogil:
@@ -307,7 +280,7 @@ cdef class UringBlkWorker(BlkWorker):
         return 0
 
     cdef bint takes_chains(self) noexcept nogil:
-        return self.free_count and self.long_count and not self.held
+        return slots_left(&self.slots) and not self.held
 
     cdef bint may_sleep(self) noexcept nogil:
         # While requests are in flight their completions bring us back, but the driver may wait for
@@ -364,6 +337,8 @@ cdef class UringBlkWorker(BlkWorker):
             if rc == 0 and not more and not self.look_around() and self.may_sleep():
                 self.worked = False
                 rc = self.enter(1)
+                # As soon as the driver sees what is done it has more, which is looked for anyway.
+                self.queue.mute()
             if rc < 0:
                 self.break_queue(rc)
                 break

@@ -2,8 +2,10 @@
 #
 # To wake a thread takes a processor some 5 us, and 50 or more where it has gone to sleep itself: as
 # long as many a guest needs until its next request. Each try that finds nothing makes the thread
-# sleep at once for twice as many waits as before. One that another thread cut short (the clock has
-# jumped) counts more: there the processor is needed for something else, perhaps for the guest.
+# sleep at once for twice as many waits as before. One that another thread cut short counts more:
+# there the processor is needed for something else, perhaps for the guest. An interrupt, or a host
+# that takes the processor, makes the clock jump as well; the kernel's count of preemptions tells
+# these apart.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -11,9 +13,19 @@ from vmm._native.host.clock cimport vmm_now_ns
 
 cdef extern from *:
     """
+    #include <sys/resource.h>
+    #ifndef RUSAGE_THREAD
+    #define RUSAGE_THREAD 1
+    #endif
     static void vmm_relax(void) { __builtin_ia32_pause(); }
+    /* How often another thread has taken the processor from this one (getrusage(2)). */
+    static long vmm_preempted(void) {
+        struct rusage told;
+        return getrusage(RUSAGE_THREAD, &told) ? -1 : told.ru_nivcsw;
+    }
     """
     void vmm_relax() nogil
+    long vmm_preempted() nogil
 
 cdef enum:
     POLL_NS = 50000
@@ -31,6 +43,7 @@ cdef struct Poller:
 cdef struct PollRun:
     uint64_t began
     uint64_t seen
+    long preempted
     bint taken                   # by another thread
 
 cdef inline bint poll_begin(Poller *poller, PollRun *run) noexcept nogil:
@@ -41,13 +54,14 @@ cdef inline bint poll_begin(Poller *poller, PollRun *run) noexcept nogil:
     poller.tries += 1
     run.began = run.seen = vmm_now_ns()
     run.taken = False
+    run.preempted = vmm_preempted()
     return True
 
 cdef inline bint poll_goes_on(PollRun *run) noexcept nogil:
     cdef uint64_t now
     vmm_relax()
     now = vmm_now_ns()
-    run.taken = now - run.seen > POLL_GAP_NS
+    run.taken = now - run.seen > POLL_GAP_NS and vmm_preempted() != run.preempted
     run.seen = now
     return not run.taken and now - run.began < POLL_NS
 
