@@ -3,9 +3,9 @@
 # To wake a thread takes a processor some 5 us, and 50 or more where it has gone to sleep itself: as
 # long as many a guest needs until its next request. Each try that finds nothing makes the thread
 # sleep at once for twice as many waits as before. One that another thread cut short counts more:
-# there the processor is needed for something else, perhaps for the guest. An interrupt, or a host
-# that takes the processor, makes the clock jump as well; the kernel's count of preemptions tells
-# these apart.
+# there the processor is needed for something else, perhaps for the guest. An interrupt makes the
+# clock jump as well; the kernel's count of preemptions tells them apart, up to what no interrupt
+# takes: there the host of a virtual machine needed the processor.
 
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -31,14 +31,19 @@ cdef enum:
     POLL_NS = 50000
     # Between two looks at the clock, when nobody has taken the processor.
     POLL_GAP_NS = 20000
+    POLL_GAP_MAX_NS = 200000
     POLL_REST_MAX = 4096         # waits
     POLL_REST_TAKEN = 256
+    # For so long the count of preemptions is not asked again: a system call.
+    POLL_COUNT_NS = 1000000
 
 cdef struct Poller:
     uint32_t rest                # waits still to be slept through
     uint32_t last_rest
     uint64_t tries
     uint64_t paid
+    uint64_t counted             # when
+    long preempted
 
 cdef struct PollRun:
     uint64_t began
@@ -54,14 +59,18 @@ cdef inline bint poll_begin(Poller *poller, PollRun *run) noexcept nogil:
     poller.tries += 1
     run.began = run.seen = vmm_now_ns()
     run.taken = False
-    run.preempted = vmm_preempted()
+    if run.began - poller.counted > POLL_COUNT_NS:
+        poller.counted = run.began
+        poller.preempted = vmm_preempted()
+    run.preempted = poller.preempted
     return True
 
 cdef inline bint poll_goes_on(PollRun *run) noexcept nogil:
     cdef uint64_t now
     vmm_relax()
     now = vmm_now_ns()
-    run.taken = now - run.seen > POLL_GAP_NS and vmm_preempted() != run.preempted
+    run.taken = now - run.seen > POLL_GAP_NS and (
+        now - run.seen > POLL_GAP_MAX_NS or vmm_preempted() != run.preempted)
     run.seen = now
     return not run.taken and now - run.began < POLL_NS
 
