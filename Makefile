@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PACKAGES = packaging/debian-packages.sh
 STAMP := $(VENV)/.built
-NATIVE := $(shell find vmm/_native -name '*.py[xd]' -o -name '*.h') setup.py pyproject.toml
+NATIVE := $(shell find vmm/_native -name '*.p[xy][xd]' -o -name '*.h') setup.py pyproject.toml
 
 # The interpreter whose static library the binary gets.
 STATIC_PYTHON ?= /usr/bin/python3.11
