@@ -17,6 +17,7 @@ import time
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError
+from vmm.host.processes import is_ending
 from vmm.log.hub import get_logger
 
 log = get_logger(__name__)
@@ -33,14 +34,15 @@ LOOK_SECONDS = 0.01
 def lock_image(path: str, fd: int, read_only: bool) -> None:
     """Lock an image until ``fd`` is closed; BusyError names the process that is in the way.
 
-    A lock that no process in sight has may be a dead one's: waits for up to ENDED_SECONDS then.
+    A lock that no process in sight has, or one that ends, will soon be free: waits for up to
+    ENDED_SECONDS then.
     """
     until: float | None = None
     try:
         while not _taken(fd, read_only):
             if until is None or time.monotonic() > until:
                 holders = lock_holders(os.fstat(fd), fd)
-                if holders or until is not None:
+                if until is not None or not all(is_ending(pid) for pid in holders):
                     raise busy(path, holders)
                 until = time.monotonic() + ENDED_SECONDS
             time.sleep(LOOK_SECONDS)

@@ -15,7 +15,8 @@ from errno import EINVAL, EISDIR, ENOSPC
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
-from vmm.host.files import read_file
+from vmm.host.image_lock import ENDED_SECONDS, LOOK_SECONDS
+from vmm.host.processes import is_ending, process_start_time
 from vmm.light import jsontext
 from vmm.light.printable import brief
 from vmm.light.record import Record
@@ -120,14 +121,6 @@ def read_plain(path: str, limit: int, directory: int | None = None) -> bytes:
         os.close(fd)
 
 
-def process_start_time(pid: int) -> int:
-    """Field 22 of /proc/PID/stat (proc(5)), which tells a reused pid from the old process."""
-    try:
-        return int(read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
 class Instance:
     """The folder of one instance. acquire() makes this process its owner until release()."""
 
@@ -170,16 +163,25 @@ class Instance:
         except OSError as error:
             self.discard()
             raise self.unusable(error.strerror) from error
-        try:
-            ofd_lock(self._lock_fd, True, 0, 0)
-        except BlockingIOError:
-            holder = read_holder(self._lock_fd)
-            self.release()
-            raise self.busy(holder) from None
+        self._take()
         if os.fstat(self._lock_fd).st_nlink:
             return True
         self.release()
         return False
+
+    def _take(self) -> None:
+        """Lock the file; one that was killed a moment ago still has it, for as long as it ends."""
+        until = time.monotonic() + ENDED_SECONDS
+        while True:
+            try:
+                ofd_lock(self._lock_fd, True, 0, 0)
+                return
+            except BlockingIOError:
+                holder = read_holder(self._lock_fd)
+                if holder is None or not is_ending(holder.pid) or time.monotonic() > until:
+                    self.release()
+                    raise self.busy(holder) from None
+            time.sleep(LOOK_SECONDS)
 
     def discard(self) -> None:
         """Remove the folder of a start that failed, if that start made it; before release()."""

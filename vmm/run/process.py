@@ -6,7 +6,7 @@ import os
 import select
 
 from vmm.host.files import HOST
-from vmm.run.instance import process_start_time
+from vmm.host.processes import process_start_time
 
 GROUPS = "/sys/fs/cgroup"
 # Files that tell a frozen control group, of the second and of the first version.

@@ -6,9 +6,9 @@ import os
 import time
 
 from vmm import __version__
+from vmm.host.processes import process_start_time
 from vmm.log.hub import get_logger
 from vmm.log.sinks import time_stamp
-from vmm.run.instance import process_start_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

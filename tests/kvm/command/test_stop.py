@@ -14,7 +14,7 @@ import pytest
 from tests.support.command import COMMAND, HALT, Command, finish
 from tests.support.speed import patience
 from vmm._native.host.posix import ofd_lock
-from vmm.run.instance import process_start_time
+from vmm.host.processes import process_start_time
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

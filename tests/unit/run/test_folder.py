@@ -10,8 +10,9 @@ import subprocess
 import pytest
 
 from vmm.errors import BusyError, HostError
+from vmm.host.processes import process_start_time
 from vmm.run.folder import Folder
-from vmm.run.instance import FOLDER, Instance, process_start_time
+from vmm.run.instance import FOLDER, Instance
 
 
 @pytest.fixture

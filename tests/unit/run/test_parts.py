@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +98,34 @@ def test_a_killed_owner_leaves_no_lock(environment):
     child.stdin.close()
     child.stdout.close()
     assert Instance("vm", environment).holder() is None
+
+
+@pytest.fixture
+def ended(environment):
+    """A lock of a process that has ended, but still has it: this one has it in its place."""
+    first = Instance("vm", environment)
+    first.acquire()
+    child = subprocess.Popen(["true"])
+    child.wait()
+    Path(first.directory, "lock").write_text(f"{child.pid} 1\n")
+    yield first
+    first.release()
+
+
+def test_an_owner_that_ends_is_waited_for(environment, ended):
+    later = threading.Timer(0.2, ended.release)
+    later.start()
+    second = Instance("vm", environment)
+    second.acquire()
+    later.join()
+    assert Path(second.directory, "lock").read_text().split()[0] == str(os.getpid())
+    second.release()
+
+
+def test_one_that_does_not_end_is_told_after_a_while(environment, ended, monkeypatch):
+    monkeypatch.setattr("vmm.run.instance.ENDED_SECONDS", 0.1)
+    with pytest.raises(BusyError, match="is run by process"):
+        Instance("vm", environment).acquire()
 
 
 def test_state_survives_and_damage_is_ignored(environment):

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from vmm.host.processes import process_start_time
 from vmm.run import process
-from vmm.run.instance import process_start_time
 from vmm.run.process import Process, open_process
 
 
