@@ -152,8 +152,11 @@ def dump_begun(command: Command, folder: Path) -> subprocess.Popen[bytes]:
 def test_ended_in_the_middle_it_lets_the_guest_go(tmp_path, number):
     with running(tmp_path, MEMORY_CONFIG=LARGE) as (command, _):
         dumping = dump_begun(command, tmp_path)
+        # On a busy machine it would be through before this one is attached.
+        dumping.send_signal(signal.SIGSTOP)
         with vmm.attach("vm", environment=command.env) as attached:
             dumping.send_signal(number)
+            dumping.send_signal(signal.SIGCONT)
             dumping.communicate(timeout=patience(20))
             assert dumping.returncode in (130, -number)
             assert goes_on(attached)
