@@ -17,7 +17,7 @@ import time
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError
-from vmm.host.processes import is_ending
+from vmm.host.processes import ENDED_SECONDS, LOOK_SECONDS, is_ending
 from vmm.log.hub import get_logger
 
 log = get_logger(__name__)
@@ -25,10 +25,6 @@ log = get_logger(__name__)
 READS_BYTE = 100
 WRITES_BYTE = 101
 BEARS_NO_WRITER_BYTE = 201
-# The kernel ends the requests of a killed process behind its back, and lets go of the file then
-# (io_uring's: 0.05 to 0.15 s, and as long as the disk takes).
-ENDED_SECONDS = 2.0
-LOOK_SECONDS = 0.01
 
 
 def lock_image(path: str, fd: int, read_only: bool) -> None:

@@ -15,8 +15,7 @@ from errno import EINVAL, EISDIR, ENOSPC
 
 from vmm._native.host.posix import ofd_conflict, ofd_lock
 from vmm.errors import BusyError, ConfigError, HostError
-from vmm.host.image_lock import ENDED_SECONDS, LOOK_SECONDS
-from vmm.host.processes import is_ending, process_start_time
+from vmm.host.processes import ENDED_SECONDS, LOOK_SECONDS, is_ending, process_start_time
 from vmm.light import jsontext
 from vmm.light.printable import brief
 from vmm.light.record import Record

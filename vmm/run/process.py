@@ -6,7 +6,7 @@ import os
 import select
 
 from vmm.host.files import HOST
-from vmm.host.processes import process_start_time
+from vmm.host.processes import is_stopped, process_start_time
 
 GROUPS = "/sys/fs/cgroup"
 # Files that tell a frozen control group, of the second and of the first version.
@@ -37,8 +37,7 @@ class Process:
 
     def held(self) -> str:
         """What keeps it from running, and how that ends; empty when nothing does."""
-        state = _text(f"/proc/{self.pid}/stat").rpartition(")")[2].split()[:1]
-        if state in (["T"], ["t"]):
+        if is_stopped(self.pid):
             return f"is stopped by a signal: `kill -CONT {self.pid}` lets it go on"
         for path, frozen in _freezers(self.pid):
             if _text(path).strip() == frozen:

@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 
 import pytest
 
 from vmm.host.processes import is_ending, process_start_time
-
-
-@pytest.fixture
-def child():
-    process = subprocess.Popen(["sleep", "60"])
-    yield process
-    process.kill()
-    process.wait()
 
 
 def test_one_that_lives(child):

@@ -37,13 +37,10 @@ def folder(instance, place):
 
 
 @pytest.fixture
-def other():
+def other(child):
     """A process that has nothing to do with it."""
-    process = subprocess.Popen(["sleep", "60"])
-    yield process
-    assert process.poll() is None, "it was killed"
-    process.kill()
-    process.wait()
+    yield child
+    assert child.poll() is None, "it was killed"
 
 
 def claim(folder: Folder, pid: int, start_time: int) -> None:

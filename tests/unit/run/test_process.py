@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,14 +12,6 @@ import pytest
 from vmm.host.processes import process_start_time
 from vmm.run import process
 from vmm.run.process import Process, open_process
-
-
-@pytest.fixture
-def child():
-    made = subprocess.Popen(["sleep", "60"])
-    yield made
-    made.kill()
-    made.wait()
 
 
 @pytest.fixture
